@@ -1,0 +1,168 @@
+"""The bundle: one directory per built model, described by a manifest.
+
+    manifest.json            written last and atomically; without it nothing loads
+    config.json, tokenizer…  the checkpoint's own files, unchanged
+    onnx/                    one graph per part, its weights beside it
+    engines/<back end>/      what was compiled from them
+
+The manifest carries its own SHA-256 and that of every other file; a file is
+checked before it is first used. Nothing here knows how parts are made or run.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from engines.errors import BundleError
+from engines.spec import Capacity, ModelConfig, strict
+
+FORMAT = "elastic-bundle"
+VERSION = 1
+MANIFEST = "manifest.json"
+REBUILD = "build it again with `python -m export build`"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle holds. `engines` maps a back end to {part: graph file}; see `write_manifest`."""
+
+    model: dict[str, Any]
+    capacity: dict[str, int]
+    precision: str
+    defaults: dict[str, Any]
+    parts: dict[str, dict[str, Any]]
+    engines: dict[str, dict[str, Any]]
+    checkpoint: dict[str, str]
+    tools: dict[str, str]
+    files: dict[str, dict[str, Any]]
+    format: str = FORMAT
+    version: int = VERSION
+
+
+@dataclass
+class Bundle:
+    """An opened bundle: configuration at hand, files checked on first use."""
+
+    root: Path
+    manifest: Manifest
+    config: ModelConfig
+    capacity: Capacity
+    _checked: set[str] = field(default_factory=set)
+
+    @classmethod
+    def open(cls, root: str | Path) -> "Bundle":
+        """Read and check the manifest of `root`; raises BundleError with the remedy."""
+        root = Path(root)
+        manifest = read_manifest(root)
+        config = strict(ModelConfig, manifest.model, f"{root}: model")
+        return cls(root, manifest, config, strict(Capacity, manifest.capacity, f"{root}: capacity"))
+
+    @property
+    def identity(self) -> str:
+        """Names the bundle's content: changes with any file, version or option."""
+        return hashlib.sha256(canonical(vars(self.manifest))).hexdigest()[:16]
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the bundle, after its size and SHA-256 were checked once."""
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.root}: the manifest lists no file {name!r}; {REBUILD}")
+        path = inside(self.root, name)
+        if name not in self._checked:
+            expected = self.manifest.files[name]
+            if not path.is_file():
+                raise BundleError(f"{self.root}: {name} is missing; {REBUILD}")
+            if path.stat().st_size != expected["size"] or sha256(path) != expected["sha256"]:
+                raise BundleError(f"{self.root}: {name} is not the file that was built (SHA-256 differs); {REBUILD}")
+            self._checked.add(name)
+        return path
+
+    def graph(self, part: str, backend: str | None = None) -> Path:
+        """The graph of `part` as compiled for `backend` (or as exported), with its weights checked."""
+        if backend is None:
+            entry = self.manifest.parts[part]
+        else:
+            built = self.manifest.engines
+            if backend not in built:
+                raise BundleError(
+                    f"{self.root} has no engines for {backend}, only for {', '.join(built) or 'none'}; "
+                    f"add them with `python -m export build --backend {backend}`"
+                )
+            entry = built[backend]["parts"][part]
+        if entry["weights"]:
+            self.file(entry["weights"])
+        return self.file(entry["graph"])
+
+    def weights(self, part: str) -> Path:
+        """The weight file of `part` in the bundle's precision."""
+        return self.file(self.manifest.parts[part]["weights"])
+
+
+def inside(root: Path, name: str) -> Path:
+    """`root`/`name`, refused where it would leave the bundle."""
+    relative = PurePosixPath(name)
+    path = root / relative
+    if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(root.resolve()):
+        raise BundleError(f"{root}: the manifest names {name!r}, which leaves the bundle; {REBUILD}")
+    return path
+
+
+def read_manifest(root: Path) -> Manifest:
+    """The manifest of the bundle at `root`; raises BundleError for anything but a complete one."""
+    path = root / MANIFEST
+    if not root.is_dir():
+        raise BundleError(f"there is no bundle at {root}; {REBUILD}")
+    try:
+        content = json.loads(path.read_text())
+        found = content["format"], content["version"]
+    except FileNotFoundError as error:
+        raise BundleError(f"{root} holds no {MANIFEST}: its build was not finished; {REBUILD}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} is damaged ({error}); {REBUILD}") from error
+    if found[0] != FORMAT or not isinstance(found[1], int):
+        raise BundleError(f"{path} is not a manifest of this project (format {found[0]!r}); {REBUILD}")
+    if found[1] != VERSION:
+        raise BundleError(
+            f"{root} has manifest version {found[1]} and this installation reads {VERSION}; "
+            f"{'update this installation' if found[1] > VERSION else REBUILD}"
+        )
+    if content.pop("sha256", None) != hashlib.sha256(canonical(content)).hexdigest():
+        raise BundleError(f"{path} is damaged (its SHA-256 differs); {REBUILD}")
+    manifest: Manifest = strict(Manifest, content, str(path))
+    return manifest
+
+
+def write_manifest(root: Path, manifest: Manifest) -> None:
+    """Write the manifest in one step: a reader sees all of it or none."""
+    content = dict(vars(manifest))
+    content["sha256"] = hashlib.sha256(canonical(content)).hexdigest()
+    write_atomically(root / MANIFEST, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside `path`, flush to the disk, then rename over it."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The manifest's entry of a file."""
+    return {"size": path.stat().st_size, "sha256": sha256(path)}

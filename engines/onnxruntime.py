@@ -1,0 +1,182 @@
+"""ONNX Runtime on the CPU: the embedded default.
+
+One session per part. The caches are NumPy arrays, bound once per sequence as a
+layer's input and output, so TensorScatter writes them in place; hidden states
+go straight from one layer's rows of H to the next. All sessions share one
+thread pool: a pool for each would spin against the others. Nothing here knows
+windows, gamma or text.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from engines.bundle import Bundle
+from engines.errors import BackendError, OptionError
+from engines.session import Model, Slots, Walk, Watch, slots_for
+from engines.spec import layer_name
+
+ort.set_default_logger_severity(3)
+_threads: int | None = None  # of the process-wide pool: ONNX Runtime creates it once
+
+
+def share_threads(threads: int | None) -> int:
+    """Size the process-wide pool, once; raises OptionError if it runs with another size already."""
+    global _threads
+    if _threads is None:
+        _threads = threads or len(os.sched_getaffinity(0))
+        ort.set_global_thread_pool_sizes(_threads, 1)
+    if threads not in (None, _threads):
+        raise OptionError(f"ONNX Runtime's pool already has {_threads} threads in this process, not {threads}")
+    return _threads
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn ONNX Runtime's exceptions into BackendError, naming the part."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        reason = str(error).split("\n")[0]
+        raise BackendError(f"ONNX Runtime failed on {what}: {reason}; check it with `python -m export verify`") from error
+
+
+class OnnxRuntimeModel(Model):
+    """All parts of a bundle as sessions; drift tests and probe are shared by all layers."""
+
+    backend = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, threads: int | None = None):
+        super().__init__(bundle)
+        self.threads = share_threads(threads)
+        names = bundle.manifest.engines.get(self.backend, {}).get("parts") or [*bundle.config.parts]
+        self.sessions = {name: self._open(name) for name in names}
+        self.layers = [self.sessions[layer_name(i)] for i in range(self.config.layers)]
+
+    def _open(self, part: str) -> ort.InferenceSession:
+        path = self.bundle.graph(part, self.backend)
+        options = ort.SessionOptions()
+        options.use_per_session_threads = False
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        with translated(part):
+            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    @property
+    def device(self) -> str:
+        return f"CPU, {self.threads} threads, onnxruntime {ort.__version__}"
+
+    def walk(self, length: int) -> "OnnxRuntimeWalk":
+        return OnnxRuntimeWalk(self, length)
+
+    def run(self, part: str, outputs: list[str], **feeds: Any) -> list[Any]:
+        with translated(part):
+            return list(self.sessions[part].run(outputs, feeds))
+
+    def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        config, (batch, length) = self.config, ids.shape
+        (hidden,) = self.run("embed", ["hidden"], ids=ids)
+        empty = np.zeros((batch, config.kv_heads, length, config.head_size), np.float32)
+        fixed = {
+            "positions": np.tile(np.arange(length), (batch, 1)),
+            "key_mask": np.ones((batch, length), bool),
+            "write_index": np.zeros(batch, np.int64),
+        }
+        for index in range(config.layers):
+            name = layer_name(index)
+            (hidden,) = self.run(name, ["hidden_out"], hidden=hidden, k_cache=empty, v_cache=empty, **fixed)
+        (logits,) = self.run("head", ["logits"], hidden=hidden)
+        return np.asarray(logits)
+
+    def close(self) -> None:
+        self.sessions.clear()
+        self.layers = []
+
+
+class OnnxRuntimeWalk(Walk):
+    """The cache of one sequence as NumPy arrays, and each layer's bindings to it."""
+
+    def __init__(self, model: OnnxRuntimeModel, length: int):
+        config = model.config
+        super().__init__(config, length, slots_for(model.capacity, length))
+        self.model = model
+        layers, slots, size = config.layers, self.slots, config.head_size
+        self.h = np.zeros((layers + 1, 1, slots, config.d_model), np.float32)
+        self.q = np.zeros((layers, 1, slots, config.heads, size), np.float32)
+        self.k = np.zeros((layers, 1, config.kv_heads, slots, size), np.float32)
+        self.v = np.zeros_like(self.k)
+        self.positions = np.arange(slots)[None]
+        self.key_mask = np.arange(slots)[None] < length
+        self.write_index = np.zeros(1, np.int64)
+        self.bindings = [self._bind(i) for i in range(layers)]
+        self.bound = [0] * layers
+
+    def _bind(self, index: int) -> ort.IOBinding:
+        """Bind what never changes: the caches, their mask and the slot where rows are written."""
+        binding = self.model.layers[index].io_binding()
+        for name, array in (("key_mask", self.key_mask), ("write_index", self.write_index)):
+            bind(binding.bind_input, name, array)
+        for name, array in (("k_cache", self.k[index]), ("v_cache", self.v[index])):
+            bind(binding.bind_input, name, array)
+            bind(binding.bind_output, f"{name}_out", array)
+        return binding
+
+    def move(self, target: Slots, source: Slots) -> None:
+        if len(target):
+            for array in (self.h[:, 0], self.q[:, 0], self.positions):
+                array[:, target] = array[:, source]
+            for array in (self.k[:, 0], self.v[:, 0]):
+                array[:, :, target] = array[:, :, source]
+
+    def embed(self, ids: Slots) -> None:
+        (self.h[0, :, : len(ids)],) = self.model.run("embed", ["hidden"], ids=ids[None])
+
+    def layer(self, index: int, rows: int) -> None:
+        binding = self.bindings[index]
+        if self.bound[index] != rows:
+            bind(binding.bind_input, "hidden", self.h[index, :, :rows])
+            bind(binding.bind_input, "positions", self.positions[:, :rows])
+            bind(binding.bind_output, "hidden_out", self.h[index + 1, :, :rows])
+            bind(binding.bind_output, "q", self.q[index, :, :rows])
+            self.bound[index] = rows
+        with translated(layer_name(index)):
+            self.model.layers[index].run_with_iobinding(binding)
+
+    def before(self, index: int, rows: int, watch: Watch) -> Any:
+        return self.q[index][:, watch.tracked], self.k[index][:, :, :rows].copy()
+
+    def drift(self, index: int, before: Any, watch: Watch) -> float:
+        q_prev, k_prev = before
+        (sigma,) = self.model.run(
+            f"drift_{watch.kind}", ["sigma"], q_prev=q_prev, q_now=self.q[index][:, watch.tracked],
+            tracked_rows=np.ones((1, len(watch.tracked)), bool), k_prev=k_prev, k_cache=self.k[index],
+            key_mask=self.key_mask,
+        )  # fmt: skip
+        return float(sigma[0])
+
+    def probe(self, index: int, watch: Watch) -> Slots:
+        (slots,) = self.model.run(
+            "probe", ["probe"], q_window=self.q[index][:, watch.window],
+            window_rows=np.ones((1, len(watch.window)), bool), k_cache=self.k[index],
+            key_mask=self.key_mask, probe_keys=watch.probe_keys[None],
+        )  # fmt: skip
+        return np.asarray(slots[0])
+
+    def head(self, rows: Slots) -> tuple[Slots, NDArray[np.float32]]:
+        token, confidence = self.model.run("head", ["token", "confidence"], hidden=self.h[-1][:, rows])
+        return token[0], confidence[0]
+
+    def logits(self, rows: Slots) -> NDArray[np.float32]:
+        return np.asarray(self.model.run("head", ["logits"], hidden=self.h[-1][:, rows])[0][0])
+
+
+def bind(binder: Any, name: str, array: NDArray[Any]) -> None:
+    """Bind the memory of a contiguous array; the walk keeps it alive."""
+    assert array.flags.c_contiguous, name
+    binder(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

@@ -1,0 +1,182 @@
+"""How a loaded model is run: the contract between the controller and a back end.
+
+A `Model` is a bundle loaded on a back end. Its `Walk` owns the device memory of
+one sequence (the cache of H, Q, K and V by slot) and runs parts on its first
+rows. `Walk.reuse` and `Walk.refresh` are the layer-by-layer walk of
+Elastic-Cache in terms of four hooks; a back end that can do better overrides
+them and must give the same result. Nothing here knows windows, commits,
+policies or text.
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.bundle import Bundle
+from engines.errors import BackendError, PromptError
+from engines.spec import Capacity, ModelConfig
+
+Slots = NDArray[np.int64]
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What the drift test and the probe look at in one step, all of it in slots.
+
+    `tracked` and `window` are row numbers within the active set; `probe_keys`
+    [S] marks the keys that may be tracked; `kind` is the drift test's variant.
+    """
+
+    kind: str
+    tracked: Slots
+    window: Slots
+    probe_keys: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """Outcome of a reuse pass: `sigma` up to the first layer below gamma, that layer, and the
+    tracked slots of the layers run, one row [K] each."""
+
+    sigma: list[float]
+    trigger: int | None
+    probes: list[Slots]
+
+
+class Walk(ABC):
+    """The device memory of one sequence.
+
+    Position p starts in slot p; slots from `length` on are dummies, masked as
+    keys. The controller moves slots so that the active set occupies the first.
+    """
+
+    def __init__(self, config: ModelConfig, length: int, slots: int):
+        self.config, self.length, self.slots = config, length, slots
+
+    @abstractmethod
+    def move(self, target: Slots, source: Slots) -> None:
+        """Copy the slots `source` to `target`, as if at once: H, Q, K and V of all layers, and positions."""
+
+    @abstractmethod
+    def embed(self, ids: Slots) -> None:
+        """Embed ids [A] into H of the first layer at slots 0 … A-1."""
+
+    @abstractmethod
+    def layer(self, index: int, rows: int) -> None:
+        """Run one layer over the first `rows` slots: reads H[index], writes Q, K, V and H[index + 1]."""
+
+    @abstractmethod
+    def before(self, index: int, rows: int, watch: Watch) -> Any:
+        """What the drift test needs from before the pass: q of the tracked rows, K of all rows."""
+
+    @abstractmethod
+    def drift(self, index: int, before: Any, watch: Watch) -> float:
+        """The drift similarity sigma of a layer that has just run."""
+
+    @abstractmethod
+    def probe(self, index: int, watch: Watch) -> Slots:
+        """The tracked slots [K] of a layer that has just run, most attended first."""
+
+    @abstractmethod
+    def head(self, rows: Slots) -> tuple[Slots, NDArray[np.float32]]:
+        """Arg-max token (never [MASK]) and its probability for `rows` of the last layer's output."""
+
+    @abstractmethod
+    def logits(self, rows: Slots) -> NDArray[np.float32]:
+        """Logits [W, V] of `rows` of the last layer's output."""
+
+    def whole(self, rows: int, watch: Watch | None, first: int = 0) -> list[Slots]:
+        """Run layers `first` … L-1 over the first `rows` slots; the probes of these layers."""
+        probes = []
+        for index in range(first, self.config.layers):
+            self.layer(index, rows)
+            if watch is not None:
+                probes.append(self.probe(index, watch))
+        return probes
+
+    def reuse(self, rows: int, watch: Watch, gamma: float) -> Reuse:
+        """Run the active rows through the layers up to the first whose sigma falls below gamma."""
+        sigma: list[float] = []
+        probes = []
+        for index in range(self.config.layers):
+            before = self.before(index, rows, watch)
+            self.layer(index, rows)
+            sigma.append(self.drift(index, before, watch))
+            probes.append(self.probe(index, watch))
+            if sigma[-1] < gamma:
+                return Reuse(sigma, index, probes)
+        return Reuse(sigma, None, probes)
+
+
+class Model(ABC):
+    """A bundle loaded on a back end; used by one thread at a time."""
+
+    backend: str
+
+    def __init__(self, bundle: Bundle):
+        self.bundle, self.config, self.capacity = bundle, bundle.config, bundle.capacity
+        self._lock = threading.Lock()
+
+    @property
+    @abstractmethod
+    def device(self) -> str:
+        """Where the model runs, for people: threads or the GPU's name, and versions."""
+
+    @abstractmethod
+    def walk(self, length: int) -> Walk:
+        """Memory for one sequence of `length` positions."""
+
+    @abstractmethod
+    def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The plain forward: ids [B, N] -> logits [B, N, V]."""
+
+    def close(self) -> None:
+        """Give back what the model holds. Closing twice does nothing."""
+
+    def logits(self, ids: Any) -> NDArray[np.float32]:
+        """The plain full forward, for parity: int array [B, N] (or [N]) -> float32 [B, N, V].
+
+        Raises PromptError for ids that are no such array or lie outside the vocabulary.
+        """
+        array = np.atleast_2d(np.asarray(ids))
+        if array.ndim != 2 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
+            raise PromptError(f"ids must be a non-empty integer array [B, N], got {array.dtype} {list(array.shape)}")
+        check_ids(array, self.config)
+        if array.shape[1] > self.capacity.max_length:
+            raise PromptError(f"{array.shape[1]} ids exceed the bundle's length {self.capacity.max_length}")
+        with self.exclusive():
+            return self.forward(array.astype(np.int64))
+
+    def exclusive(self) -> "_Exclusive":
+        """Hold the model for one caller; raises BackendError if another thread has it."""
+        return _Exclusive(self._lock)
+
+
+class _Exclusive:
+    def __init__(self, lock: threading.Lock):
+        self.lock = lock
+
+    def __enter__(self) -> None:
+        if not self.lock.acquire(blocking=False):
+            raise BackendError("the model is in use: finish or close the running generation, or load a second one")
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+def check_ids(ids: NDArray[Any], config: ModelConfig) -> None:
+    """Raises PromptError if an id lies outside the vocabulary."""
+    outside = ids[(ids < 0) | (ids >= config.vocab)]
+    if outside.size:
+        raise PromptError(f"id {outside.flat[0]} lies outside the vocabulary of {config.vocab}; check the tokenizer")
+
+
+def slots_for(capacity: Capacity, length: int) -> int:
+    """Slots of a sequence: its positions, and no fewer than the engines' rows."""
+    return max(length, capacity.rows)

@@ -1,0 +1,179 @@
+"""What a model, its parts and their ports are: plain data shared by all rooms.
+
+Axes carry the same letters everywhere: B batch, A active rows, S slots,
+H heads, G key/value heads, D head size, d width, V columns of the logits,
+T tracked rows, W window rows, K tracked keys per layer. Nothing here knows a
+file format, a tensor library or a back end.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from engines.errors import BundleError
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+DRIFTS = ("row", "head")
+
+
+def strict(cls: type, values: dict[str, Any], where: str) -> Any:
+    """Build the dataclass `cls` from `values`; raises BundleError for unknown or missing keys."""
+    names = {f.name for f in fields(cls)}
+    if set(values) != names:
+        wrong = sorted(set(values) ^ names)
+        raise BundleError(f"{where}: unknown or missing keys {wrong}; rebuild the bundle with this version")
+    return cls(**values)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The numbers of a transformer, as read by its family. `vocab` counts the logits' columns."""
+
+    family: str
+    layers: int
+    d_model: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    mlp_size: int
+    vocab: int
+    max_length: int
+    rope_theta: float
+    norm_eps: float
+    qkv_bias: bool
+    bias: bool  # of the output, gate, up and down projections and of the head
+    tied: bool  # the head's matrix is the embedding, transposed
+    mask_id: int
+    eos_id: int
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts that carry weights, in the order of a forward pass."""
+        return ("embed", *(layer_name(i) for i in range(self.layers)), "head")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the engines were built for.
+
+    `max_length` positions of prompt and answer together, `window` masks
+    predicted per step, `track_num` tracked keys per layer, `max_batch`
+    sequences. `rows` is the least number of slots: two windows (this step's
+    masks and last step's commits) and each layer's tracked keys.
+    """
+
+    max_length: int
+    window: int
+    track_num: int
+    max_batch: int
+    rows: int
+
+    @classmethod
+    def of(cls, layers: int, max_length: int, window: int, track_num: int, max_batch: int) -> "Capacity":
+        return cls(max_length, window, track_num, max_batch, 2 * window + layers * track_num)
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a part: its element type and named axes (numbers are static)."""
+
+    name: str
+    dtype: str
+    axes: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """The ports of one graph. `aliases` maps each output written in place to its input."""
+
+    name: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    aliases: tuple[tuple[str, str], ...] = ()
+
+
+def layer_name(index: int) -> str:
+    return f"layer_{index:02d}"
+
+
+def embed_spec(config: ModelConfig, dtype: str) -> PartSpec:
+    return PartSpec(
+        "embed", (Port("ids", "int64", ("B", "A")),), (Port("hidden", dtype, ("B", "A", config.d_model)),)
+    )
+
+
+def layer_spec(config: ModelConfig, dtype: str, index: int) -> PartSpec:
+    """A transformer block on the first A slots: caches are written in place from `write_index`."""
+    cache = ("B", config.kv_heads, "S", config.head_size)
+    return PartSpec(
+        layer_name(index),
+        (
+            Port("hidden", dtype, ("B", "A", config.d_model)),
+            Port("positions", "int64", ("B", "A")),
+            Port("key_mask", "bool", ("B", "S")),
+            Port("write_index", "int64", ("B",)),
+            Port("k_cache", dtype, cache),
+            Port("v_cache", dtype, cache),
+        ),
+        (
+            Port("hidden_out", dtype, ("B", "A", config.d_model)),
+            Port("q", dtype, ("B", "A", config.heads, config.head_size)),
+            Port("k_cache_out", dtype, cache),
+            Port("v_cache_out", dtype, cache),
+        ),
+        (("k_cache_out", "k_cache"), ("v_cache_out", "v_cache")),
+    )
+
+
+def head_spec(config: ModelConfig, dtype: str) -> PartSpec:
+    """Final norm and logits of the window's rows; arg-max without [MASK], its softmax probability."""
+    return PartSpec(
+        "head",
+        (Port("hidden", dtype, ("B", "W", config.d_model)),),
+        (
+            Port("token", "int64", ("B", "W")),
+            Port("confidence", "fp32", ("B", "W")),
+            Port("logits", "fp32", ("B", "W", config.vocab)),
+        ),
+    )
+
+
+def drift_spec(config: ModelConfig, dtype: str, kind: str) -> PartSpec:
+    """The drift test of one layer: `k_prev` holds the first A slots' keys before the pass."""
+    rows = ("B", "T", config.heads, config.head_size)
+    return PartSpec(
+        f"drift_{kind}",
+        (
+            Port("q_prev", dtype, rows),
+            Port("q_now", dtype, rows),
+            Port("tracked_rows", "bool", ("B", "T")),
+            Port("k_prev", dtype, ("B", config.kv_heads, "A", config.head_size)),
+            Port("k_cache", dtype, ("B", config.kv_heads, "S", config.head_size)),
+            Port("key_mask", "bool", ("B", "S")),
+        ),
+        (Port("sigma", "fp32", ("B",)),),
+    )
+
+
+def probe_spec(config: ModelConfig, dtype: str, track_num: int) -> PartSpec:
+    """The most-attended keys of one layer, as slots, most attended first."""
+    return PartSpec(
+        "probe",
+        (
+            Port("q_window", dtype, ("B", "W", config.heads, config.head_size)),
+            Port("window_rows", "bool", ("B", "W")),
+            Port("k_cache", dtype, ("B", config.kv_heads, "S", config.head_size)),
+            Port("key_mask", "bool", ("B", "S")),
+            Port("probe_keys", "bool", ("B", "S")),
+        ),
+        (Port("probe", "int64", ("B", track_num)),),
+    )
+
+
+def part_specs(config: ModelConfig, dtype: str, track_num: int) -> tuple[PartSpec, ...]:
+    """All parts of a bundle: the ones with weights, then the drift tests and the probe."""
+    layers = (layer_spec(config, dtype, i) for i in range(config.layers))
+    drifts = (drift_spec(config, dtype, kind) for kind in DRIFTS)
+    return (embed_spec(config, dtype), *layers, head_spec(config, dtype), *drifts, probe_spec(config, dtype, track_num))

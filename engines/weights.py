@@ -1,0 +1,83 @@
+"""The weight file of a part: safetensors, which ONNX reads as external data.
+
+One file serves both readers: ONNX Runtime and TensorRT find each tensor by
+offset and length, the eager back end by name. Files are written in chunks, so
+that a matrix larger than memory should be can be cast and transposed on its
+way. This module knows neither graphs nor checkpoints.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from engines.errors import BundleError
+
+SIZES = {"fp32": 4, "fp16": 2, "bf16": 2}
+CODES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+NAMES = {code: name for name, code in CODES.items()}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies in its file: element type, shape, byte offset and length."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor to be written: `chunks` yields its bytes in row-major order."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterator[memoryview]]
+
+
+def write(path: Path, sources: dict[str, Source]) -> None:
+    """Write `sources` as one safetensors file, chunk by chunk; raises OSError as the disk does."""
+    header, end = {}, 0
+    for name, source in sources.items():
+        size = math.prod(source.shape) * SIZES[source.dtype]
+        header[name] = {"dtype": CODES[source.dtype], "shape": list(source.shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % 64)  # aligned rows let a reader map the file as it is
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for source in sources.values():
+            for chunk in source.chunks():
+                file.write(chunk)
+        assert file.tell() == 8 + len(text) + end, f"{path.name}: chunks do not add up to the header's sizes"
+
+
+def locate(path: Path) -> dict[str, Entry]:
+    """The entries of a weight file, from its header alone; raises BundleError if it is not one."""
+    try:
+        with path.open("rb") as file:
+            header, start = _header(file)
+        return {
+            name: Entry(
+                NAMES[item["dtype"]],
+                tuple(item["shape"]),
+                start + item["data_offsets"][0],
+                item["data_offsets"][1] - item["data_offsets"][0],
+            )
+            for name, item in header.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path}: not a readable weight file ({error}); rebuild the bundle") from error
+
+
+def _header(file: BinaryIO) -> tuple[dict, int]:
+    size = int.from_bytes(file.read(8), "little")
+    if size > 100_000_000:
+        raise ValueError("the header's length is implausible")
+    header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return header, 8 + size

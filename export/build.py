@@ -1,0 +1,222 @@
+"""Build a bundle: checkpoint -> parts -> engines -> manifest, resumable at every part.
+
+While a build runs the bundle has no manifest and does not load; the manifest is
+the last file written. Nothing here knows graphs, families or decoding.
+"""
+
+import fcntl
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from engines.bundle import MANIFEST, Manifest, describe, read_manifest, write_manifest
+from engines.errors import BundleError, ElasticError, OptionError
+from engines.models.checkpoint import Checkpoint, open_checkpoint
+from engines.spec import PRECISIONS, Capacity, ModelConfig, PartSpec, Port, part_specs
+from engines.weights import SIZES
+from export.compilers import chosen, compiler_folders
+from export.part import STAMPS, Target, write_part
+
+DEMO = Path(__file__).parent / "demo"
+DEFAULTS = {"policy": "elastic", "window": 16, "threshold": 0.9, "gamma": 0.9, "drift": "row", "track_num": 1}
+Progress = Callable[[str, int, int], None]  # what is being made, its number, of how many
+
+
+@dataclass
+class Build:
+    """One build under way: its inputs, and the parts made so far."""
+
+    root: Path
+    checkpoint: Checkpoint
+    config: ModelConfig
+    capacity: Capacity
+    precision: str
+    backends: list[str]
+    progress: Progress = lambda *_: None
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def write_parts(self, target: Target) -> dict[str, dict[str, Any]]:
+        """Write every part to `target`; returns {part: {"graph", "weights"}}."""
+        written = {}
+        specs = part_specs(self.config, target.dtype, self.capacity.track_num)
+        for number, spec in enumerate(specs, 1):
+            self.progress(f"{target.folder}/{spec.name}", number, len(specs))
+            load = (lambda n: lambda: self.checkpoint.part(n))(spec.name) if spec.name in self.config.parts else dict
+            made = write_part(target, spec, self.config, self.checkpoint.identity, load)
+            self.files |= made["files"]
+            written[spec.name] = {"graph": made["graph"], "weights": made["weights"]}
+        return written
+
+
+def build(
+    checkpoint: str | Path = "demo",
+    out: str | Path | None = None,
+    precision: str = "fp32",
+    backends: list[str] | None = None,
+    max_length: int | None = None,
+    window: int = 16,
+    track_num: int = 1,
+    max_batch: int = 1,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Build the bundle of a Hugging Face checkpoint directory (or "demo") and return its path.
+
+    `precision` is the element type of the exported graphs: fp32, fp16 or bf16.
+    Raises CheckpointError, OptionError, or BundleError (disk, or another bundle
+    in the way without `force`).
+    """
+    job = plan(checkpoint, out, precision, backends, max_length, window, track_num, max_batch)
+    job.progress = progress or job.progress
+    try:
+        job.root.mkdir(parents=True, exist_ok=True)
+        with locked(job.root):
+            if clear_the_way(job, force):
+                run(job)
+    except OSError as error:
+        need = estimate(job)["disk"] / 1e9
+        raise BundleError(
+            f"cannot write the bundle at {job.root}: {error.strerror or error}; it needs {need:.2f} GB in a writable "
+            "folder (--out), and the build goes on where it stopped"
+        ) from error
+    return job.root
+
+
+def plan(
+    checkpoint: str | Path,
+    out: str | Path | None,
+    precision: str,
+    backends: list[str] | None,
+    max_length: int | None,
+    window: int,
+    track_num: int,
+    max_batch: int,
+) -> Build:
+    """Check the options against the checkpoint; nothing is written."""
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    names = chosen(backends or ["onnxruntime"])
+    source = open_checkpoint(DEMO if str(checkpoint) == "demo" else checkpoint)
+    limit = source.config.max_length
+    length = limit if max_length is None else max_length
+    for option, value, top in (
+        ("max_length", length, limit), ("window", window, length), ("track_num", track_num, length),
+        ("max_batch", max_batch, 1024),
+    ):  # fmt: skip
+        if not 1 <= value <= top:
+            raise OptionError(f"{option} must lie in 1 … {top} for this checkpoint, got {value}")
+    root = Path(out) if out is not None else Path("bundles") / source.directory.name
+    if root.resolve() == source.directory.resolve():
+        raise OptionError(f"--out must not be the checkpoint's own folder {source.directory}")
+    config = replace(source.config, max_length=length)
+    capacity = Capacity.of(config.layers, length, window, track_num, max_batch)
+    return Build(root, source, config, capacity, precision, names)
+
+
+def clear_the_way(job: Build, force: bool) -> bool:
+    """Whether there is something to build; takes the manifest of an older state away first."""
+    if not (job.root / MANIFEST).exists():
+        strangers = [p.name for p in job.root.iterdir() if p.name not in {STAMPS, "onnx", "engines", ".lock"}]
+        known = {"config.json", *(p.name for p in job.checkpoint.tokenizer_files())}
+        if not (job.root / STAMPS).exists() and set(strangers) - known and not force:
+            raise BundleError(f"{job.root} holds other files ({strangers[0]}); choose an empty --out, or pass --force")
+        return True
+    try:
+        found = read_manifest(job.root)
+    except BundleError:
+        found = None
+    if found is not None and not force:
+        same = found.checkpoint["identity"] == job.checkpoint.identity
+        wanted = (job.capacity.__dict__, job.precision)
+        if not same or (found.capacity, found.precision) != wanted:
+            what = "options" if same else "checkpoint"
+            raise BundleError(f"{job.root} is the bundle of another {what}; choose another --out, or pass --force")
+        job.backends = [*found.engines, *(b for b in job.backends if b not in found.engines)]
+    (job.root / MANIFEST).unlink()
+    return True
+
+
+def run(job: Build) -> None:
+    """Make parts, engines and manifest, in this order."""
+    folder = Target(job.root, "onnx", job.precision, job.precision)
+    specs = {s.name: s for s in part_specs(job.config, job.precision, job.capacity.track_num)}
+    job.parts = {n: entry | ports(specs[n]) for n, entry in job.write_parts(folder).items()}
+    for source in (job.checkpoint.directory / "config.json", *job.checkpoint.tokenizer_files()):
+        shutil.copyfile(source, job.root / source.name)
+        job.files[source.name] = describe(job.root / source.name)
+    from export.compilers import COMPILERS
+
+    engines = {name: COMPILERS[name](job) for name in job.backends}
+    sweep(job)
+    write_manifest(
+        job.root,
+        Manifest(
+            model=job.config.to_json(), capacity=dict(vars(job.capacity)), precision=job.precision,
+            defaults=DEFAULTS | {"window": min(DEFAULTS["window"], job.capacity.window)},
+            parts=job.parts, engines=engines, tools=tools(), files=job.files,
+            checkpoint={"name": job.checkpoint.directory.name, "identity": job.checkpoint.identity},
+        ),
+    )  # fmt: skip
+
+
+def ports(spec: PartSpec) -> dict[str, Any]:
+    """The manifest's description of a part's ports."""
+
+    def describe_port(port: Port) -> dict[str, Any]:
+        return {"name": port.name, "dtype": port.dtype, "axes": list(port.axes)}
+
+    return {
+        "inputs": list(map(describe_port, spec.inputs)),
+        "outputs": list(map(describe_port, spec.outputs)),
+        "aliases": dict(spec.aliases),
+    }
+
+
+def sweep(job: Build) -> None:
+    """Remove what earlier builds with other options left in the folders that builds own."""
+    for folder in (job.root / "onnx", *compiler_folders(job.root)):
+        for path in folder.rglob("*") if folder.exists() else ():
+            if path.is_file() and path.relative_to(job.root).as_posix() not in job.files:
+                path.unlink()
+
+
+def tools() -> dict[str, str]:
+    versions = {name: metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "numpy") if installed(name)}
+    return {"python": platform.python_version(), **versions}
+
+
+def installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def estimate(job: Build) -> dict[str, int]:
+    """Bytes on disk and the peak of memory a build needs, from the shapes alone."""
+    c = job.config
+    layer = c.d_model * (2 * c.heads + 2 * c.kv_heads) * c.head_size + 3 * c.d_model * c.mlp_size
+    table = c.vocab * c.d_model
+    numbers = 2 * table + c.layers * layer
+    disk = numbers * SIZES[job.precision]
+    if job.precision != "fp32" and "onnxruntime" in job.backends:
+        disk += table * SIZES[job.precision] + (numbers - table) * SIZES["fp32"]
+    return {"disk": disk, "memory": 2 * max(layer, table) * 4}
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """One build per folder at a time; raises BundleError while another runs."""
+    with (root / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BundleError(f"another build is writing {root}; wait for it or choose another --out") from error
+        yield

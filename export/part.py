@@ -1,0 +1,125 @@
+"""One part from a checkpoint to disk: its weight file and its ONNX graph.
+
+Tensors are cast and transposed chunk by chunk, so memory stays that of the part
+as stored. A finished part leaves a stamp with the key it was made from and the
+SHA-256 of its files: a build that was interrupted, or repeated, takes the part
+up again instead of making it anew. Nothing here knows back ends or a manifest.
+"""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from engines import spec as specs
+from engines import weights as weight_files
+from engines.bundle import describe, write_atomically
+from engines.errors import CheckpointError
+from engines.spec import ModelConfig, PartSpec
+from export import graph
+
+TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+CHUNK = 1 << 24  # elements cast at a time
+STAMPS = ".build"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how a set of parts is written: a folder of the bundle and the graphs' element type.
+
+    Weights are rounded to `precision` whatever type they are computed in, so
+    that all engines of a bundle hold the same numbers.
+    """
+
+    root: Path
+    folder: str
+    dtype: str
+    precision: str
+
+    def storage(self, part: str) -> str:
+        """The embedding stays in the bundle's precision: a graph casts only the rows it looks up."""
+        return self.precision if part == "embed" else self.dtype
+
+
+def write_part(
+    target: Target, spec: PartSpec, config: ModelConfig, key: str, load: Callable[[], dict[str, torch.Tensor]]
+) -> dict[str, Any]:
+    """Write one part unless its stamp says it is there; returns {"graph", "weights", "files"}.
+
+    `load` reads the part's tensors (none for the drift tests and the probe) and
+    `key` identifies what they come from. Raises CheckpointError where a value
+    does not fit the target's type, OSError as the disk does.
+    """
+    stem = f"{target.folder}/{spec.name}"
+    (target.root / target.folder).mkdir(parents=True, exist_ok=True)
+    stamp = target.root / STAMPS / f"{stem.replace('/', '-')}.json"
+    key = hashlib.sha256(f"{key}|{target.folder}|{target.dtype}|{target.precision}|{spec}|{config}|{sources_digest()}".encode()).hexdigest()
+    made = read_stamp(target.root, stamp, key)
+    if made is not None:
+        return made
+    tensors = load()
+    files = []
+    if tensors:
+        weight_files.write(target.root / f"{stem}.safetensors", sources(target, spec.name, tensors))
+        files.append(f"{stem}.safetensors")
+    entries = weight_files.locate(target.root / files[0]) if files else {}
+    model = graph.build(spec, config, target.dtype, entries, f"{spec.name}.safetensors")
+    onnx.save(model, str(target.root / f"{stem}.onnx"))
+    onnx.checker.check_model(str(target.root / f"{stem}.onnx"))
+    files.append(f"{stem}.onnx")
+    made = {
+        "graph": f"{stem}.onnx",
+        "weights": files[0] if tensors else None,
+        "files": {name: describe(target.root / name) for name in files},
+    }
+    stamp.parent.mkdir(exist_ok=True)
+    write_atomically(stamp, json.dumps({"key": key, "made": made}).encode())
+    return made
+
+
+def read_stamp(root: Path, stamp: Path, key: str) -> dict[str, Any] | None:
+    """What an earlier build made for `key`, if all of its files are still what they were."""
+    try:
+        content = json.loads(stamp.read_text())
+        made: dict[str, Any] = content["made"]
+        intact = content["key"] == key and all(describe(root / n) == d for n, d in made["files"].items())
+    except (OSError, ValueError, KeyError):
+        return None
+    return made if intact else None
+
+
+def sources(target: Target, part: str, tensors: dict[str, torch.Tensor]) -> dict[str, weight_files.Source]:
+    """Deferred chunks of each tensor in the target's type."""
+
+    def deferred(name: str, tensor: torch.Tensor) -> weight_files.Source:
+        dtype = target.storage(part)
+        steps = TORCH[target.precision], TORCH[dtype]
+        return weight_files.Source(dtype, tuple(tensor.shape), lambda: chunks(part, name, tensor, *steps))
+
+    return {name: deferred(name, tensor) for name, tensor in tensors.items()}
+
+
+def chunks(
+    part: str, name: str, tensor: torch.Tensor, precision: torch.dtype, dtype: torch.dtype
+) -> Iterator[memoryview]:
+    """A tensor's bytes, rounded to `precision` and stored as `dtype`, some rows at a time."""
+    rows = max(1, CHUNK // max(1, tensor[0].numel()))
+    for piece in tensor.split(rows):
+        cast = piece.to(precision)
+        if precision == torch.float16 and not bool(torch.isfinite(cast).all()):
+            raise CheckpointError(f"{part}: {name} exceeds the range of fp16; build with --bf16 or --fp32")
+        yield cast.to(dtype).contiguous().view(torch.uint8).numpy().data
+
+
+@cache
+def sources_digest() -> str:
+    """Changes with the code that makes parts, so that no stamp outlives it."""
+    text = "".join(inspect.getsource(module) for module in (graph, weight_files, specs))
+    return hashlib.sha256(f"{onnx.__version__}{text}".encode()).hexdigest()

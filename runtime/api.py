@@ -1,0 +1,90 @@
+"""The Python interface: `runtime.load(bundle)` and what it returns.
+
+    with runtime.load("bundle") as model:
+        out = model.generate("What is …?", gen_length=256)
+
+Text is turned into ids here; everything below sees ids only.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines import backends
+from engines.bundle import Bundle
+from engines.errors import OptionError
+from runtime.controller import StepEvent
+from runtime.generate import Output, Request, stream
+from runtime.policies import make_policy
+from runtime.text import Text
+
+REQUEST = ("gen_length", "temperature", "seed", "stop_at_eos", "stop", "eos_id")
+
+
+class Runtime:
+    """A bundle loaded on a back end; a context manager, used by one thread at a time."""
+
+    def __init__(self, bundle: Bundle, backend: str = "auto", **options: Any):
+        self.bundle = bundle
+        self.model = backends.load(bundle, backend, **options)
+        self.text = Text(bundle)
+
+    def __enter__(self) -> "Runtime":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back engines and memory."""
+        self.model.close()
+
+    @property
+    def backend(self) -> str:
+        return self.model.backend
+
+    def logits(self, ids: Any) -> NDArray[np.float32]:
+        """The plain full forward: int array [B, N] -> float32 [B, N, V]."""
+        return self.model.logits(ids)
+
+    def stream(
+        self, prompt: str | list[dict[str, str]] | Any, policy: str | None = None, **options: Any
+    ) -> Iterator[StepEvent | Output]:
+        """Decode step by step: a StepEvent for each step, then the Output.
+
+        `prompt` is a user's text, chat messages, or ids [P]. Options are those
+        of the policy (see `runtime.policies`) and gen_length, temperature, seed,
+        stop_at_eos, stop; None means not given. Raises OptionError for one the
+        policy does not use, PromptError for a prompt that cannot be decoded.
+        """
+        is_text = isinstance(prompt, str) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], dict))
+        ids = self.text.prompt(prompt) if is_text else prompt
+        defaults = self.bundle.manifest.defaults
+        given = {name: options.pop(name) for name in REQUEST if options.get(name) is not None}
+        chosen = make_policy(policy or defaults.get("policy", "elastic"), options, defaults)
+        if given.get("seed") is not None and not given.get("temperature"):
+            raise OptionError("a seed has no effect without temperature; give --temperature, or leave the seed out")
+        request = Request(ids, **given)
+        return stream(self.model, request, chosen, self.text.decode if self.has_text else str)
+
+    @property
+    def has_text(self) -> bool:
+        return "tokenizer.json" in self.bundle.manifest.files
+
+    def generate(self, prompt: str | list[dict[str, str]] | Any, policy: str | None = None, **options: Any) -> Output:
+        """Decode to the end; see `stream` for the arguments."""
+        *_, output = self.stream(prompt, policy, **options)
+        assert isinstance(output, Output)
+        return output
+
+
+def load(bundle: str | Path, backend: str = "auto", **options: Any) -> Runtime:
+    """Load the bundle at a path. `options` are the back end's (`threads`).
+
+    Raises BundleError for a bundle that is missing, incomplete or damaged,
+    BackendError where the back end is not installed.
+    """
+    return Runtime(Bundle.open(bundle), backend, **options)

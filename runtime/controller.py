@@ -1,0 +1,147 @@
+"""One decoding step: bring the active set forward, walk the layers, predict, commit.
+
+The controller joins a policy (what to compute), the slot map (where rows lie), a
+back end's walk (how layers run) and the sequence (what is known). It holds no
+tensors and reads from the device only drift numbers, tracked slots, tokens and
+confidences.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from engines.session import Reuse, Slots, Walk, Watch
+from runtime.cache import SlotMap
+from runtime.policies import Elastic, Plan, Policy
+from runtime.sampler import choose, sample
+from runtime.sequence import NONE, Positions, Sequence
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """What a step did. Positions are absolute; `trigger` is the 0-based layer whose drift test fired.
+
+    `rows` counts the rows run, summed over layers; `margin` is the smallest
+    distance of a threshold decision to flipping, to tell float noise from error.
+    """
+
+    step: int
+    active: int
+    sigma: list[float]
+    trigger: int | None
+    window: list[int]
+    committed: list[int]
+    tokens: list[int]
+    confidences: list[float]
+    tracked: list[int]
+    rows: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Controller:
+    """Decodes one sequence with one policy on one walk."""
+
+    def __init__(
+        self, walk: Walk, sequence: Sequence, policy: Policy, temperature: float = 0.0, seed: int | None = None
+    ):
+        self.walk, self.sequence, self.policy = walk, sequence, policy
+        self.temperature, self.rng = temperature, np.random.default_rng(seed)
+        self.map = SlotMap(len(sequence))
+        self.tracked = NONE
+        self.steps = 0
+
+    def step(self) -> StepEvent:
+        """Run one denoising step; the sequence must have a mask to fill."""
+        began = time.perf_counter()
+        plan = self.policy.plan(self.sequence, self.steps, self.tracked)
+        if plan.active is None:
+            active, reuse, rows = len(self.sequence), Reuse([], None, []), self._whole(plan)
+        else:
+            active = len(plan.active)
+            self._bring(plan.active)
+            self.walk.embed(self.sequence.ids[self.map.position_at[:active]])
+            reuse, rows = self._reuse(plan, active)
+        tokens, confidence = self._predict(plan.candidates)
+        taken = choose(confidence, self.policy.threshold, plan.commits)
+        committed = plan.candidates[taken]
+        self.sequence.commit(committed, tokens[taken])
+        self.steps += 1
+        return StepEvent(
+            self.steps - 1, active, reuse.sigma, reuse.trigger, plan.candidates.tolist(), committed.tolist(),
+            tokens[taken].tolist(), confidence[taken].tolist(), self.tracked.tolist(), rows,
+            time.perf_counter() - began,
+        )  # fmt: skip
+
+    def _whole(self, plan: Plan) -> int:
+        """Run every layer over the whole sequence; returns the rows run."""
+        length = len(self.sequence)
+        self.walk.embed(self.sequence.ids[self.map.position_at])
+        probes = self.walk.whole(length, self._watch(plan))
+        self._track(self._positions(probes))
+        return length * self.walk.config.layers
+
+    def _reuse(self, plan: Plan, active: int) -> tuple[Reuse, int]:
+        """Run the active rows and, where a layer drifted, refresh the layers after it."""
+        layers = self.walk.config.layers
+        watch = self._watch(plan)
+        if watch is None:
+            self.walk.whole(active, None)
+            return Reuse([], None, []), active * layers
+        assert isinstance(self.policy, Elastic)
+        reuse = self.walk.reuse(active, watch, self.policy.gamma)
+        tracked = self._positions(reuse.probes)
+        rows = active * len(reuse.probes)
+        if reuse.trigger is not None and reuse.trigger + 1 < layers:
+            count = self._widen(plan)
+            probes = self.walk.whole(count, self._watch(plan), first=reuse.trigger + 1)
+            tracked = np.concatenate([tracked, self._positions(probes)])
+            rows += count * (layers - reuse.trigger - 1)
+        self._track(tracked)
+        return reuse, rows
+
+    def _widen(self, plan: Plan) -> int:
+        """Bring what a refresh computes to the first slots: all, or all but the masks beyond the window."""
+        assert isinstance(self.policy, Elastic) and plan.active is not None
+        if self.policy.refresh_scope == "all":
+            return len(self.sequence)
+        far = np.setdiff1d(self.sequence.masked, plan.active)
+        near = np.setdiff1d(np.arange(len(self.sequence)), far)
+        self._bring(near)
+        return len(near)
+
+    def _bring(self, positions: Positions) -> None:
+        target, source = self.map.bring(positions)
+        if len(target):
+            self.walk.move(target, source)
+
+    def _watch(self, plan: Plan) -> Watch | None:
+        """What the drift test and the probe look at, in slots."""
+        if not isinstance(self.policy, Elastic):
+            return None
+        eligible = np.zeros(self.walk.slots, bool)
+        eligible[self.map.slot_of[self.sequence.ids != self.sequence.mask_id]] = True
+        slots = self.map.slot_of
+        return Watch(self.policy.drift, slots[self.tracked], slots[plan.candidates], eligible)
+
+    def _positions(self, probes: list[Slots]) -> Positions:
+        """The positions of the tracked slots of some layers, at most `track_num` a layer."""
+        if not probes:
+            return NONE
+        assert isinstance(self.policy, Elastic)
+        known = int((self.sequence.ids != self.sequence.mask_id).sum())
+        best = np.stack(probes)[:, : min(self.policy.track_num, known)]
+        return self.map.position_at[best.ravel()]
+
+    def _track(self, positions: Positions) -> None:
+        self.tracked = np.unique(positions)
+
+    def _predict(self, candidates: Positions) -> tuple[Positions, np.ndarray]:
+        rows = self.map.slot_of[candidates]
+        if self.temperature == 0:
+            return self.walk.head(rows)
+        return sample(self.walk.logits(rows), self.sequence.mask_id, self.temperature, self.rng)

@@ -1,0 +1,116 @@
+"""The one decoding loop: a generator of step events that ends with the output.
+
+CLI, evaluation and verification consume it; variants are policies.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from engines.errors import OptionError, PromptError
+from engines.session import Model, check_ids
+from runtime.controller import Controller, StepEvent
+from runtime.policies import Policy, within
+from runtime.sequence import Positions, Sequence
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to decode and how, apart from the policy."""
+
+    prompt_ids: Positions
+    gen_length: int = 256
+    temperature: float = 0.0
+    seed: int | None = None
+    stop_at_eos: bool = True
+    stop: str | None = None
+    eos_id: int | None = None  # another end token than the model's
+
+
+@dataclass(frozen=True)
+class Output:
+    """The answer. `ids` and `tokens` leave out EOS and what follows; `sequence` is all of it.
+
+    `share` is the share of layer-rows computed: rows run over steps × layers ×
+    all positions, the first step included.
+    """
+
+    ids: list[int]
+    text: str
+    steps: int
+    tokens: int
+    seconds: float
+    share: float
+    sequence: list[int]
+    eos_at: int | None
+    trace: list[StepEvent] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("trace", "sequence")} | {
+            "tokens_per_second": self.tokens / self.seconds if self.seconds else 0.0
+        }
+
+
+def prompt_array(prompt: Any, model: Model, gen_length: int) -> Positions:
+    """Check a prompt's ids against the model; raises PromptError or OptionError."""
+    ids = np.asarray(prompt)
+    if ids.ndim != 1 or ids.size == 0:
+        raise PromptError("the prompt is empty; it needs at least one id")
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise PromptError(f"prompt ids must be integers, got {ids.dtype}")
+    check_ids(ids, model.config)
+    if (ids == model.config.mask_id).any():
+        raise PromptError(f"the prompt contains the mask id {model.config.mask_id}, which only decoding may place")
+    limit = model.capacity.max_length
+    within("gen_length", gen_length, 1, limit, "the bundle's length")
+    if len(ids) + gen_length > limit:
+        raise PromptError(
+            f"{len(ids)} prompt ids and gen_length {gen_length} exceed the bundle's length {limit}; "
+            "shorten one of them or build with a larger --max-length"
+        )
+    return ids.astype(np.int64)
+
+
+def stream(
+    model: Model, request: Request, policy: Policy, decode: Callable[[Positions], str]
+) -> Iterator[StepEvent | Output]:
+    """Decode step by step: yields a StepEvent for each step, then the Output.
+
+    `decode` turns ids to text. Raises PromptError and OptionError before the
+    first step; BackendError if another thread uses the model.
+    """
+    prompt = prompt_array(request.prompt_ids, model, request.gen_length)
+    policy.check(model.capacity, request.gen_length)
+    if not request.temperature >= 0:
+        raise OptionError(f"temperature must not be negative, got {request.temperature}")
+    with model.exclusive():
+        eos = model.config.eos_id if request.eos_id is None else request.eos_id
+        sequence = Sequence.start(prompt, request.gen_length, model.config.mask_id, eos if request.stop_at_eos else None)
+        controller = Controller(model.walk(len(sequence)), sequence, policy, request.temperature, request.seed)
+        trace: list[StepEvent] = []
+        stopped = False
+        began = time.perf_counter()
+        while not sequence.done and not stopped:
+            trace.append(controller.step())
+            yield trace[-1]
+            stopped = request.stop is not None and request.stop in decode(settled(sequence))
+        seconds = time.perf_counter() - began
+    answer = settled(sequence) if stopped else sequence.answer(eos)
+    text = decode(answer)
+    if request.stop is not None:
+        text = text.split(request.stop)[0]
+    possible = len(trace) * model.config.layers * len(sequence)
+    yield Output(
+        answer.tolist(), text, len(trace), len(answer), seconds, sum(e.rows for e in trace) / possible,
+        sequence.ids.tolist(), sequence.end, trace,
+    )  # fmt: skip
+
+
+def settled(sequence: Sequence) -> Positions:
+    """The answer's ids before its first mask."""
+    masked = sequence.masked
+    end = int(masked[0]) if len(masked) else len(sequence)
+    return sequence.ids[sequence.prompt_length : end]

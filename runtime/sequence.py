@@ -1,0 +1,67 @@
+"""The sequence being decoded: ids, what is still masked, where it ends.
+
+Pure host state, in positions; it knows no slots, no device and no policy.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Positions = NDArray[np.int64]
+NONE: Positions = np.zeros(0, np.int64)
+
+
+@dataclass
+class Sequence:
+    """Prompt and answer as ids [N]; masks of the answer are filled by commits.
+
+    `eos_id` is None where decoding does not stop at EOS. `last` holds the
+    positions of the latest commit, `end` the lowest EOS position of the first
+    step that committed one: masks after it are not to be filled any more.
+    """
+
+    ids: Positions
+    prompt_length: int
+    mask_id: int
+    eos_id: int | None
+    last: Positions = field(default_factory=NONE.copy)
+    end: int | None = None
+
+    @classmethod
+    def start(cls, prompt: Positions, gen_length: int, mask_id: int, eos_id: int | None) -> "Sequence":
+        ids = np.concatenate([prompt, np.full(gen_length, mask_id)]).astype(np.int64)
+        return cls(ids, len(prompt), mask_id, eos_id)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def masked(self) -> Positions:
+        """All positions that hold [MASK]."""
+        return np.flatnonzero(self.ids == self.mask_id)
+
+    @property
+    def open(self) -> Positions:
+        """Masks still to be filled: those not after the end."""
+        masked = self.masked
+        return masked if self.end is None else masked[masked <= self.end]
+
+    @property
+    def done(self) -> bool:
+        return len(self.open) == 0
+
+    def commit(self, positions: Positions, tokens: Positions) -> None:
+        """Fill masks; the first step that commits an EOS sets the end."""
+        assert (self.ids[positions] == self.mask_id).all() and not (tokens == self.mask_id).any()
+        self.ids[positions] = tokens
+        self.last = np.sort(positions)
+        if self.end is None and self.eos_id is not None and (tokens == self.eos_id).any():
+            self.end = int(positions[tokens == self.eos_id].min())
+
+    def answer(self, eos_id: int) -> Positions:
+        """The answer's ids up to the first EOS by position, without masks that were never filled."""
+        ids = self.ids[self.prompt_length :]
+        ends = np.flatnonzero(ids == eos_id)
+        ids = ids[: ends[0]] if len(ends) else ids
+        return ids[ids != self.mask_id]

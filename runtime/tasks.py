@@ -1,0 +1,130 @@
+"""Two families of problems with worked solutions, and how they are graded.
+
+`sums` tells a short story of gains, losses and multiplications (multi-step
+arithmetic, as in GSM8K); `programs` is a straight-line program to be traced
+(as in HumanEval). A solution has one line a step, each with the step's letter,
+its two operands and its result, and ends with `#### NN`. Numbers have two
+digits. Train and test are disjoint by construction: the text of a problem
+decides, through its SHA-256, on which side it lies.
+
+This module knows neither token ids nor models.
+"""
+
+import hashlib
+import random
+import re
+from dataclasses import dataclass
+
+FAMILIES = ("sums", "programs")
+SPLITS = ("train", "test")
+
+NAMES = ("Tom", "Ann", "Sam", "Eva", "Max", "Mia", "Leo", "Zoe")
+ITEMS = ("coins", "pens", "cards", "books", "shells", "stamps", "apples", "stones")
+GAINS = ("buys", "finds", "wins", "gets")
+LOSSES = ("sells", "loses", "gives", "drops")
+FACTORS = {"doubles": 2, "triples": 3}
+LETTERS = "abcdefghijklmnopqrstuvw"  # the steps; x, y and z are a program's inputs
+INPUTS = "xyz"
+ANSWER = re.compile(r"####\s*(\d+)")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem: `prompt` is what is asked, `solution` the worked text, `answer` its number."""
+
+    family: str
+    prompt: str
+    solution: str
+    answer: str
+
+
+def generate(family: str, rng: random.Random, split: str, steps: int) -> Problem:
+    """Draw one problem of `family` with `steps` worked lines from `split` ("train" or "test").
+
+    Raises ValueError for an unknown family or split, or steps outside 1 … 23.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"unknown task family {family!r}; known: {', '.join(FAMILIES)}")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+    if not 1 <= steps <= len(LETTERS):
+        raise ValueError(f"steps must lie in 1 … {len(LETTERS)}, got {steps}")
+    draw = _sums if family == "sums" else _programs
+    while True:
+        problem = draw(rng, steps)
+        if split_of(problem.prompt) == split:
+            return problem
+
+
+def split_of(prompt: str) -> str:
+    """The side a problem lies on: one prompt in eight is kept for tests."""
+    return "test" if hashlib.sha256(prompt.encode()).digest()[0] % 8 == 0 else "train"
+
+
+def grade(text: str, problem: Problem) -> bool:
+    """Exact match of the final answer: the last `#### NN` of `text`."""
+    found = ANSWER.findall(text)
+    return bool(found) and found[-1] == problem.answer
+
+
+def _apply(left: int, op: str, right: int) -> int:
+    return left + right if op == "+" else left - right if op == "-" else left * right
+
+
+def _line(letter: str, left: int, op: str, right: int) -> str:
+    return f"{letter} {left:02d} {op} {right:02d} = {_apply(left, op, right):02d}\n"
+
+
+def _operation(rng: random.Random, left: int) -> tuple[str, int]:
+    """An operator and a constant that keep the result within 0 … 99."""
+    while True:
+        op = rng.choices("+-*", (4, 4, 1))[0]
+        if op == "+" and left < 99:
+            return op, rng.randint(1, 99 - left)
+        if op == "-" and left > 0:
+            return op, rng.randint(1, left)
+        factor = rng.choice(tuple(FACTORS.values()))
+        if op == "*" and left * factor <= 99:
+            return op, factor
+
+
+def _sums(rng: random.Random, steps: int) -> Problem:
+    value, item = rng.randint(1, 99), rng.choice(ITEMS)
+    story = [f"{rng.choice(NAMES)} has {value:02d} {item}.\n"]
+    work = []
+    for letter in LETTERS[:steps]:
+        op, operand = _operation(rng, value)
+        if op == "*":
+            verb = next(word for word, factor in FACTORS.items() if factor == operand)
+            story.append(f"{letter} {verb}\n")
+        else:
+            story.append(f"{letter} {rng.choice(GAINS if op == '+' else LOSSES)} {operand:02d}\n")
+        work.append(_line(letter, value, op, operand))
+        value = _apply(value, op, operand)
+    prompt = "".join(story) + f"How many {item}?"
+    return Problem("sums", prompt, "".join(work) + f"#### {value:02d}", f"{value:02d}")
+
+
+def _programs(rng: random.Random, steps: int) -> Problem:
+    values = {name: rng.randint(1, 99) for name in INPUTS[: rng.randint(1, len(INPUTS))]}
+    code = [f"{name} = {value:02d}\n" for name, value in values.items()]
+    work = []
+    for letter in LETTERS[:steps]:
+        left = rng.choice(list(values)[-5:])
+        op, right = _operation(rng, values[left])
+        shown = f"{right:02d}"
+        fitting = [
+            (sign, name)
+            for name, value in values.items()
+            for sign in "+-"
+            if 0 <= _apply(values[left], sign, value) <= 99
+        ]
+        if fitting and rng.random() < 0.5:
+            op, shown = rng.choice(fitting)
+            right = values[shown]
+        code.append(f"{letter} = {left} {op} {shown}\n")
+        work.append(_line(letter, values[left], op, right))
+        values[letter] = _apply(values[left], op, right)
+    name = rng.choice(LETTERS[max(0, steps - 3) : steps])
+    answer = f"{values[name]:02d}"
+    return Problem("programs", "".join(code) + f"return {name}", "".join(work) + f"#### {answer}", answer)
