@@ -35,9 +35,7 @@ class EagerModel(Model):
         self.weights = {part: self._read(part) for part in self.config.parts}
         self.tables = tuple(
             table.to(self.place)
-            for table in reference.rotary_tables(
-                self.config.max_length, self.config.head_size, self.config.rope_theta
-            )
+            for table in reference.rotary_tables(self.config.max_length, self.config.head_size, self.config.rope_theta)
         )
 
     def _read(self, part: str) -> dict[str, Tensor]:
@@ -140,6 +138,13 @@ class EagerWalk(Walk):
     @torch.inference_mode()
     def logits(self, rows: Slots) -> NDArray[np.float32]:
         return self._head(rows)[2][0].cpu().numpy()
+
+    def hidden(self, index: int, rows: int) -> NDArray[np.float32]:
+        return self.h[index, 0, :rows].float().cpu().numpy()
+
+    @torch.inference_mode()
+    def set_hidden(self, index: int, hidden: NDArray[np.float32]) -> None:
+        self.h[index, 0, : len(hidden)] = torch.from_numpy(hidden).to(self.h)
 
     def _head(self, rows: Slots) -> tuple[Tensor, Tensor, Tensor]:
         return reference.head(self.model.config, self.model.weights["head"], self.h[-1][:, self.rows(rows)])

@@ -45,7 +45,9 @@ def translated(what: str) -> Iterator[None]:
         if not type(error).__module__.startswith("onnxruntime"):
             raise
         reason = str(error).split("\n")[0]
-        raise BackendError(f"ONNX Runtime failed on {what}: {reason}; check it with `python -m export verify`") from error
+        raise BackendError(
+            f"ONNX Runtime failed on {what}: {reason}; check it with `python -m export verify`"
+        ) from error
 
 
 class OnnxRuntimeModel(Model):
@@ -174,6 +176,12 @@ class OnnxRuntimeWalk(Walk):
 
     def logits(self, rows: Slots) -> NDArray[np.float32]:
         return np.asarray(self.model.run("head", ["logits"], hidden=self.h[-1][:, rows])[0][0])
+
+    def hidden(self, index: int, rows: int) -> NDArray[np.float32]:
+        return self.h[index, 0, :rows].copy()
+
+    def set_hidden(self, index: int, hidden: NDArray[np.float32]) -> None:
+        self.h[index, 0, : len(hidden)] = hidden
 
 
 def bind(binder: Any, name: str, array: NDArray[Any]) -> None:

@@ -91,6 +91,14 @@ class Walk(ABC):
     def logits(self, rows: Slots) -> NDArray[np.float32]:
         """Logits [W, V] of `rows` of the last layer's output."""
 
+    @abstractmethod
+    def hidden(self, index: int, rows: int) -> NDArray[np.float32]:
+        """H [A, d] of the first `rows` slots entering layer `index` (L: leaving the last); for verification."""
+
+    @abstractmethod
+    def set_hidden(self, index: int, hidden: NDArray[np.float32]) -> None:
+        """Overwrite H [A, d] of the first slots; for verification."""
+
     def whole(self, rows: int, watch: Watch | None, first: int = 0) -> list[Slots]:
         """Run layers `first` … L-1 over the first `rows` slots; the probes of these layers."""
         probes = []
@@ -136,6 +144,7 @@ class Model(ABC):
     def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """The plain forward: ids [B, N] -> logits [B, N, V]."""
 
+    @abstractmethod
     def close(self) -> None:
         """Give back what the model holds. Closing twice does nothing."""
 

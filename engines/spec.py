@@ -99,9 +99,7 @@ def layer_name(index: int) -> str:
 
 
 def embed_spec(config: ModelConfig, dtype: str) -> PartSpec:
-    return PartSpec(
-        "embed", (Port("ids", "int64", ("B", "A")),), (Port("hidden", dtype, ("B", "A", config.d_model)),)
-    )
+    return PartSpec("embed", (Port("ids", "int64", ("B", "A")),), (Port("hidden", dtype, ("B", "A", config.d_model)),))
 
 
 def layer_spec(config: ModelConfig, dtype: str, index: int) -> PartSpec:

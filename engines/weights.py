@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from engines.errors import BundleError
 
@@ -74,7 +74,7 @@ def locate(path: Path) -> dict[str, Entry]:
         raise BundleError(f"{path}: not a readable weight file ({error}); rebuild the bundle") from error
 
 
-def _header(file: BinaryIO) -> tuple[dict, int]:
+def _header(file: BinaryIO) -> tuple[dict[str, Any], int]:
     size = int.from_bytes(file.read(8), "little")
     if size > 100_000_000:
         raise ValueError("the header's length is implausible")

@@ -8,22 +8,24 @@ import fcntl
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from engines.bundle import MANIFEST, Manifest, describe, read_manifest, write_manifest
-from engines.errors import BundleError, ElasticError, OptionError
+from engines.bundle import MANIFEST, Bundle, Manifest, describe, write_manifest
+from engines.errors import BundleError, OptionError
 from engines.models.checkpoint import Checkpoint, open_checkpoint
 from engines.spec import PRECISIONS, Capacity, ModelConfig, PartSpec, Port, part_specs
 from engines.weights import SIZES
-from export.compilers import chosen, compiler_folders
+from export.compilers import COMPILERS, chosen, compiler_folders
 from export.part import STAMPS, Target, write_part
 
 DEMO = Path(__file__).parent / "demo"
-DEFAULTS = {"policy": "elastic", "window": 16, "threshold": 0.9, "gamma": 0.9, "drift": "row", "track_num": 1}
+DEFAULTS = {"policy": "elastic", "threshold": 0.9, "gamma": 0.9, "drift": "row", "track_num": 1}
+WINDOW = 16  # LLaDA's default window
+LOCK = ".lock"
 Progress = Callable[[str, int, int], None]  # what is being made, its number, of how many
 
 
@@ -121,24 +123,38 @@ def plan(
 
 def clear_the_way(job: Build, force: bool) -> bool:
     """Whether there is something to build; takes the manifest of an older state away first."""
-    if not (job.root / MANIFEST).exists():
-        strangers = [p.name for p in job.root.iterdir() if p.name not in {STAMPS, "onnx", "engines", ".lock"}]
-        known = {"config.json", *(p.name for p in job.checkpoint.tokenizer_files())}
-        if not (job.root / STAMPS).exists() and set(strangers) - known and not force:
-            raise BundleError(f"{job.root} holds other files ({strangers[0]}); choose an empty --out, or pass --force")
-        return True
-    try:
-        found = read_manifest(job.root)
-    except BundleError:
-        found = None
+    found = None
+    if (job.root / MANIFEST).exists():
+        with suppress(BundleError):  # damaged, or of another version: it is built again
+            found = Bundle.open(job.root)
+    elif not force and (strange := strangers(job)):
+        raise BundleError(f"{job.root} holds other files ({strange[0]}); choose an empty --out, or pass --force")
     if found is not None and not force:
-        same = found.checkpoint["identity"] == job.checkpoint.identity
-        wanted = (job.capacity.__dict__, job.precision)
-        if not same or (found.capacity, found.precision) != wanted:
-            what = "options" if same else "checkpoint"
-            raise BundleError(f"{job.root} is the bundle of another {what}; choose another --out, or pass --force")
-        job.backends = [*found.engines, *(b for b in job.backends if b not in found.engines)]
-    (job.root / MANIFEST).unlink()
+        manifest = found.manifest
+        same = manifest.checkpoint["identity"] == job.checkpoint.identity
+        if not same or (found.capacity, manifest.precision) != (job.capacity, job.precision):
+            what = "with other options" if same else "of another checkpoint"
+            raise BundleError(f"{job.root} is a bundle {what}; choose another --out, or pass --force to replace it")
+        if set(job.backends) <= set(manifest.engines) and intact(found):
+            return False
+        job.backends = [*manifest.engines, *(b for b in job.backends if b not in manifest.engines)]
+    (job.root / MANIFEST).unlink(missing_ok=True)
+    return True
+
+
+def strangers(job: Build) -> list[str]:
+    """Files in the way that no build of this checkpoint would have written."""
+    own = {STAMPS, LOCK, "onnx", "engines", "config.json", *(p.name for p in job.checkpoint.tokenizer_files())}
+    return sorted(p.name for p in job.root.iterdir() if p.name.removesuffix(".tmp") not in own | {MANIFEST})
+
+
+def intact(bundle: Bundle) -> bool:
+    """Whether every file of a bundle is what its manifest says."""
+    try:
+        for name in bundle.manifest.files:
+            bundle.file(name)
+    except BundleError:
+        return False
     return True
 
 
@@ -150,15 +166,13 @@ def run(job: Build) -> None:
     for source in (job.checkpoint.directory / "config.json", *job.checkpoint.tokenizer_files()):
         shutil.copyfile(source, job.root / source.name)
         job.files[source.name] = describe(job.root / source.name)
-    from export.compilers import COMPILERS
-
     engines = {name: COMPILERS[name](job) for name in job.backends}
     sweep(job)
     write_manifest(
         job.root,
         Manifest(
             model=job.config.to_json(), capacity=dict(vars(job.capacity)), precision=job.precision,
-            defaults=DEFAULTS | {"window": min(DEFAULTS["window"], job.capacity.window)},
+            defaults=DEFAULTS | {"window": min(WINDOW, job.capacity.window)},
             parts=job.parts, engines=engines, tools=tools(), files=job.files,
             checkpoint={"name": job.checkpoint.directory.name, "identity": job.checkpoint.identity},
         ),
@@ -214,7 +228,7 @@ def estimate(job: Build) -> dict[str, int]:
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
     """One build per folder at a time; raises BundleError while another runs."""
-    with (root / ".lock").open("w") as file:
+    with (root / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

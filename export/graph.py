@@ -100,7 +100,9 @@ def embed(g: Graph, config: ModelConfig) -> None:
 
 
 def layer(g: Graph, config: ModelConfig) -> None:
-    cos, sin = (g.table(f"rotary_{name}", table) for name, table in zip(("cos", "sin"), rotary_tables(config)))
+    cos, sin = (
+        g.table(f"rotary_{name}", table) for name, table in zip(("cos", "sin"), rotary_tables(config), strict=True)
+    )
     normed = g.norm("hidden", "attn_norm", config.norm_eps)
     q, k, v = (
         g.swap(g.reshape(g.linear(normed, f"{name}_proj"), 0, 0, heads, config.head_size))
@@ -197,10 +199,14 @@ def probe(g: Graph, config: ModelConfig, track_num: int) -> None:
     counted = g.op("Cast", g.op("Unsqueeze", "window_rows", g.constant([1, 3])), to=TensorProto.FLOAT)
     mass = g.op("ReduceSum", g.op("Mul", rows, counted), g.constant([1, 2]), keepdims=0)
     eligible = g.op("Where", "probe_keys", mass, g.constant(-1.0, np.float32))
-    g.nodes.append(helper.make_node("TopK", [eligible, g.constant([track_num])], ["probe_mass", "probe"], name="topk", axis=-1))
+    g.nodes.append(
+        helper.make_node("TopK", [eligible, g.constant([track_num])], ["probe_mass", "probe"], name="topk", axis=-1)
+    )
 
 
-def build(spec: PartSpec, config: ModelConfig, dtype: str, weights: Mapping[str, Entry], location: str) -> onnx.ModelProto:
+def build(
+    spec: PartSpec, config: ModelConfig, dtype: str, weights: Mapping[str, Entry], location: str
+) -> onnx.ModelProto:
     """The graph of one part. `weights` lie in the file `location`, beside the graph."""
     graph = Graph(spec, dtype, weights, location)
     kind, _, detail = spec.name.partition("_")

@@ -60,7 +60,8 @@ def write_part(
     stem = f"{target.folder}/{spec.name}"
     (target.root / target.folder).mkdir(parents=True, exist_ok=True)
     stamp = target.root / STAMPS / f"{stem.replace('/', '-')}.json"
-    key = hashlib.sha256(f"{key}|{target.folder}|{target.dtype}|{target.precision}|{spec}|{config}|{sources_digest()}".encode()).hexdigest()
+    parts = key, target.folder, target.dtype, target.precision, spec, config, sources_digest()
+    key = hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
     made = read_stamp(target.root, stamp, key)
     if made is not None:
         return made
@@ -111,8 +112,8 @@ def chunks(
 ) -> Iterator[memoryview]:
     """A tensor's bytes, rounded to `precision` and stored as `dtype`, some rows at a time."""
     rows = max(1, CHUNK // max(1, tensor[0].numel()))
-    for piece in tensor.split(rows):
-        cast = piece.to(precision)
+    for start in range(0, len(tensor), rows):
+        cast = tensor[start : start + rows].to(precision)
         if precision == torch.float16 and not bool(torch.isfinite(cast).all()):
             raise CheckpointError(f"{part}: {name} exceeds the range of fp16; build with --bf16 or --fp32")
         yield cast.to(dtype).contiguous().view(torch.uint8).numpy().data

@@ -67,7 +67,7 @@ class Runtime:
         chosen = make_policy(policy or defaults.get("policy", "elastic"), options, defaults)
         if given.get("seed") is not None and not given.get("temperature"):
             raise OptionError("a seed has no effect without temperature; give --temperature, or leave the seed out")
-        request = Request(ids, **given)
+        request = Request(np.asarray(ids), **given)
         return stream(self.model, request, chosen, self.text.decode if self.has_text else str)
 
     @property

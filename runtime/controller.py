@@ -15,7 +15,7 @@ import numpy as np
 from engines.session import Reuse, Slots, Walk, Watch
 from runtime.cache import SlotMap
 from runtime.policies import Elastic, Plan, Policy
-from runtime.sampler import choose, sample
+from runtime.sampler import choose, margin, sample
 from runtime.sequence import NONE, Positions, Sequence
 
 
@@ -24,7 +24,7 @@ class StepEvent:
     """What a step did. Positions are absolute; `trigger` is the 0-based layer whose drift test fired.
 
     `rows` counts the rows run, summed over layers; `margin` is the smallest
-    distance of a threshold decision to flipping, to tell float noise from error.
+    distance of a commit decision to flipping, to tell float noise from error.
     """
 
     step: int
@@ -37,6 +37,7 @@ class StepEvent:
     confidences: list[float]
     tracked: list[int]
     rows: int
+    margin: float
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +75,7 @@ class Controller:
         return StepEvent(
             self.steps - 1, active, reuse.sigma, reuse.trigger, plan.candidates.tolist(), committed.tolist(),
             tokens[taken].tolist(), confidence[taken].tolist(), self.tracked.tolist(), rows,
-            time.perf_counter() - began,
+            margin(confidence, self.policy.threshold, plan.commits), time.perf_counter() - began,
         )  # fmt: skip
 
     def _whole(self, plan: Plan) -> int:

@@ -88,7 +88,8 @@ def stream(
         raise OptionError(f"temperature must not be negative, got {request.temperature}")
     with model.exclusive():
         eos = model.config.eos_id if request.eos_id is None else request.eos_id
-        sequence = Sequence.start(prompt, request.gen_length, model.config.mask_id, eos if request.stop_at_eos else None)
+        ends = eos if request.stop_at_eos else None
+        sequence = Sequence.start(prompt, request.gen_length, model.config.mask_id, ends)
         controller = Controller(model.walk(len(sequence)), sequence, policy, request.temperature, request.seed)
         trace: list[StepEvent] = []
         stopped = False

@@ -22,6 +22,16 @@ def choose(confidence: Floats, threshold: float | None, commits: int | None) -> 
     return np.flatnonzero(confidence >= min(threshold, float(confidence.max())))
 
 
+def margin(confidence: Floats, threshold: float | None, commits: int | None) -> float:
+    """How far the nearest candidate is from being chosen otherwise: tells float noise from error."""
+    ranked = np.sort(confidence)[::-1]
+    if commits is not None:
+        return float(ranked[commits - 1] - ranked[commits]) if commits < len(ranked) else 1.0
+    assert threshold is not None
+    others = np.abs(ranked[1:] - min(threshold, float(ranked[0])))
+    return float(others.min()) if len(others) else 1.0
+
+
 def sample(
     logits: Floats, mask_id: int, temperature: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], Floats]:

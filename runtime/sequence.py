@@ -64,4 +64,5 @@ class Sequence:
         ids = self.ids[self.prompt_length :]
         ends = np.flatnonzero(ids == eos_id)
         ids = ids[: ends[0]] if len(ends) else ids
-        return ids[ids != self.mask_id]
+        filled: Positions = ids[ids != self.mask_id]
+        return filled

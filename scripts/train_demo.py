@@ -94,14 +94,16 @@ class Model(nn.Module):
     def __init__(self, rows: int):
         super().__init__()
         d, heads = SHAPE["d_model"], SHAPE["n_heads"]
-        self.transformer = nn.ModuleDict({
-            "wte": nn.Embedding(rows, d),
-            "blocks": nn.ModuleList(
-                Block(d, heads, SHAPE["mlp_hidden_size"], SHAPE["rms_norm_eps"]) for _ in range(SHAPE["n_layers"])
-            ),
-            "ln_f": nn.RMSNorm(d, SHAPE["rms_norm_eps"]),
-            "ff_out": nn.Linear(d, rows, bias=False),
-        })
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(rows, d),
+                "blocks": nn.ModuleList(
+                    Block(d, heads, SHAPE["mlp_hidden_size"], SHAPE["rms_norm_eps"]) for _ in range(SHAPE["n_layers"])
+                ),
+                "ln_f": nn.RMSNorm(d, SHAPE["rms_norm_eps"]),
+                "ff_out": nn.Linear(d, rows, bias=False),
+            }
+        )
         for name, p in self.named_parameters():
             if p.ndim == 2:
                 nn.init.normal_(p, std=0.02 if "wte" in name else p.shape[1] ** -0.5 * (0.3 if "out" in name else 1))

@@ -140,7 +140,7 @@ def test_biases(oracle: Oracle) -> None:
     """Attention weights sum to one, so a bias on v is a bias on the attention's output."""
     on_v, on_output = dict(oracle.tensors), dict(oracle.tensors)
     for name, weight in oracle.tensors.items():
-        if name.startswith("blocks.") and "norm" not in name or name == "ff_out.weight":
+        if (name.startswith("blocks.") and "norm" not in name) or name == "ff_out.weight":
             bias = name.replace("weight", "bias")
             on_output[bias] = torch.zeros(len(weight), dtype=oracle.dtype)
             if name.endswith(("q_proj.weight", "k_proj.weight")):

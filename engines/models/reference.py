@@ -104,7 +104,8 @@ def scores(q: Tensor, k: Tensor) -> Tensor:
     """Scaled q·k in float32: q [B, N, H, D], k [B, G, S, D] -> [B, H, N, S]."""
     batch, rows, heads, size = q.shape
     grouped = q.float().transpose(1, 2).reshape(batch, k.shape[1], -1, size) * size**-0.5
-    return (grouped @ k.float().transpose(2, 3)).view(batch, heads, rows, -1)
+    product: Tensor = grouped @ k.float().transpose(2, 3)
+    return product.view(batch, heads, rows, -1)
 
 
 def drift(
@@ -128,7 +129,8 @@ def drift(
     similarity = (old * new).sum(axis) / norms  # row: [B, H, T]; head: [B, T, S]
     counted = tracked_rows[:, None, :] if kind == "row" else tracked_rows[:, :, None] & key_mask[:, None, :]
     counted = counted.expand_as(similarity)
-    return (similarity * counted).sum((1, 2)) / counted.sum((1, 2))
+    total: Tensor = (similarity * counted).sum((1, 2))
+    return total / counted.sum((1, 2))
 
 
 def probe(

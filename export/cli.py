@@ -1,0 +1,125 @@
+"""The command line of `export`: build, verify and inspect bundles."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from engines.backends import BACKENDS
+from engines.bundle import Bundle
+from engines.console import Parser, run
+from engines.spec import PRECISIONS
+from export.build import build, estimate, plan
+from export.compilers import COMPILERS
+from export.verify import TOLERANCES, verify
+
+console = Console(soft_wrap=True)
+GIGA = 1e9
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(prog="python -m export", description="From a LLaDA checkpoint to a bundle of engines.")
+    commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
+    make = commands.add_parser("build", help="build the bundle of a checkpoint")
+    make.add_argument("--checkpoint", default="demo", help="Hugging Face directory, or 'demo' (default)")
+    make.add_argument("--out", type=Path, help="the bundle's folder (default: bundles/<checkpoint's name>)")
+    precision = make.add_mutually_exclusive_group()
+    for name in PRECISIONS:
+        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name)
+    make.add_argument("--backend", action="append", choices=[*COMPILERS, "all", "none"],
+                      help="compile for this back end (repeatable; none: export only)")  # fmt: skip
+    make.add_argument("--max-length", type=int, help="positions of prompt and answer (default: the checkpoint's)")
+    make.add_argument("--window", type=int, default=16, help="largest window at run time (default 16)")
+    make.add_argument("--track-num", type=int, default=1, help="largest track_num at run time (default 1)")
+    make.add_argument("--max-batch", type=int, default=1, help="largest batch at run time (default 1)")
+    make.add_argument("--dry-run", action="store_true", help="print parts, disk and memory; write nothing")
+    make.add_argument("--force", action="store_true", help="replace what lies in --out")
+    make.set_defaults(call=build_command, precision="fp32")
+    check = commands.add_parser("verify", help="compare parts and the plain forward with eager PyTorch")
+    check.add_argument("bundle", type=Path)
+    check.add_argument("--backend", choices=list(BACKENDS), default="onnxruntime")
+    check.add_argument("--atol", type=float, help=f"absolute tolerance (default: {TOLERANCES} by precision)")
+    check.set_defaults(call=verify_command)
+    look = commands.add_parser("inspect", help="show what a bundle holds")
+    look.add_argument("bundle", type=Path)
+    look.add_argument("--json", action="store_true", help="print the manifest")
+    look.set_defaults(call=inspect_command)
+    return top
+
+
+def build_command(args: argparse.Namespace) -> None:
+    backends = [] if args.backend == ["none"] else args.backend or ["onnxruntime"]
+    options = dict(
+        precision=args.precision, backends=backends, max_length=args.max_length, window=args.window,
+        track_num=args.track_num, max_batch=args.max_batch,
+    )  # fmt: skip
+    job = plan(args.checkpoint, args.out, **options)
+    need = estimate(job)
+    c = job.config
+    console.print(
+        f"{job.checkpoint.directory.name}: {c.family}, {c.layers} layers of width {c.d_model}, {c.heads} heads "
+        f"({c.kv_heads} key/value), vocabulary {c.vocab}, length {c.max_length}, {args.precision}"
+    )
+    console.print(f"needs about {need['disk'] / GIGA:.2f} GB of disk and {need['memory'] / GIGA:.2f} GB of memory")
+    if args.dry_run:
+        for part in c.parts:
+            console.print(f"  {part}")
+        console.print(f"would write {job.root}; back ends: {', '.join(job.backends) or 'none'}")
+        return
+    began = time.perf_counter()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, number: int, count: int) -> None:
+            folder, _, part = what.rpartition("/")
+            if folder not in tasks:
+                tasks[folder] = bar.add_task(folder, total=count)
+            bar.update(tasks[folder], completed=number, description=f"{folder} {part}")
+            if not console.is_terminal:
+                console.print(f"[{number}/{count}] {what}", markup=False)
+
+        root = build(args.checkpoint, args.out, force=args.force, progress=progress, **options)
+    files = Bundle.open(root).manifest.files
+    size = sum(f["size"] for f in files.values()) / GIGA
+    console.print(f"[ok] {root}: {len(files)} files, {size:.3f} GB, {time.perf_counter() - began:.1f} s", markup=False)
+
+
+def verify_command(args: argparse.Namespace) -> None:
+    bundle = Bundle.open(args.bundle)
+    atol = args.atol if args.atol is not None else TOLERANCES[bundle.manifest.precision]
+    table = Table("part", "max", "mean", "cosine", title=f"{args.backend} against eager, tolerance {atol:g}")
+    for row in verify(bundle, args.backend, atol):
+        table.add_row(row.part, f"{row.max:.2e}", f"{row.mean:.2e}", f"{row.cosine:.8f}")
+    console.print(table)
+    console.print("[ok] all values close", markup=False)
+
+
+def inspect_command(args: argparse.Namespace) -> None:
+    bundle = Bundle.open(args.bundle)
+    manifest = bundle.manifest
+    if args.json:
+        print(json.dumps(vars(manifest), indent=1))
+        return
+    console.print(f"{args.bundle}: {manifest.checkpoint['name']} ({manifest.checkpoint['identity'][:16]}), "
+                  f"{manifest.precision}, built with {manifest.tools}", markup=False)  # fmt: skip
+    console.print(f"model {manifest.model}", markup=False)
+    console.print(f"capacity {manifest.capacity}", markup=False)
+    for name, entry in manifest.engines.items():
+        console.print(f"engines {name}: {entry['precision']}, profiles {entry['profiles']}", markup=False)
+    table = Table("part", "inputs", "outputs", "MB")
+    for name, part in manifest.parts.items():
+        size = sum(manifest.files[part[k]]["size"] for k in ("graph", "weights") if part[k]) / 1e6
+        shown = ("\n".join(f"{p['name']} {p['dtype']} {p['axes']}" for p in part[k]) for k in ("inputs", "outputs"))
+        table.add_row(name, *shown, f"{size:.2f}")
+    console.print(table)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return run(args.call, args, "interrupted; run the same command again to go on where it stopped")

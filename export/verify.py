@@ -1,0 +1,89 @@
+"""Parity of a back end with eager PyTorch: each part on the same inputs, then the plain forward."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines import backends
+from engines.bundle import Bundle
+from engines.errors import OptionError, ParityError
+from engines.session import Model, Watch
+from engines.spec import DRIFTS, layer_name
+
+TOLERANCES = {"fp32": 5e-4, "fp16": 5e-4, "bf16": 5e-4}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a part's output lies from the reference's."""
+
+    part: str
+    max: float
+    mean: float
+    cosine: float
+
+    @classmethod
+    def of(cls, part: str, value: NDArray[np.floating], reference: NDArray[np.floating]) -> "Difference":
+        a, b = value.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
+        gap = np.abs(a - b)
+        norms = np.linalg.norm(a) * np.linalg.norm(b)
+        return cls(part, float(gap.max()), float(gap.mean()), float(a @ b / norms) if norms else 1.0)
+
+
+def verify(bundle: Bundle, backend: str, atol: float, seed: int = 0) -> Iterator[Difference]:
+    """Yield each part's difference; raises ParityError after the last if one exceeded `atol`.
+
+    Parts get the reference's own inputs, so that one part's error is not
+    carried into the next.
+    """
+    if not atol > 0:
+        raise OptionError(f"atol must be positive, got {atol}")
+    if backend == "eager":
+        raise OptionError("eager is the reference itself; verify another back end")
+    rng = np.random.default_rng(seed)
+    length = min(48, bundle.capacity.max_length)
+    ids = rng.integers(0, bundle.config.vocab, length)
+    model, reference = backends.load(bundle, backend), backends.load(bundle, "eager")
+    beyond = []
+    for row in differences(model, reference, ids):
+        if not row.max <= atol:  # also when it is not a number
+            beyond.append(row)
+        yield row
+    if beyond:
+        worst = max(beyond, key=lambda row: row.max)
+        raise ParityError(
+            f"{len(beyond)} parts of {bundle.root} differ from eager by more than {atol:g} on {backend}, the worst is "
+            f"{worst.part} by {worst.max:.3g}; build it again, or report it with the output of `inspect --json`"
+        )
+
+
+def differences(model: Model, reference: Model, ids: NDArray[np.int64]) -> Iterator[Difference]:
+    length, layers = len(ids), model.config.layers
+    walks = model.walk(length), reference.walk(length)
+    for walk in walks:
+        walk.embed(ids)
+    yield Difference.of("embed", *(walk.hidden(0, length) for walk in walks))
+    rows = max(1, length // 4)
+    tracked, window = np.arange(1), np.arange(1, rows) if rows > 1 else np.arange(1)
+    eligible = np.arange(walks[0].slots) < length
+    for index in range(layers):
+        for walk in walks:
+            walk.layer(index, length)
+        output, expected = (walk.hidden(index + 1, length) for walk in walks)
+        yield Difference.of(layer_name(index), output, expected)
+        walks[0].set_hidden(index + 1, expected)
+    yield Difference.of("head", *(walk.logits(np.arange(length)) for walk in walks))
+    for kind in DRIFTS:
+        watch = Watch(kind, tracked, window, eligible)
+        sigma = []
+        for walk in walks:
+            walk.embed(ids[::-1][:rows].copy())
+            before = walk.before(0, rows, watch)
+            walk.layer(0, rows)
+            sigma.append(np.array([walk.drift(0, before, watch)]))
+        yield Difference.of(f"drift_{kind}", *sigma)
+    found = [set(walk.probe(0, watch).tolist()) for walk in walks]
+    yield Difference("probe", float(found[0] != found[1]), float(found[0] != found[1]), 1.0)
+    yield Difference.of("forward", model.logits(ids), reference.logits(ids))

@@ -1,0 +1,149 @@
+"""The command line of `runtime`: generate, eval and verify."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from engines.backends import BACKENDS
+from engines.console import Parser, run
+from engines.errors import OptionError, PromptError
+from engines.spec import DRIFTS
+from runtime.api import Runtime, load
+from runtime.controller import StepEvent
+from runtime.evaluate import evaluate
+from runtime.policies import POLICIES, SCOPES
+from runtime.tasks import FAMILIES
+from runtime.verify import verify
+
+DEFAULT_BUNDLE = Path("bundles/demo")
+console = Console(soft_wrap=True, markup=False, highlight=False)
+DECODING = (
+    "window", "threshold", "tokens_per_step", "gamma", "drift", "track_num", "block_caching", "refresh_scope",
+    "steps", "block_length", "prompt_interval", "response_interval",
+)  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(prog="python -m runtime", description="Decode diffusion language models from a bundle.")
+    commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
+    make = commands.add_parser("generate", help="answer a prompt")
+    add_bundle(make)
+    prompt = make.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", help="the user's text; - reads it from standard input")
+    prompt.add_argument("--prompt-ids", type=Path, help="a file of ids: a JSON list, or numbers separated by space")
+    add_decoding(make)
+    make.add_argument("--gen-length", type=int, help="masks to fill (default 256)")
+    make.add_argument("--temperature", type=float, help="Gumbel noise on the logits (default 0: arg-max)")
+    make.add_argument("--seed", type=int, help="of the noise")
+    make.add_argument("--stop", help="end the text before this string")
+    make.add_argument("--no-stop-at-eos", action="store_false", dest="stop_at_eos", default=None)
+    make.add_argument("--json", action="store_true", help="print the result as JSON")
+    make.add_argument("--trace", type=Path, help="write a JSON line for each step to this file")
+    make.set_defaults(call=generate_command)
+    test = commands.add_parser("eval", help="exact match on held-out problems; resumable with --json")
+    add_bundle(test)
+    add_decoding(test)
+    test.add_argument("--task", choices=FAMILIES, action="append", help="task family (repeatable; default: all)")
+    test.add_argument("--limit", type=int, default=300, help="problems per family (default 300)")
+    test.add_argument("--gen-length", type=int, default=192, help="masks to fill (default 192)")
+    test.add_argument("--json", type=Path, help="file of results, one JSON line a problem; taken up again if it exists")
+    test.set_defaults(call=eval_command)
+    check = commands.add_parser("verify", help="end-to-end tokens against eager PyTorch")
+    check.add_argument("bundle", type=Path)
+    check.add_argument("--backend", choices=list(BACKENDS), default="onnxruntime")
+    check.add_argument("--prompts", type=int, default=4, help="random prompts per policy (default 4)")
+    check.set_defaults(call=verify_command)
+    return top
+
+
+def add_bundle(command: argparse.ArgumentParser) -> None:
+    command.add_argument("bundle", nargs="?", type=Path, default=DEFAULT_BUNDLE, help=f"default: {DEFAULT_BUNDLE}")
+    command.add_argument("--backend", choices=["auto", *BACKENDS], default="auto")
+    command.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+
+
+def add_decoding(command: argparse.ArgumentParser) -> None:
+    """Options of the policies; one that the chosen policy does not use is refused."""
+    command.add_argument("--policy", choices=list(POLICIES))
+    command.add_argument("--window", type=int, help="masks predicted per step (elastic)")
+    command.add_argument("--threshold", type=float, help="confidence from which a token is committed")
+    command.add_argument("--tokens-per-step", type=int, help="commit this many instead (elastic)")
+    command.add_argument("--gamma", type=float, help="drift similarity below which a layer triggers (elastic)")
+    command.add_argument("--drift", choices=DRIFTS, help="variant of the drift test (elastic)")
+    command.add_argument("--track-num", type=int, help="tracked tokens per layer (elastic)")
+    command.add_argument("--no-block-caching", action="store_false", dest="block_caching", default=None)
+    command.add_argument("--refresh-scope", choices=SCOPES, help="what a refresh computes (elastic)")
+    command.add_argument("--steps", type=int, help="steps of the fixed schedule (full, prefix, dual, interval)")
+    command.add_argument("--block-length", type=int, help="length of a block (full, prefix, dual, interval)")
+    command.add_argument("--prompt-interval", type=int, help="steps between full refreshes (interval)")
+    command.add_argument("--response-interval", type=int, help="steps between refreshes of the answer (interval)")
+
+
+def decoding(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in DECODING}
+
+
+def opened(args: argparse.Namespace) -> Runtime:
+    if args.threads is not None and args.threads < 1:
+        raise OptionError(f"threads must be at least 1, got {args.threads}")
+    return load(args.bundle, args.backend, threads=args.threads)
+
+
+def read_prompt(args: argparse.Namespace) -> Any:
+    if args.prompt_ids is None:
+        return sys.stdin.read() if args.prompt == "-" else args.prompt
+    try:
+        text = args.prompt_ids.read_text()
+        return json.loads(text) if text.lstrip().startswith("[") else [int(word) for word in text.split()]
+    except (OSError, ValueError) as error:
+        raise PromptError(f"cannot read ids from {args.prompt_ids} ({error}); write them as [1, 2, 3]") from error
+
+
+def generate_command(args: argparse.Namespace) -> None:
+    prompt = read_prompt(args)
+    request = {name: getattr(args, name) for name in ("gen_length", "temperature", "seed", "stop", "stop_at_eos")}
+    with opened(args) as model:
+        events = model.stream(prompt, args.policy, **decoding(args), **request)
+        trace = None
+        try:
+            trace = args.trace.open("w") if args.trace else None
+            for event in events:
+                if isinstance(event, StepEvent) and trace:
+                    print(json.dumps(event.to_json()), file=trace, flush=True)
+        except OSError as error:
+            raise OptionError(f"cannot write the trace to {args.trace}: {error.strerror}") from error
+        finally:
+            if trace:
+                trace.close()
+        assert not isinstance(event, StepEvent)
+        if args.json:
+            print(json.dumps(event.to_json() | {"backend": model.backend, "device": model.model.device}))
+            return
+        print(event.text)
+        console.print(
+            f"[{model.backend}] {event.tokens} tokens in {event.steps} steps, {event.seconds:.3f} s, "
+            f"{event.tokens / event.seconds:.1f} tokens/s, {event.share:.1%} of layer-rows computed"
+        )
+
+
+def eval_command(args: argparse.Namespace) -> None:
+    with opened(args) as model:
+        options = decoding(args) | {"gen_length": args.gen_length}
+        for family in args.task or FAMILIES:
+            summary = evaluate(model, family, args.limit, args.policy, options, args.json, console)
+            print(json.dumps(summary))
+
+
+def verify_command(args: argparse.Namespace) -> None:
+    for line in verify(args.bundle, args.backend, args.prompts):
+        console.print(line)
+    console.print("[ok] all tokens agree")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return run(args.call, args, "interrupted")

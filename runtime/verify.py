@@ -1,0 +1,68 @@
+"""End-to-end parity: the tokens, triggers and commits of a back end against eager PyTorch.
+
+Where two runs part, the eager run's confidence margins tell float noise from
+error: a commit within NOISE of the threshold, or a drift number within NOISE of
+gamma, may fall on either side.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.errors import OptionError, ParityError
+from runtime.api import load
+from runtime.generate import Output
+from runtime.policies import POLICIES
+
+NOISE = 1e-4
+
+
+def verify(bundle: Path, backend: str, prompts: int, seed: int = 0) -> Iterator[str]:
+    """Yield a line for each policy; raises ParityError if runs part beyond float noise."""
+    if backend == "eager":
+        raise OptionError("eager is the reference itself; verify another back end")
+    if prompts < 1:
+        raise OptionError(f"prompts must be at least 1, got {prompts}")
+    with load(bundle, backend) as model, load(bundle, "eager") as reference:
+        config, capacity = model.bundle.config, model.bundle.capacity
+        rng = np.random.default_rng(seed)
+        special = {config.mask_id, config.eos_id}
+        allowed = np.array([i for i in range(config.vocab) if i not in special])
+        length = min(24, capacity.max_length // 2)
+        runs = {name: [rng.choice(allowed, length) for _ in range(prompts)] for name in POLICIES}
+        for policy, drawn in runs.items():
+            parted = 0
+            for prompt in drawn:
+                options: dict[str, Any] = {"gen_length": length, "policy": policy}
+                ours, theirs = model.generate(prompt, **options), reference.generate(prompt, **options)
+                step = first_difference(ours, theirs)
+                if step is None:
+                    continue
+                margin = hanging(theirs, step, reference)
+                if margin > NOISE:
+                    raise ParityError(
+                        f"{backend} and eager part at step {step} of policy {policy}, where no decision is closer "
+                        f"than {margin:.2g}; check the parts with `python -m export verify`"
+                    )
+                parted += 1
+            yield f"{policy}: {len(drawn) - parted} of {len(drawn)} runs equal, {parted} part within {NOISE:g}"
+
+
+def first_difference(ours: Output, theirs: Output) -> int | None:
+    """The first step at which two runs differ in trigger, commits or tokens."""
+    for a, b in zip(ours.trace, theirs.trace, strict=False):
+        if (a.trigger, a.committed, a.tokens, a.tracked) != (b.trigger, b.committed, b.tokens, b.tracked):
+            return b.step
+    return None if ours.sequence == theirs.sequence else min(len(ours.trace), len(theirs.trace))
+
+
+def hanging(run: Output, step: int, model: Any) -> float:
+    """The smallest distance of a decision to flipping, up to and including `step`, as far as a trace shows."""
+    defaults = model.bundle.manifest.defaults
+    distances = [1.0]
+    for event in run.trace[: step + 1]:
+        distances += [abs(sigma - defaults["gamma"]) for sigma in event.sigma]
+        distances.append(event.margin)
+    return min(distances)
