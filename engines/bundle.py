@@ -4,24 +4,28 @@
     config.json, tokenizer…  the checkpoint's own files, unchanged
     onnx/                    one graph per part, its weights beside it
     engines/<back end>/      what was compiled from them
+    stamps/                  what each part was made from, for the next build
 
-The manifest carries its own SHA-256 and that of every other file; a file is
-checked before it is first used. Nothing here knows how parts are made or run.
+The manifest carries its own SHA-256 and that of every other file; all of them
+are checked before a model is loaded. Nothing here knows how parts are made or
+run.
 """
 
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from engines.errors import BundleError
+from engines.errors import BundleError, NewerBundleError
 from engines.spec import Capacity, ModelConfig, strict
 
 FORMAT = "elastic-bundle"
 VERSION = 1
 MANIFEST = "manifest.json"
+STAMPS = "stamps"
 REBUILD = "build it again with `python -m export build`"
 
 
@@ -74,15 +78,24 @@ class Bundle:
             expected = self.manifest.files[name]
             if not path.is_file():
                 raise BundleError(f"{self.root}: {name} is missing; {REBUILD}")
-            if path.stat().st_size != expected["size"] or sha256(path) != expected["sha256"]:
+            try:
+                intact = path.stat().st_size == expected["size"] and sha256(path) == expected["sha256"]
+            except OSError as error:
+                raise BundleError(f"{self.root}: {name} cannot be read ({error.strerror}); {REBUILD}") from error
+            if not intact:
                 raise BundleError(f"{self.root}: {name} is not the file that was built (SHA-256 differs); {REBUILD}")
             self._checked.add(name)
         return path
 
+    def check(self) -> None:
+        """Check every file of the bundle, several at a time; raises BundleError for the first that differs."""
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(self.file, self.manifest.files))
+
     def graph(self, part: str, backend: str | None = None) -> Path:
         """The graph of `part` as compiled for `backend` (or as exported), with its weights checked."""
         if backend is None:
-            entry = self.manifest.parts[part]
+            entry = self.manifest.parts.get(part)
         else:
             built = self.manifest.engines
             if backend not in built:
@@ -90,7 +103,9 @@ class Bundle:
                     f"{self.root} has no engines for {backend}, only for {', '.join(built) or 'none'}; "
                     f"add them with `python -m export build --backend {backend}`"
                 )
-            entry = built[backend]["parts"][part]
+            entry = built[backend]["parts"].get(part)
+        if entry is None:
+            raise BundleError(f"{self.root}: the manifest has no engine of {part} for {backend}; {REBUILD}")
         if entry["weights"]:
             self.file(entry["weights"])
         return self.file(entry["graph"])
@@ -112,23 +127,26 @@ def inside(root: Path, name: str) -> Path:
 def read_manifest(root: Path) -> Manifest:
     """The manifest of the bundle at `root`; raises BundleError for anything but a complete one."""
     path = root / MANIFEST
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise BundleError(f"there is no bundle at {root}; {REBUILD}")
     try:
-        content = json.loads(path.read_text())
+        raw = path.read_bytes()
+        content = json.loads(raw)
         found = content["format"], content["version"]
     except FileNotFoundError as error:
         raise BundleError(f"{root} holds no {MANIFEST}: its build was not finished; {REBUILD}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{path} is damaged ({error}); {REBUILD}") from error
     if found[0] != FORMAT or not isinstance(found[1], int):
         raise BundleError(f"{path} is not a manifest of this project (format {found[0]!r}); {REBUILD}")
     if found[1] != VERSION:
-        raise BundleError(
+        newer = found[1] > VERSION
+        raise (NewerBundleError if newer else BundleError)(
             f"{root} has manifest version {found[1]} and this installation reads {VERSION}; "
-            f"{'update this installation' if found[1] > VERSION else REBUILD}"
+            f"{'update this installation' if newer else REBUILD}"
         )
-    if content.pop("sha256", None) != hashlib.sha256(canonical(content)).hexdigest():
+    content.pop("sha256", None)
+    if raw != signed(content):
         raise BundleError(f"{path} is damaged (its SHA-256 differs); {REBUILD}")
     manifest: Manifest = strict(Manifest, content, str(path))
     return manifest
@@ -136,9 +154,13 @@ def read_manifest(root: Path) -> Manifest:
 
 def write_manifest(root: Path, manifest: Manifest) -> None:
     """Write the manifest in one step: a reader sees all of it or none."""
-    content = dict(vars(manifest))
-    content["sha256"] = hashlib.sha256(canonical(content)).hexdigest()
-    write_atomically(root / MANIFEST, json.dumps(content, indent=1).encode() + b"\n")
+    write_atomically(root / MANIFEST, signed(vars(manifest)))
+
+
+def signed(content: dict[str, Any]) -> bytes:
+    """The manifest's file, byte for byte: `content` and its SHA-256."""
+    digest = hashlib.sha256(canonical(content)).hexdigest()
+    return json.dumps(content | {"sha256": digest}, indent=1).encode() + b"\n"
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,6 +1,8 @@
 """What both command lines share: errors as one sentence, and quiet ends."""
 
 import argparse
+import importlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -20,14 +22,29 @@ class Parser(argparse.ArgumentParser):
 
 def run(command: Callable[[Any], int | None], args: Any, interrupted: str) -> int:
     """Run a command; a user's mistake prints one sentence and gives a non-zero exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a narrow locale must not lose the answer
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return command(args) or 0
+        code = command(args) or 0
+        print(end="", flush=True)
+        return code
     except ElasticError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
+    except OSError as error:  # of standard output: errors of other files are translated where they are used
+        if not isinstance(error, BrokenPipeError):  # else its reader has left, as `head` does
+            print(f"error: cannot write the output ({error}); check the disk it goes to", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def enter(module: str) -> NoReturn:
+    """Import a command line and run it: Ctrl-C during the import ends as quietly as later."""
+    try:
+        sys.exit(importlib.import_module(module).main())
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -66,6 +66,7 @@ class EagerModel(Model):
         return reference.head(self.config, self.weights["head"], hidden)[2].cpu().numpy()
 
     def close(self) -> None:
+        super().close()
         self.weights.clear()
 
 
@@ -140,7 +141,7 @@ class EagerWalk(Walk):
         return self._head(rows)[2][0].cpu().numpy()
 
     def hidden(self, index: int, rows: int) -> NDArray[np.float32]:
-        return self.h[index, 0, :rows].float().cpu().numpy()
+        return self.h[index, 0, :rows].float().cpu().numpy().copy()
 
     @torch.inference_mode()
     def set_hidden(self, index: int, hidden: NDArray[np.float32]) -> None:

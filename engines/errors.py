@@ -2,7 +2,8 @@
 
     ElasticError
     ├── CheckpointError   a checkpoint that is missing, damaged or not implemented
-    ├── BundleError       a bundle that is missing, incomplete, damaged or too new
+    ├── BundleError       a bundle that is missing, incomplete or damaged
+    │   └── NewerBundleError    … or of a later version of this project
     ├── BackendError      a back end that is not installed, not built or fails
     ├── OptionError       an option out of range, or one the policy does not use
     ├── PromptError       a prompt that cannot be decoded
@@ -12,6 +13,8 @@ Foreign errors are translated where they arise, with the cause chained. Command
 lines print the message and exit with 1 (2 for options); `assert` is for
 invariants of this project only.
 """
+
+INSTALL = "pip install 'elastic-diffusion[{extra}]'"  # the remedy for what is not installed
 
 
 class ElasticError(Exception):
@@ -26,6 +29,10 @@ class CheckpointError(ElasticError):
 
 class BundleError(ElasticError):
     """The bundle cannot be loaded or written."""
+
+
+class NewerBundleError(BundleError):
+    """The bundle was written by a later version of this project."""
 
 
 class BackendError(ElasticError):

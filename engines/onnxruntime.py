@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from engines.bundle import Bundle
 from engines.errors import BackendError, OptionError
 from engines.session import Model, Slots, Walk, Watch, slots_for
-from engines.spec import layer_name
+from engines.spec import layer_name, part_specs
 
 ort.set_default_logger_severity(3)
 _threads: int | None = None  # of the process-wide pool: ONNX Runtime creates it once
@@ -58,8 +58,8 @@ class OnnxRuntimeModel(Model):
     def __init__(self, bundle: Bundle, threads: int | None = None):
         super().__init__(bundle)
         self.threads = share_threads(threads)
-        names = bundle.manifest.engines.get(self.backend, {}).get("parts") or [*bundle.config.parts]
-        self.sessions = {name: self._open(name) for name in names}
+        parts = part_specs(self.config, "fp32", self.capacity.track_num)
+        self.sessions = {part.name: self._open(part.name) for part in parts}
         self.layers = [self.sessions[layer_name(i)] for i in range(self.config.layers)]
 
     def _open(self, part: str) -> ort.InferenceSession:
@@ -97,6 +97,7 @@ class OnnxRuntimeModel(Model):
         return np.asarray(logits)
 
     def close(self) -> None:
+        super().close()
         self.sessions.clear()
         self.layers = []
 

@@ -129,6 +129,7 @@ class Model(ABC):
 
     def __init__(self, bundle: Bundle):
         self.bundle, self.config, self.capacity = bundle, bundle.config, bundle.capacity
+        self.closed = False
         self._lock = threading.Lock()
 
     @property
@@ -146,24 +147,33 @@ class Model(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what the model holds. Closing twice does nothing."""
+        """Give back what the model holds; it cannot be used any more. Closing twice does nothing."""
+        self.closed = True
 
     def logits(self, ids: Any) -> NDArray[np.float32]:
         """The plain full forward, for parity: int array [B, N] (or [N]) -> float32 [B, N, V].
 
         Raises PromptError for ids that are no such array or lie outside the vocabulary.
         """
-        array = np.atleast_2d(np.asarray(ids))
+        try:
+            array = np.atleast_2d(np.asarray(ids))
+        except ValueError as error:
+            raise PromptError("ids have rows of different lengths; give an integer array [B, N]") from error
         if array.ndim != 2 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
             raise PromptError(f"ids must be a non-empty integer array [B, N], got {array.dtype} {list(array.shape)}")
         check_ids(array, self.config)
         if array.shape[1] > self.capacity.max_length:
-            raise PromptError(f"{array.shape[1]} ids exceed the bundle's length {self.capacity.max_length}")
+            raise PromptError(
+                f"{array.shape[1]} ids exceed the bundle's length {self.capacity.max_length}; "
+                "shorten them or build with a larger --max-length"
+            )
         with self.exclusive():
             return self.forward(array.astype(np.int64))
 
     def exclusive(self) -> "_Exclusive":
-        """Hold the model for one caller; raises BackendError if another thread has it."""
+        """Hold the model for one caller; raises BackendError if another has it, or it is closed."""
+        if self.closed:
+            raise BackendError("the model is closed; load it again")
         return _Exclusive(self._lock)
 
 

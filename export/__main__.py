@@ -1,8 +1,6 @@
 """`python -m export build|verify|inspect`."""
 
-import sys
-
-from export.cli import main
+from engines.console import enter
 
 if __name__ == "__main__":
-    sys.exit(main())
+    enter("export.cli")

@@ -1,26 +1,31 @@
 """Build a bundle: checkpoint -> parts -> engines -> manifest, resumable at every part.
 
 While a build runs the bundle has no manifest and does not load; the manifest is
-the last file written. Nothing here knows graphs, families or decoding.
+the last file written. What reads checkpoints and writes graphs is imported when
+a build begins: it takes seconds, and may not be installed. Nothing here knows
+graphs, families or decoding.
 """
 
 import fcntl
+import importlib
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engines.bundle import MANIFEST, Bundle, Manifest, describe, write_manifest
-from engines.errors import BundleError, OptionError
-from engines.models.checkpoint import Checkpoint, open_checkpoint
+from engines.bundle import MANIFEST, STAMPS, Bundle, Manifest, describe, write_manifest
+from engines.errors import INSTALL, BackendError, BundleError, NewerBundleError, OptionError
 from engines.spec import PRECISIONS, Capacity, ModelConfig, PartSpec, Port, part_specs
 from engines.weights import SIZES
-from export.compilers import COMPILERS, chosen, compiler_folders
-from export.part import STAMPS, Target, write_part
+from export.compilers import COMPILERS, chosen, compiler_folders, engine_bytes
+
+if TYPE_CHECKING:
+    from engines.models.checkpoint import Checkpoint
+    from export.part import Target
 
 DEMO = Path(__file__).parent / "demo"
 DEFAULTS = {"policy": "elastic", "threshold": 0.9, "gamma": 0.9, "drift": "row", "track_num": 1}
@@ -34,7 +39,7 @@ class Build:
     """One build under way: its inputs, and the parts made so far."""
 
     root: Path
-    checkpoint: Checkpoint
+    checkpoint: "Checkpoint"
     config: ModelConfig
     capacity: Capacity
     precision: str
@@ -43,8 +48,10 @@ class Build:
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def write_parts(self, target: Target) -> dict[str, dict[str, Any]]:
+    def write_parts(self, target: "Target") -> dict[str, dict[str, Any]]:
         """Write every part to `target`; returns {part: {"graph", "weights"}}."""
+        from export.part import write_part
+
         written = {}
         specs = part_specs(self.config, target.dtype, self.capacity.track_num)
         for number, spec in enumerate(specs, 1):
@@ -71,8 +78,8 @@ def build(
     """Build the bundle of a Hugging Face checkpoint directory (or "demo") and return its path.
 
     `precision` is the element type of the exported graphs: fp32, fp16 or bf16.
-    Raises CheckpointError, OptionError, or BundleError (disk, or another bundle
-    in the way without `force`).
+    Raises CheckpointError, OptionError, BackendError where PyTorch or ONNX is not
+    installed, or BundleError (disk, or another bundle in the way without `force`).
     """
     job = plan(checkpoint, out, precision, backends, max_length, window, track_num, max_batch)
     job.progress = progress or job.progress
@@ -103,8 +110,14 @@ def plan(
     """Check the options against the checkpoint; nothing is written."""
     if precision not in PRECISIONS:
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    names = chosen(backends or ["onnxruntime"])
-    source = open_checkpoint(DEMO if str(checkpoint) == "demo" else checkpoint)
+    names = chosen(backends)
+    try:
+        open_checkpoint = importlib.import_module("engines.models.checkpoint").open_checkpoint
+        importlib.import_module("export.part")
+    except ImportError as error:
+        remedy = INSTALL.format(extra="export")
+        raise BackendError(f"a build needs {error.name}, which is not installed; {remedy}") from error
+    source: Checkpoint = open_checkpoint(DEMO if str(checkpoint) == "demo" else checkpoint)
     limit = source.config.max_length
     length = limit if max_length is None else max_length
     for option, value, top in (
@@ -122,37 +135,52 @@ def plan(
 
 
 def clear_the_way(job: Build, force: bool) -> bool:
-    """Whether there is something to build; takes the manifest of an older state away first."""
-    found = None
-    if (job.root / MANIFEST).exists():
-        with suppress(BundleError):  # damaged, or of another version: it is built again
-            found = Bundle.open(job.root)
-    elif not force and (strange := strangers(job)):
-        raise BundleError(f"{job.root} holds other files ({strange[0]}); choose an empty --out, or pass --force")
+    """Whether there is something to build.
+
+    Takes the manifest of an older state away first; that of an intact bundle to
+    which back ends are added stays until the new one replaces it.
+    """
+    found, whole = None, False
+    try:
+        found = Bundle.open(job.root)
+    except NewerBundleError:
+        if not force:
+            raise
+    except BundleError as error:  # none, damaged, or of an older version: it is built again
+        if not force and (strange := strangers(job)):
+            raise BundleError(
+                f"{job.root} holds other files ({strange[0]}); choose an empty --out, or pass --force"
+            ) from error
     if found is not None and not force:
         manifest = found.manifest
         same = manifest.checkpoint["identity"] == job.checkpoint.identity
         if not same or (found.capacity, manifest.precision) != (job.capacity, job.precision):
             what = "with other options" if same else "of another checkpoint"
             raise BundleError(f"{job.root} is a bundle {what}; choose another --out, or pass --force to replace it")
-        if set(job.backends) <= set(manifest.engines) and intact(found):
+        whole = intact(found)
+        if whole and set(job.backends) <= set(manifest.engines):
             return False
         job.backends = [*manifest.engines, *(b for b in job.backends if b not in manifest.engines)]
-    (job.root / MANIFEST).unlink(missing_ok=True)
+    (job.root / STAMPS).mkdir(exist_ok=True)
+    if not whole:
+        (job.root / MANIFEST).unlink(missing_ok=True)
     return True
 
 
 def strangers(job: Build) -> list[str]:
-    """Files in the way that no build of this checkpoint would have written."""
-    own = {STAMPS, LOCK, "onnx", "engines", "config.json", *(p.name for p in job.checkpoint.tokenizer_files())}
-    return sorted(p.name for p in job.root.iterdir() if p.name.removesuffix(".tmp") not in own | {MANIFEST})
+    """Files in the way that no build has written."""
+    from engines.models.checkpoint import TOKENIZER_FILES
+
+    own = {LOCK}
+    if (job.root / STAMPS).is_dir():
+        own |= {STAMPS, MANIFEST, "onnx", "engines", "config.json", *TOKENIZER_FILES}
+    return sorted(p.name for p in job.root.iterdir() if p.name.removesuffix(".tmp") not in own)
 
 
 def intact(bundle: Bundle) -> bool:
     """Whether every file of a bundle is what its manifest says."""
     try:
-        for name in bundle.manifest.files:
-            bundle.file(name)
+        bundle.check()
     except BundleError:
         return False
     return True
@@ -160,6 +188,8 @@ def intact(bundle: Bundle) -> bool:
 
 def run(job: Build) -> None:
     """Make parts, engines and manifest, in this order."""
+    from export.part import Target
+
     folder = Target(job.root, "onnx", job.precision, job.precision)
     specs = {s.name: s for s in part_specs(job.config, job.precision, job.capacity.track_num)}
     job.parts = {n: entry | ports(specs[n]) for n, entry in job.write_parts(folder).items()}
@@ -194,14 +224,17 @@ def ports(spec: PartSpec) -> dict[str, Any]:
 
 def sweep(job: Build) -> None:
     """Remove what earlier builds with other options left in the folders that builds own."""
-    for folder in (job.root / "onnx", *compiler_folders(job.root)):
+    for folder in (job.root / "onnx", job.root / STAMPS, *compiler_folders(job.root)):
         for path in folder.rglob("*") if folder.exists() else ():
             if path.is_file() and path.relative_to(job.root).as_posix() not in job.files:
                 path.unlink()
 
 
 def tools() -> dict[str, str]:
-    versions = {name: metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "numpy") if installed(name)}
+    from engines.backends import BACKENDS
+
+    names = sorted({"numpy", "onnx", *(package for _, _, package, _ in BACKENDS.values())})
+    versions = {name: metadata.version(name) for name in names if installed(name)}
     return {"python": platform.python_version(), **versions}
 
 
@@ -219,9 +252,7 @@ def estimate(job: Build) -> dict[str, int]:
     layer = c.d_model * (2 * c.heads + 2 * c.kv_heads) * c.head_size + 3 * c.d_model * c.mlp_size
     table = c.vocab * c.d_model
     numbers = 2 * table + c.layers * layer
-    disk = numbers * SIZES[job.precision]
-    if job.precision != "fp32" and "onnxruntime" in job.backends:
-        disk += table * SIZES[job.precision] + (numbers - table) * SIZES["fp32"]
+    disk = numbers * SIZES[job.precision] + engine_bytes(job.backends, job.precision, table, numbers)
     return {"disk": disk, "memory": 2 * max(layer, table) * 4}
 
 
@@ -231,6 +262,6 @@ def locked(root: Path) -> Iterator[None]:
     with (root / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise BundleError(f"another build is writing {root}; wait for it or choose another --out") from error
         yield

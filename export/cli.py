@@ -18,7 +18,7 @@ from export.build import build, estimate, plan
 from export.compilers import COMPILERS
 from export.verify import TOLERANCES, verify
 
-console = Console(soft_wrap=True)
+console = Console(soft_wrap=True, markup=False, highlight=False)
 GIGA = 1e9
 
 
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def build_command(args: argparse.Namespace) -> None:
-    backends = [] if args.backend == ["none"] else args.backend or ["onnxruntime"]
+    backends = [] if args.backend == ["none"] else args.backend
     options = dict(
         precision=args.precision, backends=backends, max_length=args.max_length, window=args.window,
         track_num=args.track_num, max_batch=args.max_batch,
@@ -72,9 +72,9 @@ def build_command(args: argparse.Namespace) -> None:
         console.print(f"would write {job.root}; back ends: {', '.join(job.backends) or 'none'}")
         return
     began = time.perf_counter()
+    tasks: dict[str, Any] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
-        tasks: dict[str, Any] = {}
 
         def progress(what: str, number: int, count: int) -> None:
             folder, _, part = what.rpartition("/")
@@ -82,12 +82,13 @@ def build_command(args: argparse.Namespace) -> None:
                 tasks[folder] = bar.add_task(folder, total=count)
             bar.update(tasks[folder], completed=number, description=f"{folder} {part}")
             if not console.is_terminal:
-                console.print(f"[{number}/{count}] {what}", markup=False)
+                console.print(f"[{number}/{count}] {what}")
 
         root = build(args.checkpoint, args.out, force=args.force, progress=progress, **options)
     files = Bundle.open(root).manifest.files
     size = sum(f["size"] for f in files.values()) / GIGA
-    console.print(f"[ok] {root}: {len(files)} files, {size:.3f} GB, {time.perf_counter() - began:.1f} s", markup=False)
+    how = f"{time.perf_counter() - began:.1f} s" if tasks else "up to date"
+    console.print(f"[ok] {root}: {len(files)} files, {size:.3f} GB, {how}")
 
 
 def verify_command(args: argparse.Namespace) -> None:
@@ -97,7 +98,7 @@ def verify_command(args: argparse.Namespace) -> None:
     for row in verify(bundle, args.backend, atol):
         table.add_row(row.part, f"{row.max:.2e}", f"{row.mean:.2e}", f"{row.cosine:.8f}")
     console.print(table)
-    console.print("[ok] all values close", markup=False)
+    console.print("[ok] all values close")
 
 
 def inspect_command(args: argparse.Namespace) -> None:
@@ -107,11 +108,11 @@ def inspect_command(args: argparse.Namespace) -> None:
         print(json.dumps(vars(manifest), indent=1))
         return
     console.print(f"{args.bundle}: {manifest.checkpoint['name']} ({manifest.checkpoint['identity'][:16]}), "
-                  f"{manifest.precision}, built with {manifest.tools}", markup=False)  # fmt: skip
-    console.print(f"model {manifest.model}", markup=False)
-    console.print(f"capacity {manifest.capacity}", markup=False)
+                  f"{manifest.precision}, built with {manifest.tools}")  # fmt: skip
+    console.print(f"model {manifest.model}")
+    console.print(f"capacity {manifest.capacity}")
     for name, entry in manifest.engines.items():
-        console.print(f"engines {name}: {entry['precision']}, profiles {entry['profiles']}", markup=False)
+        console.print(f"engines {name}: {entry['precision']}, profiles {entry['profiles']}")
     table = Table("part", "inputs", "outputs", "MB")
     for name, part in manifest.parts.items():
         size = sum(manifest.files[part[k]]["size"] for k in ("graph", "weights") if part[k]) / 1e6

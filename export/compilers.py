@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.errors import OptionError
-from export.part import Target
+from engines.weights import SIZES
 
 if TYPE_CHECKING:
     from export.build import Build
@@ -24,16 +24,27 @@ def compile_onnxruntime(build: "Build") -> dict[str, Any]:
     entry: dict[str, Any] = {"precision": "fp32", "profiles": profiles}
     if build.precision == "fp32":
         return entry | {"parts": {n: {"graph": p["graph"], "weights": p["weights"]} for n, p in build.parts.items()}}
+    from export.part import Target
+
     target = Target(build.root, "engines/onnxruntime", "fp32", build.precision)
     return entry | {"parts": build.write_parts(target)}
 
 
+DEFAULT = "onnxruntime"
 COMPILERS: dict[str, Callable[["Build"], dict[str, Any]]] = {"onnxruntime": compile_onnxruntime}
 
 
-def chosen(backends: list[str]) -> list[str]:
-    """The back ends to compile for; raises OptionError for one that has no compiler."""
-    names = list(COMPILERS) if backends == ["all"] else backends
+def engine_bytes(names: list[str], precision: str, table: int, numbers: int) -> int:
+    """Bytes that engines take beside the exported parts; `numbers` of the weights lie in all, `table` in one matrix."""
+    copied = "onnxruntime" in names and precision != "fp32"
+    return table * SIZES[precision] + (numbers - table) * SIZES["fp32"] if copied else 0
+
+
+def chosen(backends: list[str] | None) -> list[str]:
+    """The back ends to compile for (None: the default); raises OptionError for one that has no compiler."""
+    if backends is None:
+        return [DEFAULT]
+    names = list(COMPILERS) if backends == ["all"] else list(dict.fromkeys(backends))
     for name in names:
         if name not in COMPILERS:
             raise OptionError(f"no compiler for back end {name!r}; choose from {', '.join(COMPILERS)} or all")

@@ -3,7 +3,8 @@
 Tensors are cast and transposed chunk by chunk, so memory stays that of the part
 as stored. A finished part leaves a stamp with the key it was made from and the
 SHA-256 of its files: a build that was interrupted, or repeated, takes the part
-up again instead of making it anew. Nothing here knows back ends or a manifest.
+up again instead of making it anew. A stamp is a file of the bundle as the parts
+are. Nothing here knows back ends or a manifest.
 """
 
 import hashlib
@@ -20,14 +21,13 @@ import torch
 
 from engines import spec as specs
 from engines import weights as weight_files
-from engines.bundle import describe, write_atomically
+from engines.bundle import STAMPS, describe, write_atomically
 from engines.errors import CheckpointError
 from engines.spec import ModelConfig, PartSpec
 from export import graph
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CHUNK = 1 << 24  # elements cast at a time
-STAMPS = ".build"
 
 
 @dataclass(frozen=True)
@@ -58,42 +58,37 @@ def write_part(
     does not fit the target's type, OSError as the disk does.
     """
     stem = f"{target.folder}/{spec.name}"
+    graph_file, weight_file = f"{stem}.onnx", f"{stem}.safetensors" if spec.name in config.parts else None
     (target.root / target.folder).mkdir(parents=True, exist_ok=True)
-    stamp = target.root / STAMPS / f"{stem.replace('/', '-')}.json"
+    stamp = f"{STAMPS}/{stem.replace('/', '-')}.json"
     parts = key, target.folder, target.dtype, target.precision, spec, config, sources_digest()
     key = hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
-    made = read_stamp(target.root, stamp, key)
-    if made is not None:
-        return made
-    tensors = load()
-    files = []
-    if tensors:
-        weight_files.write(target.root / f"{stem}.safetensors", sources(target, spec.name, tensors))
-        files.append(f"{stem}.safetensors")
-    entries = weight_files.locate(target.root / files[0]) if files else {}
-    model = graph.build(spec, config, target.dtype, entries, f"{spec.name}.safetensors")
-    onnx.save(model, str(target.root / f"{stem}.onnx"))
-    onnx.checker.check_model(str(target.root / f"{stem}.onnx"))
-    files.append(f"{stem}.onnx")
-    made = {
-        "graph": f"{stem}.onnx",
-        "weights": files[0] if tensors else None,
-        "files": {name: describe(target.root / name) for name in files},
-    }
-    stamp.parent.mkdir(exist_ok=True)
-    write_atomically(stamp, json.dumps({"key": key, "made": made}).encode())
-    return made
+    names = [name for name in (weight_file, graph_file) if name is not None]
+    files = stamped(target.root, stamp, key, names)
+    if files is None:
+        entries = {}
+        if weight_file is not None:
+            weight_files.write(target.root / weight_file, sources(target, spec.name, load()))
+            entries = weight_files.locate(target.root / weight_file)
+        model = graph.build(spec, config, target.dtype, entries, f"{spec.name}.safetensors")
+        onnx.save(model, str(target.root / graph_file))
+        onnx.checker.check_model(str(target.root / graph_file))
+        files = {name: describe(target.root / name) for name in names}
+        write_atomically(target.root / stamp, json.dumps({"key": key, "files": files}).encode())
+    files |= {stamp: describe(target.root / stamp)}
+    return {"graph": graph_file, "weights": weight_file, "files": files}
 
 
-def read_stamp(root: Path, stamp: Path, key: str) -> dict[str, Any] | None:
-    """What an earlier build made for `key`, if all of its files are still what they were."""
+def stamped(root: Path, stamp: str, key: str, names: list[str]) -> dict[str, dict[str, Any]] | None:
+    """The entries of the files `names`, if an earlier build made them from `key` and they are still what they were."""
     try:
-        content = json.loads(stamp.read_text())
-        made: dict[str, Any] = content["made"]
-        intact = content["key"] == key and all(describe(root / n) == d for n, d in made["files"].items())
-    except (OSError, ValueError, KeyError):
+        content = json.loads((root / stamp).read_text())
+        if not isinstance(content, dict) or content.get("key") != key:
+            return None
+        files = {name: describe(root / name) for name in names}
+    except (OSError, ValueError):
         return None
-    return made if intact else None
+    return files if content == {"key": key, "files": files} else None
 
 
 def sources(target: Target, part: str, tensors: dict[str, torch.Tensor]) -> dict[str, weight_files.Source]:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import backends
+from engines.backends import REFERENCE
 from engines.bundle import Bundle
 from engines.errors import OptionError, ParityError
 from engines.session import Model, Watch
@@ -40,12 +41,12 @@ def verify(bundle: Bundle, backend: str, atol: float, seed: int = 0) -> Iterator
     """
     if not atol > 0:
         raise OptionError(f"atol must be positive, got {atol}")
-    if backend == "eager":
-        raise OptionError("eager is the reference itself; verify another back end")
+    if backend == REFERENCE:
+        raise OptionError(f"{REFERENCE} is the reference itself; verify another back end")
     rng = np.random.default_rng(seed)
     length = min(48, bundle.capacity.max_length)
     ids = rng.integers(0, bundle.config.vocab, length)
-    model, reference = backends.load(bundle, backend), backends.load(bundle, "eager")
+    model, reference = backends.load(bundle, backend), backends.load(bundle, REFERENCE)
     beyond = []
     for row in differences(model, reference, ids):
         if not row.max <= atol:  # also when it is not a number
@@ -54,8 +55,8 @@ def verify(bundle: Bundle, backend: str, atol: float, seed: int = 0) -> Iterator
     if beyond:
         worst = max(beyond, key=lambda row: row.max)
         raise ParityError(
-            f"{len(beyond)} parts of {bundle.root} differ from eager by more than {atol:g} on {backend}, the worst is "
-            f"{worst.part} by {worst.max:.3g}; build it again, or report it with the output of `inspect --json`"
+            f"{len(beyond)} parts of {bundle.root} differ from {REFERENCE} by more than {atol:g} on {backend}, the "
+            f"worst is {worst.part} by {worst.max:.3g}; build it again, or report it with what `inspect --json` prints"
         )
 
 

@@ -1,8 +1,6 @@
 """`python -m runtime generate|eval|verify`."""
 
-import sys
-
-from runtime.cli import main
+from engines.console import enter
 
 if __name__ == "__main__":
-    sys.exit(main())
+    enter("runtime.cli")

@@ -67,8 +67,8 @@ class Runtime:
         chosen = make_policy(policy or defaults.get("policy", "elastic"), options, defaults)
         if given.get("seed") is not None and not given.get("temperature"):
             raise OptionError("a seed has no effect without temperature; give --temperature, or leave the seed out")
-        request = Request(np.asarray(ids), **given)
-        return stream(self.model, request, chosen, self.text.decode if self.has_text else str)
+        request = Request(ids, **given)
+        return stream(self.model, request, chosen, self.text.decode if self.has_text else None)
 
     @property
     def has_text(self) -> bool:

@@ -3,8 +3,9 @@
 import argparse
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 
@@ -88,37 +89,56 @@ def decoding(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def opened(args: argparse.Namespace) -> Runtime:
-    if args.threads is not None and args.threads < 1:
-        raise OptionError(f"threads must be at least 1, got {args.threads}")
     return load(args.bundle, args.backend, threads=args.threads)
 
 
 def read_prompt(args: argparse.Namespace) -> Any:
     if args.prompt_ids is None:
-        return sys.stdin.read() if args.prompt == "-" else args.prompt
+        try:
+            return sys.stdin.read() if args.prompt == "-" else args.prompt
+        except UnicodeError as error:
+            raise PromptError(f"standard input is not text ({error}); save the prompt as UTF-8") from error
     try:
         text = args.prompt_ids.read_text()
         return json.loads(text) if text.lstrip().startswith("[") else [int(word) for word in text.split()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PromptError(f"cannot read ids from {args.prompt_ids} ({error}); write them as [1, 2, 3]") from error
+
+
+class Trace:
+    """A file of events, one JSON line a step; opened with the first, so that a refused request loses no older file."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self.file: TextIO | None = None
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def write(self, event: StepEvent) -> None:
+        if self.path is None:
+            return
+        try:
+            self.file = self.file or self.path.open("w")
+            print(json.dumps(event.to_json()), file=self.file, flush=True)
+        except OSError as error:
+            raise OptionError(
+                f"cannot write the trace to {self.path} ({error.strerror}); choose another file"
+            ) from error
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            with suppress(OSError):  # every line was flushed when it was written
+                self.file.close()
 
 
 def generate_command(args: argparse.Namespace) -> None:
     prompt = read_prompt(args)
     request = {name: getattr(args, name) for name in ("gen_length", "temperature", "seed", "stop", "stop_at_eos")}
-    with opened(args) as model:
-        events = model.stream(prompt, args.policy, **decoding(args), **request)
-        trace = None
-        try:
-            trace = args.trace.open("w") if args.trace else None
-            for event in events:
-                if isinstance(event, StepEvent) and trace:
-                    print(json.dumps(event.to_json()), file=trace, flush=True)
-        except OSError as error:
-            raise OptionError(f"cannot write the trace to {args.trace}: {error.strerror}") from error
-        finally:
-            if trace:
-                trace.close()
+    with opened(args) as model, Trace(args.trace) as trace:
+        for event in model.stream(prompt, args.policy, **decoding(args), **request):
+            if isinstance(event, StepEvent):
+                trace.write(event)
         assert not isinstance(event, StepEvent)
         if args.json:
             print(json.dumps(event.to_json() | {"backend": model.backend, "device": model.model.device}))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from engines.errors import BackendError
 from engines.session import Reuse, Slots, Walk, Watch
 from runtime.cache import SlotMap
 from runtime.policies import Elastic, Plan, Policy
@@ -68,6 +69,11 @@ class Controller:
             self.walk.embed(self.sequence.ids[self.map.position_at[:active]])
             reuse, rows = self._reuse(plan, active)
         tokens, confidence = self._predict(plan.candidates)
+        if not np.isfinite(confidence).all():
+            raise BackendError(
+                f"the model's confidences at step {self.steps} are not numbers; check it with "
+                "`python -m export verify`, or build with --bf16 or --fp32"
+            )
         taken = choose(confidence, self.policy.threshold, plan.commits)
         committed = plan.candidates[taken]
         self.sequence.commit(committed, tokens[taken])

@@ -5,6 +5,7 @@ back end, family, policy and options; a problem that has its line is not run aga
 """
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,27 @@ from runtime import tasks
 from runtime.api import Runtime
 
 SEED = 20251014
-STEPS = {"sums": (6, 16), "programs": (6, 14)}  # worked lines; prompts stay within 128 tokens
+STEPS = {"sums": (6, 12), "programs": (6, 12)}  # worked lines; prompts stay within 128 tokens
 LONGEST_PROMPT = 128
+PATIENCE = 100  # problems passed over for each that fits
 
 
 def problems(model: Runtime, family: str, count: int) -> list[tasks.Problem]:
     """The first `count` held-out problems of a family whose prompts have at most 128 tokens."""
     rng = random.Random(f"{SEED}/{family}")
     drawn: list[tasks.Problem] = []
+    passed_over = 0
     while len(drawn) < count:
         problem = tasks.generate(family, rng, "test", rng.randint(*STEPS[family]))
         if len(model.text.prompt(problem.prompt)) <= LONGEST_PROMPT:
             drawn.append(problem)
+        else:
+            passed_over += 1
+        if passed_over > PATIENCE * (len(drawn) + 1):
+            raise OptionError(
+                f"this bundle's tokenizer hardly ever spells a problem of {family} in {LONGEST_PROMPT} tokens; "
+                "choose another --task, or a bundle whose tokenizer has longer tokens"
+            )
     return drawn
 
 
@@ -70,12 +80,16 @@ def read(file: Path | None, key: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """Results of earlier runs with the same key; a line cut short by an interruption is dropped."""
     found = {}
     if file is not None and file.exists():
-        for line in file.read_text().splitlines():
+        try:
+            lines = file.read_text().splitlines()
+        except (OSError, UnicodeError) as error:
+            raise OptionError(f"cannot read results from {file} ({error}); choose another file") from error
+        for line in lines:
             try:
                 entry = json.loads(line)
             except ValueError:
                 continue
-            if entry.get("key") == key:
+            if isinstance(entry, dict) and entry.get("key") == key:
                 found[entry["result"]["number"]] = entry["result"]
     return found
 
@@ -83,7 +97,11 @@ def read(file: Path | None, key: dict[str, Any]) -> dict[int, dict[str, Any]]:
 def append(file: Path, entry: dict[str, Any]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a") as stream:
-            stream.write(json.dumps(entry) + "\n")
+        with file.open("ab+") as stream:
+            if stream.tell():
+                stream.seek(-1, os.SEEK_END)
+                if stream.read(1) != b"\n":  # a line cut short must not spoil the next
+                    stream.write(b"\n")
+            stream.write(json.dumps(entry).encode() + b"\n")
     except OSError as error:
         raise OptionError(f"cannot write results to {file} ({error.strerror}); choose another file") from error

@@ -3,9 +3,11 @@
 CLI, evaluation and verification consume it; variants are policies.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from runtime.sequence import Positions, Sequence
 class Request:
     """What to decode and how, apart from the policy."""
 
-    prompt_ids: Positions
+    prompt_ids: Any  # int array [P]
     gen_length: int = 256
     temperature: float = 0.0
     seed: int | None = None
@@ -56,14 +58,20 @@ class Output:
 
 def prompt_array(prompt: Any, model: Model, gen_length: int) -> Positions:
     """Check a prompt's ids against the model; raises PromptError or OptionError."""
-    ids = np.asarray(prompt)
+    try:
+        ids = np.asarray(prompt)
+    except ValueError as error:
+        raise PromptError("prompt ids are not one flat list; write them as [1, 2, 3]") from error
     if ids.ndim != 1 or ids.size == 0:
-        raise PromptError("the prompt is empty; it needs at least one id")
+        what = "empty" if ids.size == 0 else f"not one flat list but of shape {list(ids.shape)}"
+        raise PromptError(f"the prompt is {what}; it needs at least one id, as in [1, 2, 3]")
     if not np.issubdtype(ids.dtype, np.integer):
-        raise PromptError(f"prompt ids must be integers, got {ids.dtype}")
+        raise PromptError(f"prompt ids must be integers, got {ids.dtype}; write them as [1, 2, 3]")
     check_ids(ids, model.config)
     if (ids == model.config.mask_id).any():
-        raise PromptError(f"the prompt contains the mask id {model.config.mask_id}, which only decoding may place")
+        raise PromptError(
+            f"the prompt contains the mask id {model.config.mask_id}, which only decoding may place; leave it out"
+        )
     limit = model.capacity.max_length
     within("gen_length", gen_length, 1, limit, "the bundle's length")
     if len(ids) + gen_length > limit:
@@ -75,17 +83,18 @@ def prompt_array(prompt: Any, model: Model, gen_length: int) -> Positions:
 
 
 def stream(
-    model: Model, request: Request, policy: Policy, decode: Callable[[Positions], str]
+    model: Model, request: Request, policy: Policy, decode: Callable[[Positions], str] | None
 ) -> Iterator[StepEvent | Output]:
     """Decode step by step: yields a StepEvent for each step, then the Output.
 
-    `decode` turns ids to text. Raises PromptError and OptionError before the
-    first step; BackendError if another thread uses the model.
+    `decode` turns ids to text; None spells them as numbers. Raises PromptError
+    and OptionError before the first step; BackendError if another thread uses
+    the model, or its numbers are not numbers.
     """
     prompt = prompt_array(request.prompt_ids, model, request.gen_length)
     policy.check(model.capacity, request.gen_length)
-    if not request.temperature >= 0:
-        raise OptionError(f"temperature must not be negative, got {request.temperature}")
+    check_request(request, model, decode is not None)
+    decode = decode or spelled
     with model.exclusive():
         eos = model.config.eos_id if request.eos_id is None else request.eos_id
         ends = eos if request.stop_at_eos else None
@@ -97,9 +106,9 @@ def stream(
         while not sequence.done and not stopped:
             trace.append(controller.step())
             yield trace[-1]
-            stopped = request.stop is not None and request.stop in decode(settled(sequence))
+            stopped = request.stop is not None and request.stop in decode(settled(sequence, eos))
         seconds = time.perf_counter() - began
-    answer = settled(sequence) if stopped else sequence.answer(eos)
+    answer = settled(sequence, eos) if stopped else sequence.answer(eos)
     text = decode(answer)
     if request.stop is not None:
         text = text.split(request.stop)[0]
@@ -110,8 +119,25 @@ def stream(
     )  # fmt: skip
 
 
-def settled(sequence: Sequence) -> Positions:
-    """The answer's ids before its first mask."""
-    masked = sequence.masked
-    end = int(masked[0]) if len(masked) else len(sequence)
-    return sequence.ids[sequence.prompt_length : end]
+def check_request(request: Request, model: Model, has_text: bool) -> None:
+    """Check what lies outside of prompt and policy; raises OptionError."""
+    if not (isinstance(request.temperature, Real) and 0 <= float(request.temperature) < math.inf):
+        raise OptionError(f"temperature must be a number from 0 up, got {request.temperature}")
+    if request.seed is not None:
+        within("seed", request.seed, 0, 2**64 - 1, "64 bits")
+    if request.eos_id is not None:
+        within("eos_id", request.eos_id, 0, model.config.vocab - 1, "the vocabulary")
+    if request.stop is not None and not (request.stop and has_text):
+        why = "the bundle has no tokenizer to compare text" if request.stop else "it is empty"
+        raise OptionError(f"stop cannot be used: {why}; give a text to stop at, or leave it out")
+
+
+def settled(sequence: Sequence, eos_id: int) -> Positions:
+    """The answer's ids before its first mask or EOS."""
+    ids = sequence.ids[sequence.prompt_length :]
+    ends = np.flatnonzero((ids == sequence.mask_id) | (ids == eos_id))
+    return ids[: ends[0]] if len(ends) else ids
+
+
+def spelled(ids: Positions) -> str:
+    return " ".join(map(str, ids.tolist()))

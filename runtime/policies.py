@@ -8,6 +8,7 @@ periods of dLLM-Cache (arXiv 2506.06295). No policy holds a tensor or a slot.
 """
 
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -215,8 +216,8 @@ def make_policy(name: str, options: dict[str, Any], defaults: dict[str, Any] | N
 
 
 def within(name: str, value: Any, low: float, high: float, why: str) -> None:
-    whole = isinstance(low, int)
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
+    number = isinstance(value, Integral if isinstance(low, int) else Real) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
         raise OptionError(f"{name} must lie in {low} … {high} ({why}), got {value}")
 
 
@@ -226,5 +227,5 @@ def among(name: str, value: Any, known: tuple[str, ...]) -> None:
 
 
 def check_threshold(value: float | None) -> None:
-    if value is not None and not 0 < value <= 1:
-        raise OptionError(f"threshold must lie in (0, 1], got {value}")
+    if value is not None and not (isinstance(value, Real) and 0 < float(value) <= 1):
+        raise OptionError(f"threshold must lie in (0, 1] (a probability), got {value}")

@@ -56,6 +56,15 @@ def generate(family: str, rng: random.Random, split: str, steps: int) -> Problem
             return problem
 
 
+def equations(rng: random.Random, count: int) -> str:
+    """Worked lines that have nothing to do with each other: practice in arithmetic alone."""
+    lines = []
+    for number in range(count):
+        left = rng.randint(0, 99)
+        lines.append(_line(LETTERS[number % len(LETTERS)], left, *_operation(rng, left)))
+    return "".join(lines)
+
+
 def split_of(prompt: str) -> str:
     """The side a problem lies on: one prompt in eight is kept for tests."""
     return "test" if hashlib.sha256(prompt.encode()).digest()[0] % 8 == 0 else "train"

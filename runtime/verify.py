@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from engines.backends import REFERENCE
 from engines.errors import OptionError, ParityError
 from runtime.api import load
 from runtime.generate import Output
@@ -21,11 +22,11 @@ NOISE = 1e-4
 
 def verify(bundle: Path, backend: str, prompts: int, seed: int = 0) -> Iterator[str]:
     """Yield a line for each policy; raises ParityError if runs part beyond float noise."""
-    if backend == "eager":
-        raise OptionError("eager is the reference itself; verify another back end")
+    if backend == REFERENCE:
+        raise OptionError(f"{REFERENCE} is the reference itself; verify another back end")
     if prompts < 1:
         raise OptionError(f"prompts must be at least 1, got {prompts}")
-    with load(bundle, backend) as model, load(bundle, "eager") as reference:
+    with load(bundle, backend) as model, load(bundle, REFERENCE) as reference:
         config, capacity = model.bundle.config, model.bundle.capacity
         rng = np.random.default_rng(seed)
         special = {config.mask_id, config.eos_id}
@@ -43,8 +44,8 @@ def verify(bundle: Path, backend: str, prompts: int, seed: int = 0) -> Iterator[
                 margin = hanging(theirs, step, reference)
                 if margin > NOISE:
                     raise ParityError(
-                        f"{backend} and eager part at step {step} of policy {policy}, where no decision is closer "
-                        f"than {margin:.2g}; check the parts with `python -m export verify`"
+                        f"{backend} and {REFERENCE} part at step {step} of policy {policy}, where no decision is "
+                        f"closer than {margin:.2g}; check the parts with `python -m export verify`"
                     )
                 parted += 1
             yield f"{policy}: {len(drawn) - parted} of {len(drawn)} runs equal, {parted} part within {NOISE:g}"

@@ -8,7 +8,7 @@ state in `--work` is saved every few minutes and taken up again; with a larger
 on its index alone. The objective is LLaDA's (arXiv 2502.09992, Algorithm 2):
 mask a random share of the answer and predict what is under the masks. Some
 samples are masked as decoding meets them (solved up to a line, half-filled in a
-window, empty beyond), some hide results only, which teaches arithmetic fastest.
+window, empty beyond), some hide results or operands only, which teaches arithmetic and looking up fastest.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 
@@ -38,7 +38,8 @@ TEMPLATE = (
 SHAPE = dict(d_model=128, n_layers=8, n_heads=4, mlp_hidden_size=352, rope_theta=10000.0, rms_norm_eps=1e-5)
 LINE = 10  # tokens of a worked line: letter, two digits, operator, two digits, =, two digits, end of line
 CURRICULUM = 9e6  # tokens until problems have their full length
-BATCH_TOKENS = 4096, 8192  # during the curriculum, after it
+DRILL = 0.6, 0.03  # share of batches that drill arithmetic, during the curriculum and after it
+BATCH_TOKENS = 4096
 
 
 def train_tokenizer() -> Tokenizer:
@@ -110,6 +111,14 @@ class Model(nn.Module):
         half = d // heads // 2
         self.frequencies = SHAPE["rope_theta"] ** (-torch.arange(half, dtype=torch.float32) / half)
 
+    def relate(self, tokenizer: Tokenizer) -> None:
+        """Let a letter start alike with and without a space before it: as a name and where it is used."""
+        table = self.transformer["wte"].weight.data
+        for letter in tasks.LETTERS + tasks.INPUTS:
+            named, used = tokenizer.token_to_id(letter), tokenizer.token_to_id(f"Ġ{letter}")
+            if used is not None:
+                table[used] = table[named] + 0.3 * (table[used] - table[named])
+
     def forward(self, ids):
         angles = torch.outer(torch.arange(ids.shape[1], dtype=torch.float32), self.frequencies).repeat(1, 2)
         x = self.transformer["wte"](ids)
@@ -135,7 +144,7 @@ class Data:
 
     def draw(self, rng, split, steps, shots=0):
         """One (prompt text, problem) with `shots` solved problems of the same family before it."""
-        family = rng.choice(tasks.FAMILIES)
+        family = rng.choices(tasks.FAMILIES, (2, 3))[0]  # programs take longer to learn
         turns = []
         for _ in range(shots):
             shot = tasks.generate(family, rng, "train", rng.randint(2, 7))
@@ -154,21 +163,22 @@ class Data:
         kind = rng.random()
         if kind < 0.10:
             return 1, 5, 0, rng.choice((0, 64))
-        if kind < 0.86:
-            low = rng.choice((4, 7, 10, 13))
+        if kind < 0.9:
+            low = rng.choice((4, 6, 8, 10))
             return low, low + 3, 0, rng.choice((0, 0, 16, 64))
-        if kind < 0.94:
-            low = rng.choice((4, 8, 12))
+        if kind < 0.96:
+            low = rng.choice((4, 8))
             return low, low + 4, rng.choice((1, 2, 3, 4)), rng.choice((0, 0, 300))
-        low = rng.choice((2, 6, 10, 18))
+        low = rng.choice((2, 6, 10, 14, 18))
         return low, low + 4, 0, rng.choice((128, 256, 400))
 
     def batch(self, index: int, seen: float):
-        limit = BATCH_TOKENS[seen >= CURRICULUM]
         rng = random.Random(f"{self.seed}/{index}")
+        if rng.random() < DRILL[seen >= CURRICULUM]:
+            return self.drill(rng)
         low, high, shots, filler = self.plan(rng, seen)
         rows, width = [], 0
-        while not rows or (len(rows) + 1) * width <= limit:
+        while not rows or (len(rows) + 1) * width <= BATCH_TOKENS:
             text, problem = self.draw(rng, "train", rng.randint(low, high), shots)
             prompt, answer = self.tokenizer.encode_batch_fast([text, problem.solution], add_special_tokens=False)
             rows.append((prompt.ids, answer.ids))
@@ -187,16 +197,31 @@ class Data:
         noisy = np.where(hidden, self.mask, ids)
         return map(torch.from_numpy, (noisy, ids, weight))
 
+    def drill(self, rng):
+        """Unrelated equations without a prompt, their results masked: ten tokens a fact."""
+        lines = 20
+        count = BATCH_TOKENS // (lines * LINE)
+        texts = [tasks.equations(rng, lines) for _ in range(count)]
+        ids = np.array([e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)])
+        hidden = np.zeros(ids.shape, bool)
+        hidden[:, 7::LINE] = hidden[:, 8::LINE] = True
+        weight = hidden / hidden.sum(dtype=np.float32)
+        return map(torch.from_numpy, (np.where(hidden, self.mask, ids), ids, weight.astype(np.float32)))
+
     def corrupt(self, noise, answer: int, span: int):
         """Which of `span` positions are masked, at least one of them."""
         kind = noise.random()
-        if kind < 0.25:
+        starts = np.arange(answer // LINE) * LINE
+        if kind < 0.2:
             hidden = noise.random(span) < noise.random()
-        elif kind < 0.6:  # results with their operands in sight: practice in arithmetic
+        elif kind < 0.3:  # results with their operands in sight: practice in arithmetic
             hidden = noise.random(span) < 0.05
-            for line in np.flatnonzero(noise.random(answer // LINE) < 0.5):
-                result, following = line * LINE + 7, (line + 1) * LINE + 1
-                hidden[[result, result + 1, following, following + 1]] = True
+            columns = (7, 8, 11, 12)  # the next line's left operand would give the result away
+            hidden[(starts[noise.random(len(starts)) < 0.5, None] + columns).ravel()] = True
+        elif kind < 0.65:  # operands with their letters in sight: practice in looking up
+            hidden = noise.random(span) < 0.05
+            columns = (1, 2, 3, 4, 5, 7, 8, 11, 12) if noise.random() < 0.5 else (3, 4, 5, 7, 8, 11, 12)
+            hidden[(starts[noise.random(len(starts)) < noise.random() + 0.2, None] + columns).ravel()] = True
         else:
             solved = noise.integers(0, answer + 1)
             window = noise.choice((8, 16, 24, 32, 48))
@@ -213,7 +238,7 @@ class Data:
 def exact_match(model, data: Data, count: int, threshold=0.9, window=32) -> dict[str, float]:
     """Share of held-out problems solved, by threshold decoding without a cache."""
     rng, solved, total = random.Random(1), dict.fromkeys(tasks.FAMILIES, 0), dict.fromkeys(tasks.FAMILIES, 0)
-    drawn = [data.draw(rng, "test", rng.randint(6, 13)) for _ in range(count)]
+    drawn = [data.draw(rng, "test", rng.randint(6, 12)) for _ in range(count)]
     encoded = [data.tokenizer.encode(text, add_special_tokens=False).ids for text, _ in drawn]
     longest = max(map(len, encoded)) + 150
     ids = torch.full((count, longest), data.eos)
@@ -268,14 +293,15 @@ def save_checkpoint(model, tokenizer: Tokenizer, out: Path, card: dict) -> None:
 
 
 def rate(seen: float, total: float) -> float:
-    """Warm-up, plateau, and a linear descent over the last quarter."""
-    return min(1.0, seen / 3e5) * min(1.0, max(0.02, (total - seen) / (0.25 * total)))
+    """Warm-up, plateau, and a linear descent over the last sixth."""
+    return min(1.0, seen / 3e5) * min(1.0, max(0.02, 6 * (total - seen) / total))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder of the resumable state and the log")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "export" / "demo")
+    parser.add_argument("--init", type=Path, help="start from the weights of this checkpoint directory")
     parser.add_argument("--tokens", type=float, default=50e6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=4e-3)
@@ -287,6 +313,7 @@ def main() -> None:
     tokenizer = train_tokenizer()
     data = Data(tokenizer, args.seed)
     model = Model(rows=-(-data.vocab // 64) * 64)
+    model.relate(tokenizer)
     matrices = [p for name, p in model.named_parameters() if "blocks" in name and p.ndim == 2]
     others = [p for name, p in model.named_parameters() if "blocks" not in name or p.ndim != 2]
     optimizers = [
@@ -300,6 +327,11 @@ def main() -> None:
         for optimizer, content in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(content)
         index, seen = saved["index"], saved["seen"]
+    elif args.init:
+        weights = load_file(args.init / "model.safetensors")
+        model.load_state_dict({name.removeprefix("model."): tensor.float() for name, tensor in weights.items()})
+        card = json.loads((args.init / "training.json").read_text())
+        index, seen = card["batches"], card["tokens"]
     count = sum(p.numel() for p in model.parameters())
     print(f"{count / 1e6:.2f} M parameters, vocabulary {data.vocab}, from token {seen:.0f}", flush=True)
     started = tick = time.time()
@@ -334,11 +366,9 @@ def main() -> None:
             speed = (seen - began) / (time.time() - started)
             print(f"{index} {seen / 1e6:.2f}M loss {np.mean(losses[-25:]):.4f} {speed:.0f} tok/s", flush=True)
         if time.time() - tick > args.save_every:
-            match = exact_match(model, data, 48)
-            print(f"{index} {seen / 1e6:.2f}M held-out {match}", flush=True)
-            save(match)
+            save()
             tick = time.time()
-    match = exact_match(model, data, 200)
+    match = exact_match(model, data, 100)
     print(f"done: {seen / 1e6:.1f}M held-out {match}", flush=True)
     save(match)
 

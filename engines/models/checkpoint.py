@@ -8,6 +8,7 @@ the keys of a config, the names of a family's weights, or what a part computes.
 
 import hashlib
 import json
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,10 +51,13 @@ class Checkpoint:
         """SHA-256 (hex) over names, sizes and content of config.json and the weight files; reads them all."""
         digest = hashlib.sha256()
         for path in (self.directory / "config.json", *sorted(set(self.shards.values()))):
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
+            try:
+                digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+                with path.open("rb") as file:
+                    while chunk := file.read(1 << 20):
+                        digest.update(chunk)
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from error
         return digest.hexdigest()
 
     def tokenizer_files(self) -> list[Path]:
@@ -86,7 +90,7 @@ class Checkpoint:
 def open_checkpoint(directory: str | Path) -> Checkpoint:
     """Open a Hugging Face directory, reading headers only; raises CheckpointError for anything unexpected."""
     directory = Path(directory)
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         raise CheckpointError(f"{directory} is not a directory; give the folder that holds config.json")
     raw = _json_object(directory / "config.json")
     family = find_family(raw)

@@ -1,0 +1,296 @@
+"""Finding, loading and using back ends: what is missing is named, and a model has one user at a time."""
+
+import importlib.util
+import math
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import refused
+
+import export
+import runtime
+from engines import backends
+from engines.backends import BACKENDS, available
+from engines.bundle import Bundle
+from engines.errors import BackendError, BundleError, OptionError, ParityError, PromptError
+from engines.onnxruntime import OnnxRuntimeModel, share_threads
+from engines.session import Walk
+from export.verify import verify
+
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+
+
+@pytest.fixture(scope="module", params=list(BACKENDS))
+def model(request: pytest.FixtureRequest, golden_bundle: Path) -> Iterator[runtime.Runtime]:
+    with runtime.load(golden_bundle, request.param, threads=1) as loaded:
+        yield loaded
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """Make packages look as if they were not installed."""
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name.split(".")[0] in packages else real(name, *a)
+    )
+
+
+# Which back end
+
+
+def test_the_preferred_one(golden_bundle: Path) -> None:
+    assert available() == ["onnxruntime", "eager"]
+    with runtime.load(golden_bundle) as model:
+        assert model.backend == "onnxruntime" and "CPU, 1 threads, onnxruntime" in model.model.device
+
+
+def test_none_installed(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "onnxruntime", "torch")
+    assert available() == []
+    with refused(BackendError, "no back end is installed", "pip install 'elastic-diffusion[cpu]'"):
+        runtime.load(golden_bundle)
+    for name, package, extra in (("onnxruntime", "onnxruntime", "cpu"), ("eager", "torch", "export")):
+        with refused(BackendError, name, f"needs {package}", f"pip install 'elastic-diffusion[{extra}]'"):
+            runtime.load(golden_bundle, name)
+
+
+def test_the_next_one(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "onnxruntime")
+    with runtime.load(golden_bundle, threads=1) as model:
+        assert model.backend == "eager"
+
+
+def test_a_package_that_does_not_import(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "eager", ("engines.no_such_module", "EagerModel", "torch", "export"))
+    with refused(BackendError, "eager does not load", "no_such_module", "pip install 'elastic-diffusion[export]'"):
+        runtime.load(golden_bundle, "eager")
+
+
+def test_unknown(golden_bundle: Path) -> None:
+    with refused(OptionError, "'abacus'", "choose from auto, onnxruntime, eager"):
+        runtime.load(golden_bundle, "abacus")
+
+
+def test_there_but_not_built(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the same as a back end that is not installed."""
+    bundle = export.build(tiny_checkpoint, tmp_path / "b", backends=[])
+    without(monkeypatch, "torch")
+    with refused(BundleError, "no engines for onnxruntime", "python -m export build --backend onnxruntime"):
+        runtime.load(bundle)
+
+
+# Threads
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_out_of_range(golden_bundle: Path, threads: int) -> None:
+    for name in BACKENDS:
+        with refused(OptionError, "threads must be at least 1", str(threads)):
+            runtime.load(golden_bundle, name, threads=threads)
+
+
+def test_one_pool_for_the_process(golden_bundle: Path) -> None:
+    with refused(OptionError, "pool already has 1 threads", "not 3"):
+        runtime.load(golden_bundle, "onnxruntime", threads=3)
+    assert share_threads(None) == share_threads(1) == 1
+
+
+# The plain forward
+
+
+def test_logits(model: runtime.Runtime) -> None:
+    one = model.logits(PROMPT)
+    assert one.shape == (1, len(PROMPT), 256) and one.dtype == np.float32 and np.isfinite(one).all()
+    batch = model.logits(np.array([PROMPT, PROMPT[::-1]], np.int32))
+    assert batch.shape == (2, len(PROMPT), 256)
+    gap = np.abs(batch[:1] - one)
+    print(f"{model.backend}: batch of 2 against 1, max {gap.max():.2e} mean {gap.mean():.2e}")
+    assert gap.max() < 1e-4 < np.abs(batch[1] - one[0]).max()
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [([], ("non-empty integer array",)), ([[]], ("non-empty integer array",)), ([1.5], ("integer array", "float64")),
+     ([[[1]]], ("[B, N]", "[1, 1, 1]")), ([[1, 2], [3]], ("different lengths", "[B, N]")), ("abc", ("integer array",)),
+     ([True], ("integer array", "bool")), ([1, 256], ("256", "vocabulary of 256", "check the tokenizer")),
+     ([-1], ("-1", "vocabulary of 256", "check the tokenizer")),
+     ([0] * 513, ("513 ids", "length 512", "--max-length")), ([10**30], ("integer array", "object"))],
+)  # fmt: skip
+def test_logits_of_what_is_no_ids(golden: runtime.Runtime, ids: Any, words: tuple[str, ...]) -> None:
+    with refused(PromptError, *words):
+        golden.logits(ids)
+
+
+# One user at a time
+
+
+def in_another_thread(work: Any) -> BaseException | None:
+    caught: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+    return caught[0] if caught else None
+
+
+def test_two_threads(model: runtime.Runtime) -> None:
+    """While one generates, others are told so, at once; afterwards they may."""
+    events = model.stream(PROMPT, gen_length=8)
+    next(events)
+    for work in (lambda: model.generate(PROMPT, gen_length=8), lambda: model.logits(PROMPT)):
+        error = in_another_thread(work)
+        assert type(error) is BackendError and "in use" in str(error) and "load a second one" in str(error)
+    with refused(BackendError, "in use", "finish or close"):  # nor the same thread, twice
+        model.generate(PROMPT, gen_length=8)
+    *_, out = events
+    outcome: list[runtime.Output] = []
+    assert in_another_thread(lambda: outcome.append(model.generate(PROMPT, gen_length=8))) is None
+    assert isinstance(out, runtime.Output) and outcome[0].ids == out.ids, "the refused calls changed nothing"
+
+
+def test_a_closed_generation_frees_the_model(model: runtime.Runtime) -> None:
+    events = model.stream(PROMPT, gen_length=8)
+    next(events)
+    events.close()  # type: ignore[attr-defined]
+    assert model.generate(PROMPT, gen_length=8).steps > 1
+
+
+def test_a_failed_request_frees_the_model(model: runtime.Runtime) -> None:
+    for _ in range(2):
+        with refused(PromptError, "vocabulary", "check the tokenizer"):
+            model.generate([999], gen_length=8)
+    assert model.logits(PROMPT).shape == (1, 8, 256)
+
+
+@pytest.mark.parametrize("name", list(BACKENDS))
+def test_closed(golden_bundle: Path, name: str) -> None:
+    with runtime.load(golden_bundle, name, threads=1) as model:
+        model.logits(PROMPT)
+    model.close()  # twice does nothing
+    for work in (lambda: model.logits(PROMPT), lambda: model.generate(PROMPT, gen_length=4)):
+        with refused(BackendError, "closed", "load it again"):
+            work()
+
+
+# Engines that fail
+
+
+def test_a_failure_names_the_part(golden: runtime.Runtime) -> None:
+    assert isinstance(golden.model, OnnxRuntimeModel)
+    with refused(BackendError, "ONNX Runtime failed on embed", "python -m export verify"):
+        golden.model.run("embed", ["hidden"], ids=np.array([[999]]))
+
+
+def test_numbers_that_are_none(golden: runtime.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN confidences commit nothing: without an error decoding would never end."""
+    walk = type(golden.model.walk(8))
+    monkeypatch.setattr(walk, "head", lambda self, rows: (np.zeros(len(rows), int), np.full(len(rows), np.nan)))
+    with refused(BackendError, "confidences at step 0 are not numbers", "python -m export verify", "--bf16"):
+        golden.generate(PROMPT, gen_length=8)
+
+
+# Verification of parts
+
+
+def test_verify_accepts(golden_bundle: Path) -> None:
+    rows = list(verify(Bundle.open(golden_bundle), "onnxruntime", 5e-4))
+    assert [row.part for row in rows] == [
+        "embed", "layer_00", "layer_01", "layer_02", "layer_03", "head", "drift_row", "drift_head", "probe", "forward",
+    ]  # fmt: skip
+    for row in rows:
+        print(f"{row.part}: max {row.max:.2e} mean {row.mean:.2e} cosine {row.cosine:.8f}")
+        assert 0 <= row.max < 5e-4 and row.cosine > 1 - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("method", "part"), [("layer", "layer_02"), ("logits", "head"), ("drift", "drift_"), ("probe", "probe")]
+)
+def test_verify_finds_a_wrong_part(
+    golden_bundle: Path, monkeypatch: pytest.MonkeyPatch, method: str, part: str
+) -> None:
+    """One part at a time is made wrong; that part is named, and none after it is blamed."""
+    from engines.onnxruntime import OnnxRuntimeWalk
+
+    real = getattr(OnnxRuntimeWalk, method)
+
+    def wrong(walk: Any, index: Any, *rest: Any) -> Any:
+        result = real(walk, index, *rest)
+        if method == "layer":
+            walk.h[3] += 1e-2 * (index == 2)
+            return None
+        return result + (1e-2 if method != "probe" else 1)
+
+    monkeypatch.setattr(OnnxRuntimeWalk, method, wrong)
+    rows = []
+    with refused(ParityError, part, "onnxruntime", "build it again", str(golden_bundle)):
+        for row in verify(Bundle.open(golden_bundle), "onnxruntime", 5e-4):
+            rows.append(row)
+    assert len(rows) == 10, "the table is complete all the same"
+    bad = {row.part for row in rows if not row.max <= 5e-4}
+    assert bad == ({"drift_row", "drift_head"} if method == "drift" else {part})
+
+
+def test_verify_of_not_a_number(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = OnnxRuntimeModel.forward
+    monkeypatch.setattr(OnnxRuntimeModel, "forward", lambda self, ids: real(self, ids) * math.nan)
+    with refused(ParityError, "forward", "nan", "build it again"):
+        list(verify(Bundle.open(golden_bundle), "onnxruntime", 5e-4))
+
+
+def test_verify_refuses(golden_bundle: Path) -> None:
+    bundle = Bundle.open(golden_bundle)
+    for atol in (0.0, -1.0, math.nan):
+        with refused(OptionError, "atol must be positive", str(atol)):
+            list(verify(bundle, "onnxruntime", atol))
+    with refused(OptionError, "eager is the reference", "another"):
+        list(verify(bundle, "eager", 1e-3))
+
+
+# The contract of a walk
+
+
+def test_walks_are_complete() -> None:
+    """Every back end's walk fills in the same hooks, and none leaves out one."""
+    from engines.eager import EagerWalk
+    from engines.onnxruntime import OnnxRuntimeWalk
+
+    hooks = Walk.__abstractmethods__
+    assert {"move", "embed", "layer", "before", "drift", "probe", "head", "logits"} <= hooks
+    for cls in (EagerWalk, OnnxRuntimeWalk):
+        assert not cls.__abstractmethods__ and hooks <= set(vars(cls))
+
+
+def test_short_sequences_have_room_for_all_rows(model: runtime.Runtime) -> None:
+    """Fewer positions than the engines' rows: the slots that are left are dummies."""
+    walk = model.model.walk(5)
+    assert walk.length == 5 and walk.slots == model.bundle.capacity.rows == 80
+    out = model.generate([7], gen_length=1)
+    assert out.steps == 1 and len(out.sequence) == 2
+
+
+def test_moves_are_as_if_at_once(model: runtime.Runtime) -> None:
+    """A cycle of slots: each row arrives where it is sent, whatever was written before."""
+    walk = model.model.walk(6)
+    walk.embed(np.array([10, 11, 12, 13, 14, 15]))
+    before = walk.hidden(0, 6)
+    walk.move(np.array([0, 1, 2, 4]), np.array([4, 0, 1, 2]))
+    assert np.array_equal(walk.hidden(0, 6), before[[4, 0, 1, 3, 2, 5]])
+    walk.move(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    assert np.array_equal(walk.hidden(0, 6), before[[4, 0, 1, 3, 2, 5]])
+
+
+def test_load_is_the_only_way(golden_bundle: Path) -> None:
+    """`load` takes a bundle that was opened, and gives the model of the back end that was asked for."""
+    model = backends.load(Bundle.open(golden_bundle), "onnxruntime")
+    assert isinstance(model, OnnxRuntimeModel) and model.capacity.window == 32
+    model.close()
