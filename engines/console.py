@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from engines import interrupt
 from engines.errors import ElasticError
-
-INTERRUPTED = 130
+from engines.interrupt import INTERRUPTED
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,9 +42,7 @@ def run(command: Callable[[Any], int | None], args: Any, interrupted: str) -> in
 
 
 def enter(module: str) -> NoReturn:
-    """Import a command line and run it: Ctrl-C during the import ends as quietly as later."""
-    try:
-        sys.exit(importlib.import_module(module).main())
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    """Import a command line and run it."""
+    main = importlib.import_module(module).main
+    interrupt.started()
+    sys.exit(main())

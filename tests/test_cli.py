@@ -19,8 +19,9 @@ from conftest import edit_manifest, sentence
 import export.cli
 import runtime
 import runtime.cli
+from engines import interrupt
 from engines.bundle import MANIFEST, Bundle
-from engines.console import INTERRUPTED, enter
+from engines.interrupt import INTERRUPTED
 from scripts.make_random_checkpoint import SHAPES, make_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -343,26 +344,33 @@ def wait(done: Callable[[], bool], child: "subprocess.Popen[str]") -> None:
         time.sleep(0.01)
 
 
-def test_interrupted_while_starting(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Importing takes seconds, too."""
-
-    def pressed(name: str) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("engines.console.importlib.import_module", pressed)
-    with pytest.raises(SystemExit) as ended:
-        enter("export.cli")
-    assert ended.value.code == INTERRUPTED
-    sentence(capsys.readouterr().err, "interrupted")
+@pytest.mark.parametrize(("package", "slow"), [("export", "platform"), ("runtime", "jinja2"), ("runtime", "argparse")])
+def test_interrupted_while_starting(tmp_path: Path, package: str, slow: str) -> None:
+    """Importing takes seconds, too: here one module, of the package or of the command line, takes forever."""
+    (tmp_path / f"{slow}.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(1000)\n")
+    child = process(package, "--help", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert child.stdout is not None and child.stdout.readline() == "begun\n"
+    interrupted(child)
 
 
-@pytest.mark.parametrize("package", ["export", "runtime"])
-def test_packages_import_little(package: str) -> None:
-    """What is imported before `__main__` can catch Ctrl-C."""
-    heavy = ("torch", "onnx", "onnxruntime", "numpy", "rich", "jinja2", "tokenizers", "safetensors")
-    code = f"import sys, {package}; print([m for m in {heavy} if m in sys.modules])"
+def test_ctrl_c_is_left_alone() -> None:
+    """A program that uses the packages, or one that was started with Ctrl-C ignored, keeps its handler."""
+    code = "import signal, runtime, export; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert found.stdout == "[]\n"
+    assert found.stdout == "True\n"
+    for ignored in (True, False):
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "orig_argv", ["python", "-X", "dev", "-m", "export", "build"])
+                interrupt.starting("runtime")
+                assert signal.getsignal(signal.SIGINT) is not interrupt.leave, "another package"
+                interrupt.starting("export")
+                assert (signal.getsignal(signal.SIGINT) is interrupt.leave) == (not ignored)
+                interrupt.started()
+                assert signal.getsignal(signal.SIGINT) == (signal.SIG_IGN if ignored else signal.default_int_handler)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 # build, inspect, verify
