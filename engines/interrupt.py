@@ -13,8 +13,10 @@ INTERRUPTED = 130
 
 def starting(package: str) -> None:
     """Leave quietly on Ctrl-C from here on, if `python -m package` was called and Ctrl-C is not ignored."""
-    called = f" -m {package} " in " ".join([*sys.orig_argv, ""])
-    if called and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    words = sys.orig_argv
+    # While Python looks for the module of -m, argv begins with "-m".
+    ours = sys.argv[:1] == ["-m"] and "-m" in words and words[words.index("-m") + 1 :][:1] == [package]
+    if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
 
 

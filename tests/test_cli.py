@@ -362,9 +362,17 @@ def test_ctrl_c_is_left_alone() -> None:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
         try:
             with pytest.MonkeyPatch.context() as patch:
+                for argv, package in (
+                    ("-m export build", "runtime"),
+                    ("-m pytest -m export", "export"),
+                    ("", "export"),
+                ):
+                    patch.setattr(sys, "argv", ["-m"] if argv else ["tool.py", "-m", "export"])
+                    patch.setattr(sys, "orig_argv", ["python", *argv.split()])
+                    interrupt.starting(package)
+                    assert signal.getsignal(signal.SIGINT) is not interrupt.leave, "another program"
+                patch.setattr(sys, "argv", ["-m", "build"])
                 patch.setattr(sys, "orig_argv", ["python", "-X", "dev", "-m", "export", "build"])
-                interrupt.starting("runtime")
-                assert signal.getsignal(signal.SIGINT) is not interrupt.leave, "another package"
                 interrupt.starting("export")
                 assert (signal.getsignal(signal.SIGINT) is interrupt.leave) == (not ignored)
                 interrupt.started()
