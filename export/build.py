@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ class Build:
         specs = part_specs(self.config, target.dtype, self.capacity.track_num)
         for number, spec in enumerate(specs, 1):
             self.progress(f"{target.folder}/{spec.name}", number, len(specs))
-            load = (lambda n: lambda: self.checkpoint.part(n))(spec.name) if spec.name in self.config.parts else dict
+            load = partial(self.checkpoint.part, spec.name)
             made = write_part(target, spec, self.config, self.checkpoint.identity, load)
             self.files |= made["files"]
             written[spec.name] = {"graph": made["graph"], "weights": made["weights"]}

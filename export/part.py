@@ -53,7 +53,7 @@ def write_part(
 ) -> dict[str, Any]:
     """Write one part unless its stamp says it is there; returns {"graph", "weights", "files"}.
 
-    `load` reads the part's tensors (none for the drift tests and the probe) and
+    `load` reads the part's tensors (not called for the drift tests and the probe) and
     `key` identifies what they come from. Raises CheckpointError where a value
     does not fit the target's type, OSError as the disk does.
     """

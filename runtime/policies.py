@@ -181,8 +181,9 @@ class Interval(Blocks):
     def rows(self, sequence: Sequence, step: int, start: int, end: int, new: bool) -> Positions | None:
         if step % self.prompt_interval == 0:
             return None
-        return np.arange(sequence.prompt_length if step % self.response_interval == 0 else start,
-                         len(sequence) if step % self.response_interval == 0 else end)  # fmt: skip
+        if step % self.response_interval == 0:
+            return np.arange(sequence.prompt_length, len(sequence))
+        return np.arange(start, end)
 
 
 POLICIES: dict[str, Any] = {p.name: p for p in (Elastic, Full, Prefix, Dual, Interval)}
