@@ -2,23 +2,27 @@
 
 import importlib
 import importlib.util
+import platform
+from contextlib import suppress
+from importlib import metadata
 from typing import Any
 
 from engines.bundle import Bundle
-from engines.errors import INSTALL, BackendError, OptionError
+from engines.errors import INSTALL, BackendError, DeviceError, OptionError
 from engines.session import Model
 
-# Back end -> (module, class, package it needs, extra that installs it), the preferred first.
+# Back end -> (module, class, packages any of which it needs, extra that installs it), the preferred first.
 BACKENDS = {
-    "onnxruntime": ("engines.onnxruntime", "OnnxRuntimeModel", "onnxruntime", "cpu"),
-    "eager": ("engines.eager", "EagerModel", "torch", "export"),
+    "tensorrt": ("engines.tensorrt", "TensorRTModel", ("tensorrt", "tensorrt_rtx"), "gpu"),
+    "onnxruntime": ("engines.onnxruntime", "OnnxRuntimeModel", ("onnxruntime",), "cpu"),
+    "eager": ("engines.eager", "EagerModel", ("torch",), "export"),
 }
 REFERENCE = "eager"  # what every other is verified against; runs on the weights, and needs no engines
 
 
 def available() -> list[str]:
     """Back ends whose packages are installed."""
-    return [name for name, (_, _, package, _) in BACKENDS.items() if installed(package)]
+    return [name for name, (_, _, packages, _) in BACKENDS.items() if any(map(installed, packages))]
 
 
 def installed(package: str) -> bool:
@@ -28,30 +32,62 @@ def installed(package: str) -> bool:
         return False
 
 
-def load(bundle: Bundle, backend: str = "auto", **options: Any) -> Model:
-    """Load `bundle` on a back end; `auto` takes the first that is installed and built.
+def versions() -> dict[str, str]:
+    """Python's version and those of the installed packages that make or run engines."""
+    packages = sorted({"numpy", "onnx", *(p for _, _, packages, _ in BACKENDS.values() for p in packages)})
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
-    Raises OptionError for an unknown name, BackendError where the package is
-    missing, BundleError where a file is damaged or the bundle has no such engines.
+
+def load(bundle: Bundle, backend: str = "auto", **options: Any) -> Model:
+    """Load `bundle` on a back end; `auto` takes the first that is installed and built and finds its device.
+
+    The model's `note` says which was passed over. Raises OptionError for an
+    unknown name, BackendError where the package is missing, DeviceError where
+    the device is, BundleError where a file is damaged or the bundle has no such
+    engines.
     """
-    if backend == "auto":
-        candidates = available()
-        if not candidates:
-            raise BackendError(f"no back end is installed; {INSTALL.format(extra='cpu')} brings ONNX Runtime")
-        usable = (name for name in candidates if name == REFERENCE or name in bundle.manifest.engines)
-        backend = next(usable, candidates[0])  # where none is built, the first says how to build it
+    if backend != "auto":
+        return load_one(bundle, backend, **options)
+    candidates = available()
+    if not candidates:
+        raise BackendError(f"no back end is installed; {INSTALL.format(extra='cpu')} brings ONNX Runtime")
+    built = [name for name in candidates if name == REFERENCE or name in bundle.manifest.engines]
+    fallback = next((name for name in candidates if name != "tensorrt"), candidates[0])
+    notes = []
+    names = built or [fallback]  # where none is built, loading it says how to build it
+    for name in names:
+        try:
+            model = load_one(bundle, name, **options)
+        except DeviceError as error:
+            if name == names[-1]:
+                raise
+            notes.append(f"{name} is passed over: {error}")
+        else:
+            model.note = "; ".join(notes)
+            return model
+    raise AssertionError("the last candidate loads or raises")
+
+
+def load_one(bundle: Bundle, backend: str, **options: Any) -> Model:
     if backend not in BACKENDS:
         raise OptionError(f"unknown back end {backend!r}; choose from auto, {', '.join(BACKENDS)}")
     threads = options.get("threads")
     if threads is not None and threads < 1:
         raise OptionError(f"threads must be at least 1, got {threads}")
-    module, name, package, extra = BACKENDS[backend]
-    if not installed(package):
-        raise BackendError(f"back end {backend} needs {package}, which is not installed; {INSTALL.format(extra=extra)}")
+    module, name, packages, extra = BACKENDS[backend]
+    if not any(map(installed, packages)):
+        needed = " or ".join(packages)
+        raise BackendError(f"back end {backend} needs {needed}, which is not installed; {INSTALL.format(extra=extra)}")
     try:
         cls = getattr(importlib.import_module(module), name)
     except ImportError as error:
         raise BackendError(f"back end {backend} does not load ({error}); {INSTALL.format(extra=extra)}") from error
+    if backend != REFERENCE:
+        bundle.engines(backend)
     bundle.check()
     model: Model = cls(bundle, **options)
     return model

@@ -94,21 +94,22 @@ class Bundle:
 
     def graph(self, part: str, backend: str | None = None) -> Path:
         """The graph of `part` as compiled for `backend` (or as exported), with its weights checked."""
-        if backend is None:
-            entry = self.manifest.parts.get(part)
-        else:
-            built = self.manifest.engines
-            if backend not in built:
-                raise BundleError(
-                    f"{self.root} has no engines for {backend}, only for {', '.join(built) or 'none'}; "
-                    f"add them with `python -m export build --backend {backend}`"
-                )
-            entry = built[backend]["parts"].get(part)
+        entry = self.manifest.parts.get(part) if backend is None else self.engines(backend)["parts"].get(part)
         if entry is None:
             raise BundleError(f"{self.root}: the manifest has no engine of {part} for {backend}; {REBUILD}")
         if entry["weights"]:
             self.file(entry["weights"])
         return self.file(entry["graph"])
+
+    def engines(self, backend: str) -> dict[str, Any]:
+        """The manifest's entry of a back end's engines; raises BundleError if there are none."""
+        built = self.manifest.engines
+        if backend not in built:
+            raise BundleError(
+                f"{self.root} has no engines for {backend}, only for {', '.join(built) or 'none'}; "
+                f"add them with `python -m export build --backend {backend}`"
+            )
+        return built[backend]
 
     def weights(self, part: str) -> Path:
         """The weight file of `part` in the bundle's precision."""

@@ -5,6 +5,7 @@
     ├── BundleError       a bundle that is missing, incomplete or damaged
     │   └── NewerBundleError    … or of a later version of this project
     ├── BackendError      a back end that is not installed, not built or fails
+    │   └── DeviceError         … or whose device is missing, or not the one it was built for
     ├── OptionError       an option out of range, or one the policy does not use
     ├── PromptError       a prompt that cannot be decoded
     └── ParityError       a verification beyond its tolerance
@@ -37,6 +38,10 @@ class NewerBundleError(BundleError):
 
 class BackendError(ElasticError):
     """The back end is not available, or its engine failed."""
+
+
+class DeviceError(BackendError):
+    """The back end's device is missing, or its engines were built for another."""
 
 
 class OptionError(ElasticError, ValueError):

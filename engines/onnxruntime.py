@@ -93,7 +93,7 @@ class OnnxRuntimeModel(Model):
         for index in range(config.layers):
             name = layer_name(index)
             (hidden,) = self.run(name, ["hidden_out"], hidden=hidden, k_cache=empty, v_cache=empty, **fixed)
-        (logits,) = self.run("head", ["logits"], hidden=hidden)
+        (logits,) = self.run("head", ["logits"], hidden=hidden, rows=fixed["positions"])
         return np.asarray(logits)
 
     def close(self) -> None:
@@ -172,11 +172,11 @@ class OnnxRuntimeWalk(Walk):
         return np.asarray(slots[0])
 
     def head(self, rows: Slots) -> tuple[Slots, NDArray[np.float32]]:
-        token, confidence = self.model.run("head", ["token", "confidence"], hidden=self.h[-1][:, rows])
+        token, confidence = self.model.run("head", ["token", "confidence"], hidden=self.h[-1], rows=rows[None])
         return token[0], confidence[0]
 
     def logits(self, rows: Slots) -> NDArray[np.float32]:
-        return np.asarray(self.model.run("head", ["logits"], hidden=self.h[-1][:, rows])[0][0])
+        return np.asarray(self.model.run("head", ["logits"], hidden=self.h[-1], rows=rows[None])[0][0])
 
     def hidden(self, index: int, rows: int) -> NDArray[np.float32]:
         return self.h[index, 0, :rows].copy()

@@ -42,11 +42,18 @@ class Watch:
 @dataclass(frozen=True)
 class Reuse:
     """Outcome of a reuse pass: `sigma` up to the first layer below gamma, that layer, and the
-    tracked slots of the layers run, one row [K] each."""
+    tracked slots of the layers up to it, one row [K] each."""
 
     sigma: list[float]
     trigger: int | None
     probes: list[Slots]
+
+    @classmethod
+    def of(cls, sigma: list[float], probes: list[Slots], gamma: float) -> "Reuse":
+        """The outcome of layers 0 … n-1 that have run: what came after the first below gamma does not count."""
+        trigger = next((index for index, value in enumerate(sigma) if value < gamma), None)
+        count = len(sigma) if trigger is None else trigger + 1
+        return cls(sigma[:count], trigger, probes[:count])
 
 
 class Walk(ABC):
@@ -54,10 +61,14 @@ class Walk(ABC):
 
     Position p starts in slot p; slots from `length` on are dummies, masked as
     keys. The controller moves slots so that the active set occupies the first.
+    With `filled`, a pass runs that many rows or all slots: the controller fills
+    the active set up with dummies, and their rows and keys move as others do.
     """
 
-    def __init__(self, config: ModelConfig, length: int, slots: int):
-        self.config, self.length, self.slots = config, length, slots
+    optimistic = False  # run the whole reuse pass before looking at its drift numbers
+
+    def __init__(self, config: ModelConfig, length: int, slots: int, filled: int = 0):
+        self.config, self.length, self.slots, self.filled = config, length, slots, filled
 
     @abstractmethod
     def move(self, target: Slots, source: Slots) -> None:
@@ -109,7 +120,11 @@ class Walk(ABC):
         return probes
 
     def reuse(self, rows: int, watch: Watch, gamma: float) -> Reuse:
-        """Run the active rows through the layers up to the first whose sigma falls below gamma."""
+        """Run the active rows through the layers up to the first whose sigma falls below gamma.
+
+        An optimistic walk runs them all: the refresh that follows overwrites
+        whatever the layers after that one wrote, so the outcome is the same.
+        """
         sigma: list[float] = []
         probes = []
         for index in range(self.config.layers):
@@ -117,15 +132,16 @@ class Walk(ABC):
             self.layer(index, rows)
             sigma.append(self.drift(index, before, watch))
             probes.append(self.probe(index, watch))
-            if sigma[-1] < gamma:
-                return Reuse(sigma, index, probes)
-        return Reuse(sigma, None, probes)
+            if sigma[-1] < gamma and not self.optimistic:
+                break
+        return Reuse.of(sigma, probes, gamma)
 
 
 class Model(ABC):
     """A bundle loaded on a back end; used by one thread at a time."""
 
     backend: str
+    note = ""  # what the user should know about the choice of this back end
 
     def __init__(self, bundle: Bundle):
         self.bundle, self.config, self.capacity = bundle, bundle.config, bundle.capacity

@@ -126,10 +126,10 @@ def layer_spec(config: ModelConfig, dtype: str, index: int) -> PartSpec:
 
 
 def head_spec(config: ModelConfig, dtype: str) -> PartSpec:
-    """Final norm and logits of the window's rows; arg-max without [MASK], its softmax probability."""
+    """Final norm and logits of the chosen `rows`; arg-max without [MASK], its softmax probability."""
     return PartSpec(
         "head",
-        (Port("hidden", dtype, ("B", "W", config.d_model)),),
+        (Port("hidden", dtype, ("B", "A", config.d_model)), Port("rows", "int64", ("B", "W"))),
         (
             Port("token", "int64", ("B", "W")),
             Port("confidence", "fp32", ("B", "W")),

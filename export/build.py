@@ -8,21 +8,20 @@ graphs, families or decoding.
 
 import fcntl
 import importlib
-import platform
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.backends import versions
 from engines.bundle import MANIFEST, STAMPS, Bundle, Manifest, describe, write_manifest
 from engines.errors import INSTALL, BackendError, BundleError, NewerBundleError, OptionError
 from engines.spec import PRECISIONS, Capacity, ModelConfig, PartSpec, Port, part_specs
 from engines.weights import SIZES
-from export.compilers import COMPILERS, chosen, compiler_folders, engine_bytes
+from export.compilers import COMPILERS, check_options, chosen, compiler_folders, engine_bytes
 
 if TYPE_CHECKING:
     from engines.models.checkpoint import Checkpoint
@@ -45,6 +44,8 @@ class Build:
     capacity: Capacity
     precision: str
     backends: list[str]
+    flavour: str | None = None  # of TensorRT
+    capabilities: list[str] | None = None  # that TensorRT compiles for
     progress: Progress = lambda *_: None
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -73,16 +74,19 @@ def build(
     window: int = 16,
     track_num: int = 1,
     max_batch: int = 1,
+    flavour: str | None = None,
+    capabilities: list[str] | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Build the bundle of a Hugging Face checkpoint directory (or "demo") and return its path.
 
     `precision` is the element type of the exported graphs: fp32, fp16 or bf16.
+    `flavour` (tensorrt, tensorrt_rtx) and `capabilities` ("8.9", …) are TensorRT's.
     Raises CheckpointError, OptionError, BackendError where PyTorch or ONNX is not
     installed, or BundleError (disk, or another bundle in the way without `force`).
     """
-    job = plan(checkpoint, out, precision, backends, max_length, window, track_num, max_batch)
+    job = plan(checkpoint, out, precision, backends, max_length, window, track_num, max_batch, flavour, capabilities)
     job.progress = progress or job.progress
     try:
         job.root.mkdir(parents=True, exist_ok=True)
@@ -107,11 +111,14 @@ def plan(
     window: int,
     track_num: int,
     max_batch: int,
+    flavour: str | None = None,
+    capabilities: list[str] | None = None,
 ) -> Build:
     """Check the options against the checkpoint; nothing is written."""
     if precision not in PRECISIONS:
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     names = chosen(backends)
+    check_options(names, precision, flavour, capabilities)
     try:
         open_checkpoint = importlib.import_module("engines.models.checkpoint").open_checkpoint
         importlib.import_module("export.part")
@@ -132,7 +139,7 @@ def plan(
         raise OptionError(f"--out must not be the checkpoint's own folder {source.directory}")
     config = replace(source.config, max_length=length)
     capacity = Capacity.of(config.layers, length, window, track_num, max_batch)
-    return Build(root, source, config, capacity, precision, names)
+    return Build(root, source, config, capacity, precision, names, flavour, capabilities)
 
 
 def clear_the_way(job: Build, force: bool) -> bool:
@@ -204,7 +211,7 @@ def run(job: Build) -> None:
         Manifest(
             model=job.config.to_json(), capacity=dict(vars(job.capacity)), precision=job.precision,
             defaults=DEFAULTS | {"window": min(WINDOW, job.capacity.window)},
-            parts=job.parts, engines=engines, tools=tools(), files=job.files,
+            parts=job.parts, engines=engines, tools=versions(), files=job.files,
             checkpoint={"name": job.checkpoint.directory.name, "identity": job.checkpoint.identity},
         ),
     )  # fmt: skip
@@ -229,22 +236,6 @@ def sweep(job: Build) -> None:
         for path in folder.rglob("*") if folder.exists() else ():
             if path.is_file() and path.relative_to(job.root).as_posix() not in job.files:
                 path.unlink()
-
-
-def tools() -> dict[str, str]:
-    from engines.backends import BACKENDS
-
-    names = sorted({"numpy", "onnx", *(package for _, _, package, _ in BACKENDS.values())})
-    versions = {name: metadata.version(name) for name in names if installed(name)}
-    return {"python": platform.python_version(), **versions}
-
-
-def installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def estimate(job: Build) -> dict[str, int]:

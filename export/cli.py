@@ -13,11 +13,13 @@ from rich.table import Table
 from engines.backends import BACKENDS
 from engines.bundle import Bundle
 from engines.console import Parser, run
+from engines.flavour import FLAVOURS
 from engines.spec import PRECISIONS
 from export.build import build, estimate, plan
 from export.compilers import COMPILERS
 from export.verify import TOLERANCES, verify
 
+NATIVE = ("ROTARY_EMBEDDING", "KV_CACHE_UPDATE", "ATTENTION_INPUT", "MATRIX_MULTIPLY", "GATHER", "TOPK", "SOFTMAX")
 console = Console(soft_wrap=True, markup=False, highlight=False)
 GIGA = 1e9
 
@@ -37,6 +39,9 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--window", type=int, default=16, help="largest window at run time (default 16)")
     make.add_argument("--track-num", type=int, default=1, help="largest track_num at run time (default 1)")
     make.add_argument("--max-batch", type=int, default=1, help="largest batch at run time (default 1)")
+    make.add_argument("--flavour", choices=list(FLAVOURS), help="of TensorRT (default: the first installed)")
+    make.add_argument("--capability", action="append", dest="capabilities", metavar="N.N",
+                      help="compute capability to build TensorRT engines for (repeatable)")  # fmt: skip
     make.add_argument("--dry-run", action="store_true", help="print parts, disk and memory; write nothing")
     make.add_argument("--force", action="store_true", help="replace what lies in --out")
     make.set_defaults(call=build_command, precision="fp32")
@@ -56,7 +61,7 @@ def build_command(args: argparse.Namespace) -> None:
     backends = [] if args.backend == ["none"] else args.backend
     options = dict(
         precision=args.precision, backends=backends, max_length=args.max_length, window=args.window,
-        track_num=args.track_num, max_batch=args.max_batch,
+        track_num=args.track_num, max_batch=args.max_batch, flavour=args.flavour, capabilities=args.capabilities,
     )  # fmt: skip
     job = plan(args.checkpoint, args.out, **options)
     need = estimate(job)
@@ -112,12 +117,28 @@ def inspect_command(args: argparse.Namespace) -> None:
     console.print(f"model {manifest.model}")
     console.print(f"capacity {manifest.capacity}")
     for name, entry in manifest.engines.items():
-        console.print(f"engines {name}: {entry['precision']}, profiles {entry['profiles']}")
+        show_engines(name, entry, manifest.files)
     table = Table("part", "inputs", "outputs", "MB")
     for name, part in manifest.parts.items():
         size = sum(manifest.files[part[k]]["size"] for k in ("graph", "weights") if part[k]) / 1e6
         shown = ("\n".join(f"{p['name']} {p['dtype']} {p['axes']}" for p in part[k]) for k in ("inputs", "outputs"))
         table.add_row(name, *shown, f"{size:.2f}")
+    console.print(table)
+
+
+def show_engines(name: str, entry: dict[str, Any], files: dict[str, Any]) -> None:
+    """What was built for a back end: compiler and targets, then each plan's profiles, native layers and size."""
+    if "plans" not in next(iter(entry["parts"].values())):
+        console.print(f"engines {name}: {entry['precision']}, profiles {entry['profiles']}")
+        return
+    targets = ", ".join(entry["capabilities"])
+    console.print(f"engines {name}: {entry['precision']}, {entry['flavour']} {entry['version']}, "
+                  f"compute capability {targets}, slots {entry['slots']}")  # fmt: skip
+    table = Table("part", "plans", "layers that stayed native", "profiles")
+    for part, made in entry["parts"].items():
+        plans = "\n".join(f"{file} {files[file]['size'] / 1e6:.2f} MB" for file in made["plans"].values())
+        native = "\n".join(f"{count} {kind}" for kind, count in made["layers"].items() if kind in NATIVE)
+        table.add_row(part, plans, native, "\n".join(map(str, entry["profiles"][part])))
     console.print(table)
 
 

@@ -30,8 +30,18 @@ def compile_onnxruntime(build: "Build") -> dict[str, Any]:
     return entry | {"parts": build.write_parts(target)}
 
 
+def compile_tensorrt(build: "Build") -> dict[str, Any]:
+    """Plans for NVIDIA GPUs; what they need is imported when they are asked for."""
+    from export import tensorrt
+
+    return tensorrt.compile_plans(build)
+
+
 DEFAULT = "onnxruntime"
-COMPILERS: dict[str, Callable[["Build"], dict[str, Any]]] = {"onnxruntime": compile_onnxruntime}
+COMPILERS: dict[str, Callable[["Build"], dict[str, Any]]] = {
+    "onnxruntime": compile_onnxruntime,
+    "tensorrt": compile_tensorrt,
+}
 
 
 def engine_bytes(names: list[str], precision: str, table: int, numbers: int) -> int:
@@ -49,6 +59,19 @@ def chosen(backends: list[str] | None) -> list[str]:
         if name not in COMPILERS:
             raise OptionError(f"no compiler for back end {name!r}; choose from {', '.join(COMPILERS)} or all")
     return names
+
+
+def check_options(names: list[str], precision: str, flavour: str | None, capabilities: list[str] | None) -> None:
+    """Raises OptionError or BackendError for what a compiler cannot do, before anything is written."""
+    if "tensorrt" not in names:
+        if flavour or capabilities:
+            raise OptionError("--flavour and --capability are TensorRT's: add --backend tensorrt, or leave them out")
+        return
+    from engines.flavour import find
+    from export import tensorrt
+
+    tensorrt.check_precision(precision)
+    tensorrt.targets(find(flavour), capabilities)
 
 
 def compiler_folders(root: Path) -> list[Path]:

@@ -139,7 +139,8 @@ def rotary_tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def head(g: Graph, config: ModelConfig) -> None:
-    logits = g.linear(g.norm("hidden", "ln_f", config.norm_eps), "ff_out")
+    rows = g.op("GatherND", "hidden", g.op("Unsqueeze", "rows", g.constant([2])), batch_dims=1)
+    logits = g.linear(g.norm(rows, "ln_f", config.norm_eps), "ff_out")
     logits = g.op("Identity" if g.dtype == "fp32" else "Cast", logits, name="logits",
                   **({} if g.dtype == "fp32" else {"to": TensorProto.FLOAT}))  # fmt: skip
     barred = np.zeros(config.vocab, np.float32)

@@ -68,7 +68,7 @@ def differences(model: Model, reference: Model, ids: NDArray[np.int64]) -> Itera
     yield Difference.of("embed", *(walk.hidden(0, length) for walk in walks))
     rows = max(1, length // 4)
     tracked, window = np.arange(1), np.arange(1, rows) if rows > 1 else np.arange(1)
-    eligible = np.arange(walks[0].slots) < length
+    eligible = [np.arange(walk.slots) < length for walk in walks]
     for index in range(layers):
         for walk in walks:
             walk.layer(index, length)
@@ -77,14 +77,14 @@ def differences(model: Model, reference: Model, ids: NDArray[np.int64]) -> Itera
         walks[0].set_hidden(index + 1, expected)
     yield Difference.of("head", *(walk.logits(np.arange(length)) for walk in walks))
     for kind in DRIFTS:
-        watch = Watch(kind, tracked, window, eligible)
+        watches = [Watch(kind, tracked, window, keys) for keys in eligible]
         sigma = []
-        for walk in walks:
+        for walk, watch in zip(walks, watches, strict=True):
             walk.embed(ids[::-1][:rows].copy())
             before = walk.before(0, rows, watch)
             walk.layer(0, rows)
             sigma.append(np.array([walk.drift(0, before, watch)]))
         yield Difference.of(f"drift_{kind}", *sigma)
-    found = [set(walk.probe(0, watch).tolist()) for walk in walks]
+    found = [set(walk.probe(0, watch).tolist()) for walk, watch in zip(walks, watches, strict=True)]
     yield Difference("probe", float(found[0] != found[1]), float(found[0] != found[1]), 1.0)
     yield Difference.of("forward", model.logits(ids), reference.logits(ids))

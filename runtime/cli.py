@@ -3,17 +3,20 @@
 import argparse
 import json
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
 
-from engines.backends import BACKENDS
+from engines.backends import BACKENDS, available
 from engines.console import Parser, run
-from engines.errors import OptionError, PromptError
+from engines.errors import BundleError, DeviceError, OptionError, PromptError
 from engines.spec import DRIFTS
 from runtime.api import Runtime, load
+from runtime.bench import POLICY_CASES, bench, cases, plot, report, write
 from runtime.controller import StepEvent
 from runtime.evaluate import evaluate
 from runtime.policies import POLICIES, SCOPES
@@ -58,6 +61,20 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--backend", choices=list(BACKENDS), default="onnxruntime")
     check.add_argument("--prompts", type=int, default=4, help="random prompts per policy (default 4)")
     check.set_defaults(call=verify_command)
+    speed = commands.add_parser("bench", help="time policies and back ends on the same problems")
+    speed.add_argument("bundle", nargs="?", type=Path, default=DEFAULT_BUNDLE, help=f"default: {DEFAULT_BUNDLE}")
+    speed.add_argument(
+        "--backends", help="comma-separated (default: all that are installed, built and find their device)"
+    )
+    speed.add_argument("--policies", default=",".join(POLICY_CASES), help="comma-separated (default: %(default)s)")
+    speed.add_argument("--baseline", default="eager full-greedy", help="what ratios refer to (default: %(default)s)")
+    speed.add_argument("--limit", type=int, default=20, help="problems (default 20)")
+    speed.add_argument("--prompt-length", type=int, default=500, help="tokens of the few-shot prompt (default 500)")
+    speed.add_argument("--gen-length", type=int, default=512, help="masks to fill (default 512)")
+    speed.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    speed.add_argument("--json", type=Path, help="write the figures to this file too")
+    speed.add_argument("--plot", type=Path, help="write a bar chart to this PNG file")
+    speed.set_defaults(call=bench_command)
     return top
 
 
@@ -89,7 +106,10 @@ def decoding(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def opened(args: argparse.Namespace) -> Runtime:
-    return load(args.bundle, args.backend, threads=args.threads)
+    model = load(args.bundle, args.backend, threads=args.threads)
+    if model.model.note:
+        print(f"note: {model.model.note}", file=sys.stderr)
+    return model
 
 
 def read_prompt(args: argparse.Namespace) -> Any:
@@ -162,6 +182,41 @@ def verify_command(args: argparse.Namespace) -> None:
     for line in verify(args.bundle, args.backend, args.prompts):
         console.print(line)
     console.print("[ok] all tokens agree")
+
+
+def bench_command(args: argparse.Namespace) -> None:
+    names = args.backends.split(",") if args.backends else available()
+    with ExitStack() as stack:
+        models = []
+        for name in names:
+            try:
+                models.append(stack.enter_context(load(args.bundle, name, threads=args.threads)))
+            except (DeviceError, BundleError) as error:
+                if args.backends:
+                    raise
+                print(f"note: {name} is left out: {error}", file=sys.stderr)
+        measured = cases(models, args.policies.split(","))
+        with Progress(console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("bench", total=args.limit)
+            for number in bench(measured, args.limit, args.prompt_length, args.gen_length):
+                bar.update(task, completed=number)
+        figures = report(measured, args.baseline, args.prompt_length, args.gen_length)
+    if args.plot:
+        plot(figures, args.plot)
+    if args.json:
+        write(figures, args.json)
+    table = Table(
+        "", "s p50", "s p95", "tokens/s", "steps", "layer-rows", "right", f"times faster than {figures['baseline']}"
+    )
+    for row in figures["cases"]:
+        seconds, (low, high) = row["seconds"], row["times_faster_quartiles"]
+        table.add_row(
+            row["case"], f"{seconds['p50']:.3f}", f"{seconds['p95']:.3f}", f"{row['tokens_per_second']:.1f}",
+            f"{row['steps']:.1f}", f"{row['layer_rows_computed']:.1%}", f"{row['exact_match']:.0%}",
+            f"{row['times_faster']:.2f} ({low:.2f} … {high:.2f})",
+        )  # fmt: skip
+    console.print(table)
+    print(json.dumps(figures))
 
 
 def main(argv: list[str] | None = None) -> int:

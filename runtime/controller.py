@@ -53,7 +53,7 @@ class Controller:
     ):
         self.walk, self.sequence, self.policy = walk, sequence, policy
         self.temperature, self.rng = temperature, np.random.default_rng(seed)
-        self.map = SlotMap(len(sequence))
+        self.map = SlotMap(walk.slots if walk.filled else len(sequence))
         self.tracked = NONE
         self.steps = 0
 
@@ -65,9 +65,9 @@ class Controller:
             active, reuse, rows = len(self.sequence), Reuse([], None, []), self._whole(plan)
         else:
             active = len(plan.active)
-            self._bring(plan.active)
-            self.walk.embed(self.sequence.ids[self.map.position_at[:active]])
-            reuse, rows = self._reuse(plan, active)
+            count = self._fill(plan.active)
+            self._embed(count)
+            reuse, rows = self._reuse(plan, active, count)
         tokens, confidence = self._predict(plan.candidates)
         if not np.isfinite(confidence).all():
             raise BackendError(
@@ -86,28 +86,42 @@ class Controller:
 
     def _whole(self, plan: Plan) -> int:
         """Run every layer over the whole sequence; returns the rows run."""
-        length = len(self.sequence)
-        self.walk.embed(self.sequence.ids[self.map.position_at])
-        probes = self.walk.whole(length, self._watch(plan))
+        if self.walk.filled and isinstance(self.policy, Elastic):
+            self._bring(plan.candidates)  # the probe looks at the first rows
+        count = len(self.map.slot_of)
+        self._embed(count)
+        probes = self.walk.whole(count, self._watch(plan))
         self._track(self._positions(probes))
-        return length * self.walk.config.layers
+        return len(self.sequence) * self.walk.config.layers
 
-    def _reuse(self, plan: Plan, active: int) -> tuple[Reuse, int]:
-        """Run the active rows and, where a layer drifted, refresh the layers after it."""
+    def _embed(self, count: int) -> None:
+        """Embed the ids of the first slots; any id does for a dummy."""
+        positions = self.map.position_at[:count]
+        self.walk.embed(self.sequence.ids[np.where(positions < len(self.sequence), positions, 0)])
+
+    def _fill(self, active: Positions) -> int:
+        """Bring the active positions to the first slots, and as many dummies as the walk wants; returns the rows."""
+        missing = max(0, self.walk.filled - len(active))
+        dummies = len(self.sequence) + np.argsort(self.map.slot_of[len(self.sequence) :])[:missing]
+        self._bring(np.concatenate([active, dummies]))
+        return len(active) + missing
+
+    def _reuse(self, plan: Plan, active: int, count: int) -> tuple[Reuse, int]:
+        """Run the first `count` rows, `active` of them active, and refresh the layers after one that drifted."""
         layers = self.walk.config.layers
         watch = self._watch(plan)
         if watch is None:
-            self.walk.whole(active, None)
+            self.walk.whole(count, None)
             return Reuse([], None, []), active * layers
         assert isinstance(self.policy, Elastic)
-        reuse = self.walk.reuse(active, watch, self.policy.gamma)
+        reuse = self.walk.reuse(count, watch, self.policy.gamma)
         tracked = self._positions(reuse.probes)
         rows = active * len(reuse.probes)
         if reuse.trigger is not None and reuse.trigger + 1 < layers:
             count = self._widen(plan)
             probes = self.walk.whole(count, self._watch(plan), first=reuse.trigger + 1)
             tracked = np.concatenate([tracked, self._positions(probes)])
-            rows += count * (layers - reuse.trigger - 1)
+            rows += min(count, len(self.sequence)) * (layers - reuse.trigger - 1)
         self._track(tracked)
         return reuse, rows
 
@@ -115,7 +129,7 @@ class Controller:
         """Bring what a refresh computes to the first slots: all, or all but the masks beyond the window."""
         assert isinstance(self.policy, Elastic) and plan.active is not None
         if self.policy.refresh_scope == "all":
-            return len(self.sequence)
+            return len(self.map.slot_of)
         far = np.setdiff1d(self.sequence.masked, plan.active)
         near = np.setdiff1d(np.arange(len(self.sequence)), far)
         self._bring(near)
@@ -131,7 +145,7 @@ class Controller:
         if not isinstance(self.policy, Elastic):
             return None
         eligible = np.zeros(self.walk.slots, bool)
-        eligible[self.map.slot_of[self.sequence.ids != self.sequence.mask_id]] = True
+        eligible[self.map.slot_of[np.flatnonzero(self.sequence.ids != self.sequence.mask_id)]] = True
         slots = self.map.slot_of
         return Watch(self.policy.drift, slots[self.tracked], slots[plan.candidates], eligible)
 

@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from parity import BACKENDS, NOISE, RUNS, SHARE, Comparison, Tally, demo_prompts, random_models
 
+from engines.backends import versions
 from engines.console import run
 from engines.errors import OptionError, ParityError
 from engines.models.checkpoint import open_checkpoint
-from export.build import DEMO, tools
+from export.build import DEMO
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "checks" / "parity.json"
 console = Console(soft_wrap=True)
@@ -48,7 +49,7 @@ def check(args: argparse.Namespace) -> None:
     }
     show(sets)
     report = {
-        "versions": tools(), "platform": f"{platform.system()} {platform.machine()}", "backends": BACKENDS,
+        "versions": versions(), "platform": f"{platform.system()} {platform.machine()}", "backends": BACKENDS,
         "noise": NOISE, "largest_share_apart": SHARE, "checkpoint": identity, "models": args.models,
         "seconds": round(time.perf_counter() - began, 1), "holds": all(tally.holds for tally in sets.values()),
         "sets": {name: describe(tally) for name, tally in sets.items()},

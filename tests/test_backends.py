@@ -21,10 +21,12 @@ from engines.onnxruntime import OnnxRuntimeModel, share_threads
 from engines.session import Walk
 from export.verify import verify
 
+ON_CPU = ("onnxruntime", "eager")
+TENSORRT = ("tensorrt", "tensorrt_rtx")
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
 
-@pytest.fixture(scope="module", params=list(BACKENDS))
+@pytest.fixture(scope="module", params=ON_CPU)
 def model(request: pytest.FixtureRequest, golden_bundle: Path) -> Iterator[runtime.Runtime]:
     with runtime.load(golden_bundle, request.param, threads=1) as loaded:
         yield loaded
@@ -41,18 +43,23 @@ def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
 # Which back end
 
 
-def test_the_preferred_one(golden_bundle: Path) -> None:
+def test_the_preferred_one(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, *TENSORRT)
     assert available() == ["onnxruntime", "eager"]
     with runtime.load(golden_bundle) as model:
         assert model.backend == "onnxruntime" and "CPU, 1 threads, onnxruntime" in model.model.device
 
 
 def test_none_installed(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without(monkeypatch, "onnxruntime", "torch")
+    without(monkeypatch, "onnxruntime", "torch", *TENSORRT)
     assert available() == []
     with refused(BackendError, "no back end is installed", "pip install 'elastic-diffusion[cpu]'"):
         runtime.load(golden_bundle)
-    for name, package, extra in (("onnxruntime", "onnxruntime", "cpu"), ("eager", "torch", "export")):
+    for name, package, extra in (
+        ("onnxruntime", "onnxruntime", "cpu"),
+        ("eager", "torch", "export"),
+        ("tensorrt", "tensorrt or tensorrt_rtx", "gpu"),
+    ):
         with refused(BackendError, name, f"needs {package}", f"pip install 'elastic-diffusion[{extra}]'"):
             runtime.load(golden_bundle, name)
 
@@ -64,13 +71,13 @@ def test_the_next_one(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_package_that_does_not_import(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BACKENDS, "eager", ("engines.no_such_module", "EagerModel", "torch", "export"))
+    monkeypatch.setitem(BACKENDS, "eager", ("engines.no_such_module", "EagerModel", ("torch",), "export"))
     with refused(BackendError, "eager does not load", "no_such_module", "pip install 'elastic-diffusion[export]'"):
         runtime.load(golden_bundle, "eager")
 
 
 def test_unknown(golden_bundle: Path) -> None:
-    with refused(OptionError, "'abacus'", "choose from auto, onnxruntime, eager"):
+    with refused(OptionError, "'abacus'", "choose from auto, tensorrt, onnxruntime, eager"):
         runtime.load(golden_bundle, "abacus")
 
 
@@ -87,7 +94,7 @@ def test_there_but_not_built(tiny_checkpoint: Path, tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("threads", [0, -1])
 def test_threads_out_of_range(golden_bundle: Path, threads: int) -> None:
-    for name in BACKENDS:
+    for name in ON_CPU:
         with refused(OptionError, "threads must be at least 1", str(threads)):
             runtime.load(golden_bundle, name, threads=threads)
 
@@ -172,7 +179,7 @@ def test_a_failed_request_frees_the_model(model: runtime.Runtime) -> None:
     assert model.logits(PROMPT).shape == (1, 8, 256)
 
 
-@pytest.mark.parametrize("name", list(BACKENDS))
+@pytest.mark.parametrize("name", ON_CPU)
 def test_closed(golden_bundle: Path, name: str) -> None:
     with runtime.load(golden_bundle, name, threads=1) as model:
         model.logits(PROMPT)

@@ -1,0 +1,124 @@
+"""Device memory, copies and graphs on one NVIDIA GPU, through cuda-python.
+
+A thin layer with the few calls a walk needs, all of them on one stream. It
+frees the TensorRT session from PyTorch, and tests replace it by a stand-in.
+Nothing here knows engines, layers or slots.
+"""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.errors import INSTALL, BackendError, DeviceError
+
+Address = int
+
+
+class Cuda:
+    """One GPU and the stream all work is queued on; raises DeviceError where there is none."""
+
+    def __init__(self, device: int = 0):
+        try:
+            from cuda.bindings import runtime
+        except ImportError as error:
+            raise BackendError(f"a GPU back end needs cuda-python; {INSTALL.format(extra='gpu')}") from error
+        self.api: Any = runtime
+        status, count = runtime.cudaGetDeviceCount()
+        if status != runtime.cudaError_t.cudaSuccess or count <= device:
+            reason = runtime.cudaGetErrorString(status)[1].decode() if status else f"it has {count}"
+            raise DeviceError(
+                f"no NVIDIA GPU {device} is usable on this machine ({reason}); install its driver, "
+                "or use --backend onnxruntime"
+            )
+        self.call("cudaSetDevice", device)
+        properties = self.call("cudaGetDeviceProperties", device)
+        self.name: str = properties.name.decode()
+        self.capability: tuple[int, int] = (properties.major, properties.minor)
+        self.stream: int = int(self.call("cudaStreamCreate"))
+        self.owned: list[Address] = []
+        self.waits = 0
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Call the runtime API; raises BackendError for any status but success."""
+        status, *result = getattr(self.api, name)(*arguments)
+        if status != self.api.cudaError_t.cudaSuccess:
+            reason = self.api.cudaGetErrorString(status)[1].decode()
+            raise BackendError(f"{name} failed on the GPU ({reason}); free the GPU or restart the process")
+        return result[0] if result else None
+
+    def alloc(self, size: int, what: str) -> Address:
+        """`size` zeroed bytes on the device; raises BackendError, naming `what`, where they do not fit."""
+        status, address = self.api.cudaMalloc(max(size, 1))
+        if status != self.api.cudaError_t.cudaSuccess:
+            free, total = self.memory()
+            raise BackendError(
+                f"out of GPU memory: {what} needs {size / 1e9:.2f} GB, {free / 1e9:.2f} of {total / 1e9:.2f} GB are "
+                "free; close other programs, or build with a smaller --max-length"
+            )
+        self.owned.append(int(address))
+        self.call("cudaMemsetAsync", address, 0, max(size, 1), self.stream)
+        return int(address)
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes of the device."""
+        _, free, total = self.api.cudaMemGetInfo()
+        return int(free), int(total)
+
+    def pinned(self, size: int) -> NDArray[np.uint8]:
+        """`size` zeroed bytes of page-locked host memory: copies from and to it do not stall the host."""
+        address = int(self.call("cudaMallocHost", max(size, 1)))
+        array = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+        array[:] = 0
+        return array
+
+    def upload(self, target: Address, source: NDArray[Any]) -> None:
+        """Queue a copy of a contiguous host array to the device; the array must stay as it is until `sync`."""
+        self._copy(target, source.ctypes.data, source.nbytes, "cudaMemcpyHostToDevice")
+
+    def download(self, target: NDArray[Any], source: Address) -> None:
+        """Queue a copy to a contiguous host array; it holds the values after `sync`."""
+        self._copy(target.ctypes.data, source, target.nbytes, "cudaMemcpyDeviceToHost")
+
+    def copy(self, target: Address, source: Address, size: int) -> None:
+        self._copy(target, source, size, "cudaMemcpyDeviceToDevice")
+
+    def _copy(self, target: Address, source: Address, size: int, kind: str) -> None:
+        self.call("cudaMemcpyAsync", target, source, size, getattr(self.api.cudaMemcpyKind, kind), self.stream)
+
+    def copy_rows(self, target: Address, target_pitch: int, source: Address, pitch: int, width: int, rows: int) -> None:
+        """Queue a strided device copy: `rows` runs of `width` bytes, `pitch` bytes from one to the next."""
+        kind = self.api.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self.call("cudaMemcpy2DAsync", target, target_pitch, source, pitch, width, rows, kind, self.stream)
+
+    def sync(self) -> None:
+        """Wait for everything queued; `waits` counts the calls."""
+        self.waits += 1
+        self.call("cudaStreamSynchronize", self.stream)
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        """Record what `work` queues as a graph, without running it."""
+        self.call(
+            "cudaStreamBeginCapture", self.stream, self.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        )
+        try:
+            work()
+        finally:
+            graph = self.call("cudaStreamEndCapture", self.stream)
+        return self.call("cudaGraphInstantiate", graph, 0)
+
+    def launch(self, graph: Any) -> None:
+        self.call("cudaGraphLaunch", graph, self.stream)
+
+    def free(self, address: Address) -> None:
+        self.owned.remove(address)
+        self.call("cudaFree", address)
+
+    def close(self) -> None:
+        """Wait for queued work and give back all device memory."""
+        self.sync()
+        while self.owned:
+            self.free(self.owned[-1])
+        self.call("cudaStreamDestroy", self.stream)

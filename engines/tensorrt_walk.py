@@ -1,0 +1,348 @@
+"""One sequence on TensorRT: its caches on the GPU, and its reuse pass as one CUDA graph.
+
+A reuse pass always runs `capacity.rows` rows, the missing ones filled with
+dummies, so that shapes and addresses never change: embed, all layers with their
+drift tests and probes, and the head are captured once, launched once a step,
+and the host waits once, at the end. Nothing here knows windows, gamma or text.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.cuda import Address, Cuda
+from engines.session import Reuse, Slots, Walk, Watch
+from engines.spec import layer_name
+from engines.weights import SIZES
+
+if TYPE_CHECKING:
+    from engines.tensorrt import TensorRTModel
+
+REUSE, WHOLE, GENERAL = 0, 1, 2  # profiles of embed and layer
+ANY = 1  # the other parts have REUSE and this
+
+
+class Block:
+    """Small arrays in one piece of device memory, moved by one copy.
+
+    Host arrays are views of page-locked memory, which a queued copy may still be
+    reading: `edit` waits for it. `address` names their device twins.
+    """
+
+    def __init__(self, cuda: Cuda, **shapes: tuple[tuple[int, ...], Any]):
+        self.cuda, self.address, self.arrays = cuda, {}, {}
+        sizes = {n: int(np.prod(shape)) * np.dtype(dtype).itemsize for n, (shape, dtype) in shapes.items()}
+        ends = np.cumsum([-(-size // 256) * 256 for size in sizes.values()])
+        self.host, base = cuda.pinned(int(ends[-1])), cuda.alloc(int(ends[-1]), "a sequence's control block")
+        for start, (name, (shape, dtype)) in zip([0, *ends.tolist()], shapes.items(), strict=False):
+            self.arrays[name] = self.host[start : start + sizes[name]].view(dtype).reshape(shape)
+            self.address[name] = base + start
+        self.base, self.changed, self.sent = base, True, -1
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return np.asarray(self.arrays[name])
+
+    def edit(self) -> None:
+        """Call before writing: the arrays will be sent again."""
+        if self.sent == self.cuda.waits:
+            self.cuda.sync()
+        self.changed = True
+
+    def send(self) -> None:
+        """Queue a copy to the device, if there was an edit."""
+        if self.changed:
+            self.cuda.upload(self.base, self.host)
+            self.changed, self.sent = False, self.cuda.waits
+
+    def fetch(self) -> "Block":
+        """Copy from the device and wait for it, and for everything queued before."""
+        self.cuda.download(self.host, self.base)
+        self.cuda.sync()
+        return self
+
+
+class TensorRTWalk(Walk):
+    """The caches of one sequence on the GPU, and the graphs of its reuse pass."""
+
+    def __init__(self, model: "TensorRTModel", slots: int):
+        config, capacity, cuda = model.config, model.capacity, model.cuda
+        super().__init__(config, slots - capacity.rows, slots, filled=capacity.rows)
+        self.optimistic = True
+        self.model, self.cuda, self.capacity = model, cuda, capacity
+        layers, element = config.layers, SIZES[model.bundle.manifest.precision]
+        head = config.head_size * element
+        # A cache is planes of slots: one stride takes a slot's row through all of them.
+        self.planes = {"h": layers + 1, "q": layers, "k": layers * config.kv_heads, "v": layers * config.kv_heads}
+        self.width = {"h": config.d_model * element, "q": config.heads * head, "k": head, "v": head}
+        self.base = {n: cuda.alloc(self.planes[n] * slots * self.width[n], f"the cache of {n.upper()}") for n in "hqkv"}
+        self.spare = {n: cuda.alloc(self.planes[n] * self.width[n], "a row on the move") for n in "hqkv"}
+        self.q_prev = cuda.alloc(slots * self.width["q"], "Q before a pass")
+        self.k_prev = cuda.alloc(config.kv_heads * slots * self.width["k"], "K before a pass")
+        self.logits_at = cuda.alloc(capacity.rows * config.vocab * 4, "the logits")
+        self.control = Block(
+            cuda, ids=((slots,), np.int64), positions=((slots,), np.int64), key_mask=((slots,), np.bool_),
+            probe_keys=((slots,), np.bool_), tracked=((slots,), np.bool_), window=((slots,), np.bool_),
+            rows=((capacity.rows,), np.int64), write_index=((1,), np.int64),
+        )  # fmt: skip
+        self.result = Block(
+            cuda, sigma=((layers,), np.float32), probe=((layers, capacity.track_num), np.int64),
+            token=((capacity.rows,), np.int64), confidence=((capacity.rows,), np.float32),
+        )  # fmt: skip
+        self.graphs: dict[str, Any] = {}  # by drift test; None after the first pass, which warms the engines up
+
+    def start(self, length: int) -> None:
+        """Begin a sequence: position p in slot p; slots from `length` on are dummies, masked as keys."""
+        self.length = length
+        self.control.edit()
+        self.control["positions"][:] = np.minimum(np.arange(self.slots), self.config.max_length - 1)
+        self.control["key_mask"][:] = np.arange(self.slots) < length
+        self.unembedded = 0  # rows whose ids are not embedded yet
+        self.predicted: dict[int, int] = {}  # slot -> its place in the head's last result, while that holds
+
+    def move(self, target: Slots, source: Slots) -> None:
+        if not len(target):
+            return
+        self.control.edit()
+        for name in ("positions", "key_mask"):
+            self.control[name][target] = self.control[name][source]
+        self.predicted = {}
+        for cycle in cycles(target, source):
+            self._copy_row(None, cycle[0])
+            for to, where in pairwise(cycle):
+                self._copy_row(to, where)
+            self._copy_row(cycle[-1], None)
+
+    def _copy_row(self, target: int | None, source: int | None) -> None:
+        """Queue the copies of one slot through all layers; None is the spare row."""
+        for n in "hqkv":
+            width = self.width[n]
+            places = [
+                (self.spare[n], width) if slot is None else (self.base[n] + slot * width, self.slots * width)
+                for slot in (target, source)
+            ]
+            self.cuda.copy_rows(*places[0], *places[1], width, self.planes[n])
+
+    def at(self, name: str, index: int) -> Address:
+        """The address of a layer's part of a cache."""
+        planes = self.planes[name] // (self.config.layers if name != "h" else self.config.layers + 1)
+        return self.base[name] + index * planes * self.slots * self.width[name]
+
+    def embed(self, ids: Slots) -> None:
+        self.control.edit()
+        self.control["ids"][: len(ids)] = ids
+        self.unembedded = len(ids)
+
+    def layer(self, index: int, rows: int) -> None:
+        self._prepare(None)
+        self._layer(index, rows)
+
+    def before(self, index: int, rows: int, watch: Watch) -> Any:
+        self._prepare(watch)
+        self._keep(index, rows)
+        return rows
+
+    def drift(self, index: int, before: Any, watch: Watch) -> float:
+        self._prepare(watch)
+        self._drift(index, before, watch.kind)
+        return float(self.result.fetch()["sigma"][index])
+
+    def probe(self, index: int, watch: Watch) -> Slots:
+        self._prepare(watch)
+        self._probe(index, watch)
+        return np.array(self.result.fetch()["probe"][index])
+
+    def whole(self, rows: int, watch: Watch | None, first: int = 0) -> list[Slots]:
+        self._prepare(watch)
+        for index in range(first, self.config.layers):
+            self._layer(index, rows)
+            if watch is not None:
+                self._probe(index, watch)
+        return [] if watch is None else list(self.result.fetch()["probe"][first:].copy())
+
+    def reuse(self, rows: int, watch: Watch, gamma: float) -> Reuse:
+        """The whole pass at once where it has the engines' rows, else layer by layer."""
+        if not self.optimistic or rows != self.capacity.rows or len(watch.window) > self.capacity.window:
+            return super().reuse(rows, watch, gamma)
+        self._point_head(watch.window)
+        self._prepare(watch, embed=False)
+        graph = self.graphs.get(watch.kind)
+        if graph is not None:
+            self.cuda.launch(graph)
+        elif watch.kind not in self.graphs:
+            self._pass(watch)
+            self.graphs[watch.kind] = None
+        else:
+            self.graphs[watch.kind] = graph = self.cuda.capture(lambda: self._pass(watch))
+            self.cuda.launch(graph)
+        self.unembedded = 0
+        result = self.result.fetch()
+        self.predicted = {int(slot): place for place, slot in enumerate(watch.window)}
+        return Reuse.of(result["sigma"].tolist(), list(result["probe"].copy()), gamma)
+
+    def _pass(self, watch: Watch) -> None:
+        """Queue embed, every layer with its drift test and probe, and the head, on the engines' rows."""
+        rows = self.capacity.rows
+        self._embed(rows)
+        for index in range(self.config.layers):
+            self._keep(index, rows)
+            self._layer(index, rows)
+            self._drift(index, rows, watch.kind)
+            self._probe(index, watch)
+        self._head(self.capacity.window)
+
+    def head(self, rows: Slots) -> tuple[Slots, NDArray[np.float32]]:
+        if self.predicted.keys() >= set(rows.tolist()):
+            places = [self.predicted[slot] for slot in rows.tolist()]
+            return self.result["token"][places], self.result["confidence"][places]
+        chunks = [(r["token"][: len(c)].copy(), r["confidence"][: len(c)].copy()) for c, r in self._heads(rows)]
+        token, confidence = map(np.concatenate, zip(*chunks, strict=True))
+        return token, confidence
+
+    def logits(self, rows: Slots) -> NDArray[np.float32]:
+        chunks = []
+        for chunk, _ in self._heads(rows):
+            logits = np.empty((len(chunk), self.config.vocab), np.float32)
+            self.cuda.download(logits, self.logits_at)
+            self.cuda.sync()
+            chunks.append(logits)
+        return np.concatenate(chunks)
+
+    def _heads(self, rows: Slots) -> Iterator[tuple[Slots, Block]]:
+        """Run the head chunk by chunk; yields each chunk and the results, which hold until the next."""
+        step = self.capacity.window if len(rows) <= self.capacity.window else self.capacity.rows
+        for start in range(0, len(rows), step):
+            chunk = rows[start : start + step]
+            self._point_head(chunk)
+            self._prepare(None)
+            self._head(step)
+            yield chunk, self.result.fetch()
+
+    def hidden(self, index: int, rows: int) -> NDArray[np.float32]:
+        self._prepare(None)
+        raw = np.empty((rows, self.width["h"]), np.uint8)
+        self.cuda.download(raw, self.at("h", index))
+        self.cuda.sync()
+        return widen(raw, self.model.bundle.manifest.precision)
+
+    def set_hidden(self, index: int, hidden: NDArray[np.float32]) -> None:
+        self._prepare(None)
+        raw = narrow(hidden, self.model.bundle.manifest.precision)
+        self.cuda.upload(self.at("h", index), raw)
+        self.cuda.sync()
+        self.predicted = {}
+
+    def _prepare(self, watch: Watch | None, embed: bool = True) -> None:
+        """Send the control block if it changed, and embed what waits for it."""
+        if watch is not None:
+            wanted = {"probe_keys": watch.probe_keys}
+            for name, slots in (("tracked", watch.tracked), ("window", watch.window)):
+                wanted[name] = np.zeros(self.slots, bool)
+                wanted[name][slots] = True
+            if any(not np.array_equal(self.control[name], value) for name, value in wanted.items()):
+                self.control.edit()
+                for name, value in wanted.items():
+                    self.control[name][:] = value
+        self.control.send()
+        if embed and self.unembedded:
+            self._embed(self.unembedded)
+            self.unembedded = 0
+
+    def _point_head(self, rows: Slots) -> None:
+        self.control.edit()
+        self.control["rows"][:] = 0
+        self.control["rows"][: len(rows)] = rows
+
+    def _profile(self, rows: int) -> int:
+        return {self.capacity.rows: REUSE, self.slots: WHOLE}.get(rows, GENERAL)
+
+    def _run(self, part: str, profile: int, **ports: tuple[Address, tuple[int, ...] | None]) -> None:
+        weights = self.model.weights.get(part, {})
+        self.model.engine(part, self.slots).run(profile, ports | {n: (a, None) for n, a in weights.items()})
+
+    def _control(self, name: str, *shape: int) -> tuple[Address, tuple[int, ...]]:
+        return self.control.address[name], shape
+
+    def _embed(self, rows: int) -> None:
+        self._run("embed", self._profile(rows), ids=self._control("ids", 1, rows), hidden=(self.base["h"], None))
+
+    def _layer(self, index: int, rows: int) -> None:
+        c, slots = self.config, self.slots
+        self.predicted = {}
+        k, v, cache = self.at("k", index), self.at("v", index), (1, c.kv_heads, slots, c.head_size)
+        self._run(
+            layer_name(index), self._profile(rows), hidden=(self.at("h", index), (1, rows, c.d_model)),
+            positions=self._control("positions", 1, rows), key_mask=self._control("key_mask", 1, slots),
+            write_index=self._control("write_index", 1), k_cache=(k, cache), v_cache=(v, cache),
+            k_cache_out=(k, None), v_cache_out=(v, None),
+            hidden_out=(self.at("h", index + 1), None), q=(self.at("q", index), None),
+        )  # fmt: skip
+
+    def _keep(self, index: int, rows: int) -> None:
+        """Copy Q and K of the first rows aside: what the drift test compares with."""
+        q, k = self.width["q"], self.width["k"]
+        self.cuda.copy(self.q_prev, self.at("q", index), rows * q)
+        self.cuda.copy_rows(
+            self.k_prev, rows * k, self.at("k", index), self.slots * k, rows * k, self.config.kv_heads
+        )  # fmt: skip
+
+    def _drift(self, index: int, rows: int, kind: str) -> None:
+        c = self.config
+        heads, cache = (1, rows, c.heads, c.head_size), (1, c.kv_heads, self.slots, c.head_size)
+        self._run(
+            f"drift_{kind}", REUSE if rows == self.capacity.rows else ANY, q_prev=(self.q_prev, heads),
+            q_now=(self.at("q", index), heads), tracked_rows=self._control("tracked", 1, rows),
+            k_prev=(self.k_prev, (1, c.kv_heads, rows, c.head_size)), k_cache=(self.at("k", index), cache),
+            key_mask=self._control("key_mask", 1, self.slots), sigma=(self.result.address["sigma"] + 4 * index, None),
+        )  # fmt: skip
+
+    def _probe(self, index: int, watch: Watch) -> None:
+        c, slots = self.config, self.slots
+        rows = self.capacity.rows if watch.window.max() < self.capacity.rows else slots
+        self._run(
+            "probe", REUSE if rows == self.capacity.rows else ANY,
+            q_window=(self.at("q", index), (1, rows, c.heads, c.head_size)),
+            window_rows=self._control("window", 1, rows), probe_keys=self._control("probe_keys", 1, slots),
+            k_cache=(self.at("k", index), (1, c.kv_heads, slots, c.head_size)),
+            key_mask=self._control("key_mask", 1, slots),
+            probe=(self.result.address["probe"] + 8 * index * self.capacity.track_num, None),
+        )  # fmt: skip
+
+    def _head(self, rows: int) -> None:
+        c = self.config
+        self._run(
+            "head", REUSE if rows == self.capacity.window else ANY,
+            hidden=(self.at("h", c.layers), (1, self.slots, c.d_model)), rows=self._control("rows", 1, rows),
+            token=(self.result.address["token"], None), confidence=(self.result.address["confidence"], None),
+            logits=(self.logits_at, None),
+        )  # fmt: skip
+
+
+def cycles(target: Slots, source: Slots) -> Iterator[list[int]]:
+    """The cycles of a permutation: each slot takes the row of the next in its cycle, the last that of the first."""
+    follows = dict(zip(target.tolist(), source.tolist(), strict=True))
+    assert set(follows) == set(follows.values()), "moves must be a permutation"
+    while follows:
+        start, following = follows.popitem()
+        cycle = [start]
+        while following != start:
+            cycle.append(following)
+            following = follows.pop(following)
+        yield cycle
+
+
+def widen(raw: NDArray[np.uint8], precision: str) -> NDArray[np.float32]:
+    """Rows of bytes in a bundle's precision, as float32."""
+    if precision == "bf16":
+        return np.asarray((raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32))
+    return raw.view(np.float16 if precision == "fp16" else np.float32).astype(np.float32)
+
+
+def narrow(values: NDArray[np.float32], precision: str) -> NDArray[Any]:
+    """float32 in a bundle's precision; bf16 is rounded to the nearest even."""
+    if precision == "bf16":
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.ascontiguousarray(values, np.float16 if precision == "fp16" else np.float32)

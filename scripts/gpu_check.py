@@ -1,0 +1,215 @@
+"""What only a GPU can tell: which TensorRT runs here, whether it is right, and how fast a step is.
+
+    bash scripts/gpu_check.sh --work DIR           about 50 GB of disk for the full LLaDA-8B shape
+    bash scripts/gpu_check.sh --work DIR --layers 4
+
+In this order: (a) which flavour loads on this compute capability, (b) the tests
+marked `gpu`, (c) on random weights of the shape, in fp16: milliseconds of a reuse
+step and of refreshes from several layers, on every back end that runs, against
+the floor that the weights' bytes and the memory's speed set.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import export
+from engines import backends, flavour
+from engines.backends import versions
+from engines.bundle import Bundle
+from engines.console import run
+from engines.cuda import Cuda
+from engines.errors import ElasticError
+from engines.session import Model, Watch
+from scripts.make_random_checkpoint import SHAPES, make_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "docs" / "benchmarks"
+REPEATS = 20
+
+
+def flavours(work: Path) -> dict[str, Any]:
+    """Which flavour runs engines on this GPU: built for the GPU at hand, and for 8.0."""
+    checkpoint = work / "small"
+    if not checkpoint.exists():
+        make_checkpoint(checkpoint, SHAPES["tiny"] | {"d_model": 64, "n_heads": 2, "n_kv_heads": 2})
+    found: dict[str, Any] = {}
+    for name in flavour.FLAVOURS:
+        for target in (flavour.CURRENT, "8.0"):
+            try:
+                ahead = flavour.find(name).ahead_of_time
+                bundle = export.build(
+                    checkpoint, work / f"small-{name}-{target}", precision="fp16", backends=["tensorrt"],
+                    flavour=name, capabilities=[target] if ahead else None, force=True,
+                )  # fmt: skip
+                with runtime_of(bundle) as model:
+                    logits = model.logits(np.arange(8))
+                found[f"{name} for {target if ahead else flavour.CURRENT}"] = bool(np.isfinite(logits).all())
+            except ElasticError as error:
+                found[f"{name} for {target}"] = str(error)
+    return found
+
+
+def runtime_of(bundle: Path) -> Any:
+    import runtime
+
+    return runtime.load(bundle, "tensorrt")
+
+
+def copy_bandwidth(cuda: Cuda, size: int = 1 << 30) -> float:
+    """Bytes a second that the GPU reads and writes in a device copy."""
+    a, b = cuda.alloc(size, "a copy"), cuda.alloc(size, "a copy")
+    seconds = timed(lambda: cuda.copy(a, b, size), cuda.sync)
+    cuda.free(a)
+    cuda.free(b)
+    return 2 * size / seconds
+
+
+def timed(work: Callable[[], Any], sync: Callable[[], None]) -> float:
+    """The median of some repetitions, each waited for."""
+    seconds = []
+    for _ in range(REPEATS + 3):
+        sync()
+        began = time.perf_counter()
+        work()
+        sync()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[3:])
+
+
+def steps(model: Model, length: int, window: int, sync: Callable[[], None]) -> dict[str, float]:
+    """Milliseconds of a reuse step, of refreshes from layer 1, half and 28 of 32, and of a full step."""
+    walk, layers = model.walk(length), model.config.layers
+    filled = walk.filled or 2 * window
+    everything = walk.slots if walk.filled else length
+    walk.embed(np.ones(everything, np.int64))
+    eligible = np.arange(walk.slots) < length
+    watch = Watch("row", np.arange(min(8, filled)), np.arange(8, 8 + window), eligible)
+    walk.whole(everything, watch)
+
+    def reuse() -> None:
+        walk.embed(np.ones(filled, np.int64))
+        walk.reuse(filled, watch, 0.0)
+        walk.head(watch.window)
+
+    found = {"reuse": timed(reuse, sync)}
+    for first in sorted({1, layers // 2, layers * 28 // 32}):
+        found[f"refresh from {first}"] = timed(partial(walk.whole, everything, watch, first), sync)
+    found["full"] = timed(lambda: walk.whole(everything, None), sync)
+    return {name: 1e3 * seconds for name, seconds in found.items()}
+
+
+def host_share(model: Model, length: int, window: int) -> float:
+    """The share of a reuse step in which the host works: all but its waits."""
+    cuda, waited = model.cuda, 0.0  # type: ignore[attr-defined]
+    wait = cuda.sync
+
+    def sync() -> None:
+        nonlocal waited
+        began = time.perf_counter()
+        wait()
+        waited += time.perf_counter() - began
+
+    cuda.sync = sync
+    try:
+        walk = model.walk(length)
+        watch = Watch("row", np.arange(4), np.arange(4, 4 + window), np.arange(walk.slots) < length)
+        for number in range(REPEATS + 3):
+            if number == 3:
+                waited, began = 0.0, time.perf_counter()
+            walk.embed(np.full(walk.filled, number))
+            walk.reuse(walk.filled, watch, 0.0)
+        return 1 - waited / (time.perf_counter() - began)
+    finally:
+        cuda.sync = wait
+
+
+def shape_figures(work: Path, shape: str, layers: int | None, length: int, window: int) -> dict[str, Any]:
+    """Part (c): every back end that runs on this GPU, on random weights of `shape`."""
+    numbers = SHAPES[shape] | ({"n_layers": layers} if layers else {})
+    checkpoint, out = work / f"{shape}-{layers or 'all'}", work / f"{shape}-{layers or 'all'}-bundle"
+    if not checkpoint.exists():
+        make_checkpoint(checkpoint, numbers, dtype="fp16")
+    bundle = Bundle.open(export.build(
+        checkpoint, out, precision="fp16", backends=["tensorrt"], max_length=length, window=window,
+    ))  # fmt: skip
+    weights = sum(bundle.weights(part).stat().st_size for part in bundle.config.parts if part != "embed")
+    cuda = Cuda()
+    bandwidth = copy_bandwidth(cuda)
+    cuda.close()
+    floor = 1e3 * weights / bandwidth
+    found: dict[str, Any] = {
+        "layers": bundle.config.layers, "length": length, "window": window, "weight_gb": weights / 1e9,
+        "copy_gb_per_second": bandwidth / 1e9, "floor_ms": floor, "ms": {},
+    }  # fmt: skip
+    for name in ("eager", "tensorrt"):
+        try:
+            model = backends.load(bundle, name)
+        except ElasticError as error:
+            found["ms"][name] = str(error)
+            continue
+        found["ms"][name] = steps(model, length, window, waiting(model))
+        if name == "tensorrt":
+            found["host_share_of_a_reuse_step"] = host_share(model, length, window)
+            found["reuse_over_floor"] = found["ms"][name]["reuse"] / floor
+        model.close()
+    return found
+
+
+def waiting(model: Model) -> Callable[[], None]:
+    """What waits for the GPU on the model's back end."""
+    if hasattr(model, "cuda"):
+        return model.cuda.sync  # type: ignore[no-any-return]
+    import torch
+
+    return torch.cuda.synchronize
+
+
+def check(args: argparse.Namespace) -> None:
+    """All three parts; raises DeviceError where there is no GPU, before anything is written."""
+    cuda = Cuda()
+    capability = ".".join(map(str, cuda.capability))
+    report: dict[str, Any] = {
+        "command": "scripts/gpu_check.sh " + " ".join(sys.argv[1:]), "device": cuda.name, "capability": capability,
+        "versions": versions(), "platform": f"{platform.system()} {platform.machine()}",
+    }  # fmt: skip
+    cuda.close()
+    file = OUT / f"gpu_{cuda.name.lower().replace(' ', '_')}.json"
+
+    def note(name: str, figures: Any) -> None:
+        report[name] = figures
+        file.write_text(json.dumps(report, indent=1) + "\n")
+        print(json.dumps({name: figures}), flush=True)
+
+    args.work.mkdir(parents=True, exist_ok=True)
+    note("flavours", flavours(args.work))
+    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"], cwd=ROOT, capture_output=True,
+                           text=True)  # fmt: skip
+    note("tests", {"exit": tests.returncode, "output": tests.stdout.splitlines()[-8:]})
+    note("steps", shape_figures(args.work, args.shape, args.layers, args.max_length, args.window))
+    print(f"[ok] written to {file}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and bundles")
+    parser.add_argument("--shape", choices=list(SHAPES), default="llada-8b")
+    parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
+    parser.add_argument("--max-length", type=int, default=1400)
+    parser.add_argument("--window", type=int, default=16)
+    return run(check, parser.parse_args(), "interrupted; the parts that are done are written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""On a real GPU: TensorRT decides as eager PyTorch does. Skipped, with the reason, where there is none."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import export
+import runtime
+from engines.cuda import Cuda
+from engines.errors import BackendError
+from export.verify import verify
+from runtime.verify import verify as verify_tokens
+
+pytestmark = pytest.mark.gpu
+PROMPT = np.arange(1, 25)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint in fp16, compiled for the GPU at hand."""
+    try:
+        cuda = Cuda()
+    except BackendError as error:
+        pytest.skip(str(error))
+    capability = ".".join(map(str, cuda.capability))
+    cuda.close()
+    out = tmp_path_factory.mktemp("gpu") / "bundle"
+    try:
+        return export.build("demo", out, precision="fp16", backends=["tensorrt"])
+    except BackendError as error:
+        pytest.skip(f"TensorRT does not build for {capability}: {error}")
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> Iterator[runtime.Runtime]:
+    with runtime.load(bundle, "tensorrt") as loaded:
+        yield loaded
+
+
+def test_parts_and_plain_forward(bundle: Path) -> None:
+    from engines.bundle import Bundle
+
+    for row in verify(Bundle.open(bundle), "tensorrt", 5e-2):
+        print(row)
+        assert row.cosine > 0.999, row
+
+
+def test_tokens_of_every_policy(bundle: Path) -> None:
+    for line in verify_tokens(bundle, "tensorrt", 2):
+        print(line)
+
+
+def test_optimistic_walk(model: runtime.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph's pass and stopping at the first drift give the same tokens, triggers and drift numbers."""
+    make, runs = model.model.walk, []
+    for optimistic in (False, True):
+
+        def walk(length: int, optimistic: bool = optimistic) -> object:
+            made = make(length)
+            made.optimistic = optimistic
+            return made
+
+        monkeypatch.setattr(model.model, "walk", walk)
+        runs.append(model.generate(PROMPT, gen_length=64, gamma=0.95))
+    assert runs[0].sequence == runs[1].sequence
+    assert [e.trigger for e in runs[0].trace] == [e.trigger for e in runs[1].trace]
+    first, second = (np.concatenate([e.sigma for e in run.trace]) for run in runs)
+    assert np.allclose(first, second, atol=1e-6)
+
+
+def test_a_graph_is_captured(model: runtime.Runtime) -> None:
+    model.generate(PROMPT, gen_length=64, gamma=0.0)
+    walk = next(iter(model.model.walks.values()))  # type: ignore[attr-defined]
+    assert walk.graphs["row"] is not None
