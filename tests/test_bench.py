@@ -1,0 +1,75 @@
+"""The bench: same problems for every case, ratios problem by problem, a JSON line last."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import refused
+
+import export
+import runtime
+from engines.errors import OptionError
+from runtime.bench import Case, bench, cases, prompts, report
+from runtime.cli import main
+
+BYTES = b"\x89PNG\r\n"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export.build("demo", tmp_path_factory.mktemp("demo") / "bundle", max_length=640)
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> Iterator[runtime.Runtime]:
+    with runtime.load(bundle, "onnxruntime", threads=1) as loaded:
+        yield loaded
+
+
+def test_prompts_are_filled_with_solved_problems(model: runtime.Runtime) -> None:
+    drawn = list(prompts(model, 4, 300))
+    assert [problem.family for _, problem in drawn] == ["sums", "programs"] * 2
+    for ids, problem in drawn:
+        assert 200 < len(ids) <= 300 and model.text.decode(ids).count("####") >= 1
+        assert problem.prompt.split("\n")[0] in model.text.decode(ids)
+    assert [list(ids) for ids, _ in prompts(model, 4, 300)] == [list(ids) for ids, _ in drawn]
+
+
+def test_every_case_runs_every_problem(model: runtime.Runtime) -> None:
+    measured = cases([model], ["full-greedy", "elastic"])
+    assert list(bench(measured, 2, 150, 32)) == [1, 2]
+    figures = report(measured, "onnxruntime full-greedy", 150, 32)
+    first, second = figures["cases"]
+    assert first["case"] == figures["baseline"] and first["times_faster"] == 1.0
+    assert first["steps"] >= second["steps"] and first["layer_rows_computed"] == 1.0
+    for row in figures["cases"]:
+        assert row["problems"] == 2 and 0 < row["seconds"]["min"] <= row["seconds"]["p50"] <= row["seconds"]["p95"]
+    assert "onnxruntime" in figures["devices"]["onnxruntime"] and figures["peak_rss_gib"] > 0
+
+
+def test_ratios_are_paired(model: runtime.Runtime) -> None:
+    slow = Case("slow", model, "full", {}, [2.0, 30.0, 4.0], [1] * 3, [1] * 3, [1.0] * 3, [True] * 3)
+    fast = Case("fast", model, "full", {}, [1.0, 10.0, 1.0], [1] * 3, [1] * 3, [1.0] * 3, [True, True, False])
+    figures = fast.figures(slow)
+    assert figures["times_faster"] == 3.0 and figures["exact_match"] == pytest.approx(2 / 3)
+    assert figures["tokens_per_second"] == 3 / 12
+
+
+def test_the_command(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="the plot needs matplotlib; scripts/setup.sh installs it")
+    arguments = ["--backends", "onnxruntime", "--policies", "elastic,dual", "--limit", "1", "--prompt-length", "150"]
+    files = ["--json", str(tmp_path / "b.json"), "--plot", str(tmp_path / "p" / "b.png")]
+    assert main(["bench", str(bundle), *arguments, "--gen-length", "32", "--threads", "1", *files]) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line == json.loads((tmp_path / "b.json").read_text())
+    assert [row["case"] for row in line["cases"]] == ["onnxruntime elastic", "onnxruntime dual"]
+    assert line["baseline"] == "onnxruntime elastic" and line["command"].startswith("python -m runtime")
+    assert (tmp_path / "p" / "b.png").read_bytes().startswith(BYTES)
+
+
+def test_refused(model: runtime.Runtime) -> None:
+    with refused(OptionError, "unknown bench case 'fast'", "full-greedy, full, prefix"):
+        cases([model], ["fast"])
+    with refused(OptionError, "limit must be at least 1"):
+        list(bench(cases([model], ["elastic"]), 0, 100, 32))
