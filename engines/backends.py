@@ -11,10 +11,10 @@ from engines.bundle import Bundle
 from engines.errors import INSTALL, BackendError, DeviceError, OptionError
 from engines.session import Model
 
-# Back end -> (module, class, packages any of which it needs, extra that installs it), the preferred first.
+# Back end -> (module, what opens a bundle, packages any of which it needs, extra that installs it), preferred first.
 BACKENDS = {
     "tensorrt": ("engines.tensorrt", "TensorRTModel", ("tensorrt", "tensorrt_rtx"), "gpu"),
-    "onnxruntime": ("engines.onnxruntime", "OnnxRuntimeModel", ("onnxruntime",), "cpu"),
+    "onnxruntime": ("engines.onnxruntime", "open_model", ("onnxruntime",), "cpu"),
     "eager": ("engines.eager", "EagerModel", ("torch",), "export"),
 }
 REFERENCE = "eager"  # what every other is verified against; runs on the weights, and needs no engines
@@ -50,6 +50,12 @@ def load(bundle: Bundle, backend: str = "auto", **options: Any) -> Model:
     the device is, BundleError where a file is damaged or the bundle has no such
     engines.
     """
+    if options.get("provider") is None:
+        options.pop("provider", None)
+    elif backend in ("auto", "onnxruntime"):
+        backend = "onnxruntime"
+    else:
+        raise OptionError(f"a provider is ONNX Runtime's and {backend} has none; leave --provider out")
     if backend != "auto":
         return load_one(bundle, backend, **options)
     candidates = available()
@@ -67,7 +73,7 @@ def load(bundle: Bundle, backend: str = "auto", **options: Any) -> Model:
                 raise
             notes.append(f"{name} is passed over: {error}")
         else:
-            model.note = "; ".join(notes)
+            model.note = "; ".join([*notes, model.note] if model.note else notes)
             return model
     raise AssertionError("the last candidate loads or raises")
 
@@ -83,11 +89,9 @@ def load_one(bundle: Bundle, backend: str, **options: Any) -> Model:
         needed = " or ".join(packages)
         raise BackendError(f"back end {backend} needs {needed}, which is not installed; {INSTALL.format(extra=extra)}")
     try:
-        cls = getattr(importlib.import_module(module), name)
+        opener = getattr(importlib.import_module(module), name)
     except ImportError as error:
         raise BackendError(f"back end {backend} does not load ({error}); {INSTALL.format(extra=extra)}") from error
-    if backend != REFERENCE:
-        bundle.engines(backend)
     bundle.check()
-    model: Model = cls(bundle, **options)
+    model: Model = opener(bundle, **options)
     return model

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from engines.bundle import Bundle
-from engines.errors import BackendError, OptionError
+from engines.errors import BackendError, DeviceError, OptionError
 from engines.session import Model, Slots, Walk, Watch, slots_for
 from engines.spec import layer_name, part_specs
 
@@ -48,6 +48,28 @@ def translated(what: str) -> Iterator[None]:
         raise BackendError(
             f"ONNX Runtime failed on {what}: {reason}; check it with `python -m export verify`"
         ) from error
+
+
+def open_model(bundle: Bundle, threads: int | None = None, provider: str = "auto") -> Model:
+    """The bundle on ONNX Runtime: on the GPU where it has a provider and finds one, else on the CPU.
+
+    `provider` (cpu, cuda, tensorrt) asks for one of them. The model's `note`
+    says why `auto` passed the GPU over, where there is a provider for it.
+    """
+    if provider == "cpu":
+        return OnnxRuntimeModel(bundle, threads)
+    from engines.onnxruntime_gpu import PROVIDERS, OnnxRuntimeGpuModel
+
+    if provider != "auto":
+        return OnnxRuntimeGpuModel(bundle, provider)
+    if threads is None and PROVIDERS["cuda"] in ort.get_available_providers():
+        try:
+            return OnnxRuntimeGpuModel(bundle)
+        except DeviceError as error:
+            model = OnnxRuntimeModel(bundle)
+            model.note = f"the GPU is passed over: {error}"
+            return model
+    return OnnxRuntimeModel(bundle, threads)
 
 
 class OnnxRuntimeModel(Model):

@@ -3,30 +3,27 @@
 A model holds the plans of a bundle, one set for each length, and the weights of
 every part as device memory that plans read through their inputs, so that a
 weight is there once for all its profiles and lengths. How a sequence is walked
-is in `engines.tensorrt_walk`. Nothing here knows windows, gamma or text.
+is in `engines.device_walk`. Nothing here knows windows, gamma or text.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engines.bundle import REBUILD, Bundle
-from engines.cuda import Address, Cuda
+from engines.cuda import Cuda
+from engines.device_walk import DeviceModel, Ports
 from engines.errors import BackendError, BundleError, DeviceError
 from engines.flavour import CURRENT, Flavour, find
-from engines.session import Model
-from engines.tensorrt_walk import TensorRTWalk
+from engines.spec import part_specs
 from engines.weights import locate
 
 
-class Engine:
-    """A deserialised plan and a context for each profile it is run with."""
+class Plan:
+    """A deserialised engine and a context for each profile it is run with."""
 
-    def __init__(self, name: str, engine: Any, cuda: Cuda):
-        self.name, self.engine, self.cuda = name, engine, cuda
+    def __init__(self, name: str, engine: Any, inputs: set[str], cuda: Cuda):
+        self.name, self.engine, self.inputs, self.cuda = name, engine, inputs, cuda
         self.contexts: dict[int, Context] = {}
 
     def context(self, profile: int) -> "Context":
@@ -38,11 +35,10 @@ class Engine:
                     "close other programs, or build with a smaller --max-length"
                 )
             self.cuda.sync()
-            self.contexts[profile] = Context(self.name, context)
+            self.contexts[profile] = Context(self.name, context, self.inputs)
         return self.contexts[profile]
 
-    def run(self, profile: int, ports: dict[str, tuple[Address, tuple[int, ...] | None]]) -> None:
-        """Queue one run. `ports` gives every port's address, and the shape of inputs with dynamic axes."""
+    def run(self, profile: int, ports: Ports) -> None:
         context = self.context(profile)
         context.bind(ports)
         context.enqueue(self.cuda.stream)
@@ -51,15 +47,15 @@ class Engine:
 class Context:
     """An execution context that is told only what changed."""
 
-    def __init__(self, name: str, context: Any):
-        self.name, self.context = name, context
-        self.bound: dict[str, tuple[Address, tuple[int, ...] | None]] = {}
+    def __init__(self, name: str, context: Any, inputs: set[str]):
+        self.name, self.context, self.inputs = name, context, inputs
+        self.bound: Ports = {}
 
-    def bind(self, ports: dict[str, tuple[Address, tuple[int, ...] | None]]) -> None:
+    def bind(self, ports: Ports) -> None:
         for port, (address, shape) in ports.items():
             known, old = self.bound.get(port, (None, None))
             ok = known == address or self.context.set_tensor_address(port, address)
-            if shape is not None and shape != old:
+            if port in self.inputs and shape != old:
                 ok = ok and self.context.set_input_shape(port, shape)
             if not ok:
                 raise BackendError(f"TensorRT refuses {port} {shape} of {self.name}; {REBUILD}")
@@ -70,10 +66,11 @@ class Context:
             raise BackendError(f"TensorRT failed on {self.name}; check it with `python -m export verify`")
 
 
-class TensorRTModel(Model):
+class TensorRTModel(DeviceModel):
     """Weights of all parts on the GPU, and the engines of each length that was asked for."""
 
     backend = "tensorrt"
+    capturable = True
 
     def __init__(self, bundle: Bundle, flavour: str | None = None, device: int = 0, threads: int | None = None):
         super().__init__(bundle)
@@ -82,21 +79,23 @@ class TensorRTModel(Model):
         self.flavour = compatible(bundle, self.entry, flavour, self.cuda)
         self.runtime = self.flavour.module.Runtime(self.flavour.module.Logger(self.flavour.module.Logger.ERROR))
         self.weights = {part: self._upload(part) for part in self.config.parts}
-        self.plans: dict[str, Engine] = {}  # by file
-        self.walks: dict[int, TensorRTWalk] = {}  # by slots: memory and graph serve one sequence after the other
+        specs = part_specs(self.config, bundle.manifest.precision, self.capacity.track_num)
+        self.inputs = {spec.name: {port.name for port in spec.inputs} for spec in specs}
+        self.plans: dict[str, Plan] = {}  # by file
+        self.walks = {}
 
-    def _upload(self, part: str) -> dict[str, Address]:
+    def _upload(self, part: str) -> Ports:
         path = self.bundle.weights(part)
         stored = np.memmap(path, np.uint8, "r")
         entries = locate(path)
-        addresses = {}
+        ports = {}
         for name, entry in entries.items():
-            addresses[name] = self.cuda.alloc(entry.length, f"{name} of {part}")
-            self.cuda.upload(addresses[name], stored[entry.offset : entry.offset + entry.length])
+            ports[name] = self.cuda.alloc(entry.length, f"{name} of {part}"), entry.shape
+            self.cuda.upload(ports[name][0], stored[entry.offset : entry.offset + entry.length])
         self.cuda.sync()
-        return addresses
+        return ports
 
-    def engine(self, part: str, slots: int) -> Engine:
+    def engine(self, part: str, slots: int) -> Plan:
         """The engine of `part` for `slots` slots, deserialised when it is first asked for."""
         name = self.entry["parts"][part]["plans"][str(slots)]
         if name not in self.plans:
@@ -107,47 +106,18 @@ class TensorRTModel(Model):
                     f"capability {capability(self.cuda)} (built for {', '.join(self.entry['capabilities'])}); "
                     f"{REBUILD} --backend tensorrt --capability {capability(self.cuda)}"
                 )
-            self.plans[name] = Engine(part, engine, self.cuda)
+            self.plans[name] = Plan(part, engine, self.inputs[part], self.cuda)
         return self.plans[name]
 
     @property
     def device(self) -> str:
         return f"{self.cuda.name}, {self.flavour.name} {self.flavour.version}"
 
-    def walk(self, length: int) -> "TensorRTWalk":
-        needed = length + self.capacity.rows
-        slots = next(count for count in sorted(self.entry["slots"]) if count >= needed)
-        if slots not in self.walks:
-            with self._unwound():
-                self.walks[slots] = TensorRTWalk(self, slots)
-        self.walks[slots].start(length)
-        return self.walks[slots]
-
-    @contextmanager
-    def _unwound(self) -> Iterator[None]:
-        """Give back what was allocated in the block if it fails."""
-        known = len(self.cuda.owned)
-        try:
-            yield
-        except BackendError:
-            for address in self.cuda.owned[known:]:
-                self.cuda.free(address)
-            raise
-
-    def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        logits = []
-        for row in ids:
-            walk = self.walk(len(row))
-            walk.embed(np.concatenate([row, np.zeros(walk.slots - len(row), np.int64)]))
-            walk.whole(walk.slots, None)
-            logits.append(walk.logits(np.arange(len(row))))
-        return np.stack(logits)
+    def slots_of(self, length: int) -> int:
+        return min(int(count) for count in self.entry["slots"] if count >= length + self.capacity.rows)
 
     def close(self) -> None:
-        if not self.closed:
-            self.walks.clear()
-            self.plans.clear()
-            self.cuda.close()
+        self.plans.clear()
         super().close()
 
 

@@ -82,6 +82,8 @@ def add_bundle(command: argparse.ArgumentParser) -> None:
     command.add_argument("bundle", nargs="?", type=Path, default=DEFAULT_BUNDLE, help=f"default: {DEFAULT_BUNDLE}")
     command.add_argument("--backend", choices=["auto", *BACKENDS], default="auto")
     command.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    command.add_argument("--provider", choices=["auto", "cpu", "cuda", "tensorrt"],
+                         help="of ONNX Runtime (default auto: CUDA where it is there and finds a GPU)")  # fmt: skip
 
 
 def add_decoding(command: argparse.ArgumentParser) -> None:
@@ -106,7 +108,7 @@ def decoding(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def opened(args: argparse.Namespace) -> Runtime:
-    model = load(args.bundle, args.backend, threads=args.threads)
+    model = load(args.bundle, args.backend, threads=args.threads, provider=args.provider)
     if model.model.note:
         print(f"note: {model.model.note}", file=sys.stderr)
     return model

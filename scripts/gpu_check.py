@@ -153,9 +153,9 @@ def shape_figures(work: Path, shape: str, layers: int | None, length: int, windo
         "layers": bundle.config.layers, "length": length, "window": window, "weight_gb": weights / 1e9,
         "copy_gb_per_second": bandwidth / 1e9, "floor_ms": floor, "ms": {},
     }  # fmt: skip
-    for name in ("eager", "tensorrt"):
+    for name, options in (("eager", {}), ("onnxruntime", {"provider": "cuda"}), ("tensorrt", {})):
         try:
-            model = backends.load(bundle, name)
+            model = backends.load(bundle, name, **options)
         except ElasticError as error:
             found["ms"][name] = str(error)
             continue

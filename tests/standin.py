@@ -303,3 +303,55 @@ def standin(fp32: bool = True) -> Iterator[type[StandinCuda]]:
         if fp32:
             patch.setattr(export.tensorrt, "check_precision", lambda precision: None)
         yield StandinCuda
+
+
+class Sessions:
+    """ONNX Runtime's GPU sessions on the stand-in: bound by address, run on its memory when the host waits."""
+
+    def __init__(self, cuda: StandinCuda, path: str):
+        model = onnx.load(path)
+        self.inputs = [v.name for v in model.graph.input]
+        self.outputs = [v.name for v in model.graph.output]
+        options = ort.SessionOptions()
+        options.use_per_session_threads = False
+        self.cuda, self.session = cuda, ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def io_binding(self) -> Any:
+        bound: dict[str, tuple[Any, tuple[int, ...], Address]] = {}
+
+        def bind(name: str, kind: str, device: int, dtype: Any, shape: tuple[int, ...], address: Address) -> None:
+            assert (kind, device) == ("cuda", 0)
+            bound[name] = np.dtype(dtype), shape, address
+
+        return SimpleNamespace(bind_input=bind, bind_output=bind, bound=bound)
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        bound = dict(binding.bound)
+        assert set(bound) == {*self.inputs, *self.outputs}
+
+        def memory(name: str) -> NDArray[Any]:
+            dtype, shape, address = bound[name]
+            raw = self.cuda.at(address, int(np.prod(shape)) * dtype.itemsize)
+            return np.asarray(raw.view(dtype).reshape(shape))
+
+        def work() -> None:
+            feeds = {name: memory(name).copy() for name in self.inputs}
+            for name, value in zip(self.outputs, self.session.run(self.outputs, feeds), strict=True):
+                memory(name)[...] = value
+
+        self.cuda.push(work, "run")
+
+
+@contextmanager
+def standin_provider() -> Iterator[None]:
+    """Make ONNX Runtime look as if it had a CUDA provider, with the stand-in as its GPU."""
+    import engines.onnxruntime_gpu as gpu
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "Cuda", StandinCuda)
+        patch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+        patch.setattr(
+            gpu.OnnxRuntimeGpuModel, "_open",
+            lambda self, part, device: Sessions(self.cuda, str(self.bundle.graph(part))),
+        )  # fmt: skip
+        yield

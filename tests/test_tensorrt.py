@@ -19,9 +19,9 @@ import export
 import runtime
 from engines import flavour
 from engines.bundle import Bundle
+from engines.device_walk import cycles, narrow, widen
 from engines.errors import BackendError, BundleError, DeviceError, OptionError
 from engines.tensorrt import TensorRTModel
-from engines.tensorrt_walk import cycles, narrow, widen
 from export.verify import verify
 from runtime.generate import Output
 from scripts.make_random_checkpoint import SHAPES, make_checkpoint

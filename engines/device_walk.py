@@ -1,25 +1,26 @@
-"""One sequence on TensorRT: its caches on the GPU, and its reuse pass as one CUDA graph.
+"""One sequence on a GPU: its caches in device memory, and its reuse pass as one CUDA graph.
 
-A reuse pass always runs `capacity.rows` rows, the missing ones filled with
-dummies, so that shapes and addresses never change: embed, all layers with their
-drift tests and probes, and the head are captured once, launched once a step,
-and the host waits once, at the end. Nothing here knows windows, gamma or text.
+Where its engines can be captured, a reuse pass always runs `capacity.rows` rows,
+the missing ones filled with dummies, so that shapes and addresses never change:
+embed, all layers with their drift tests and probes, and the head are captured
+once and launched once a step. Either way the host waits once, at the end. How an
+engine is run its model knows. Nothing here knows a back end, windows, gamma or text.
 """
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.cuda import Address, Cuda
-from engines.session import Reuse, Slots, Walk, Watch
+from engines.errors import BackendError
+from engines.session import Model, Reuse, Slots, Walk, Watch
 from engines.spec import layer_name
 from engines.weights import SIZES
 
-if TYPE_CHECKING:
-    from engines.tensorrt import TensorRTModel
+Ports = dict[str, tuple[Address, tuple[int, ...]]]  # each port's place in device memory, and its shape
 
 REUSE, WHOLE, GENERAL = 0, 1, 2  # profiles of embed and layer
 ANY = 1  # the other parts have REUSE and this
@@ -64,12 +65,64 @@ class Block:
         return self
 
 
-class TensorRTWalk(Walk):
+class Engine(Protocol):
+    """A part that can be queued: `profile` is one of REUSE, WHOLE, GENERAL (or ANY)."""
+
+    def run(self, profile: int, ports: Ports) -> None: ...
+
+
+class DeviceModel(Model):
+    """A model whose parts run on a GPU. `weights` are ports of the parts' engines, if they are not in them."""
+
+    cuda: Cuda
+    weights: dict[str, Ports]
+    capturable: bool  # whether what an engine queues may be captured as a graph
+    walks: dict[int, "DeviceWalk"]  # by slots: memory and graphs serve one sequence after the other
+
+    def engine(self, part: str, slots: int) -> Engine:
+        """The engine of `part` for walks of `slots` slots."""
+        raise NotImplementedError
+
+    def slots_of(self, length: int) -> int:
+        """Slots of a walk that has room for `length` positions and a reuse pass's dummies."""
+        raise NotImplementedError
+
+    def walk(self, length: int) -> "DeviceWalk":
+        slots = self.slots_of(length)
+        if slots not in self.walks:
+            known = len(self.cuda.owned)
+            try:
+                self.walks[slots] = DeviceWalk(self, slots)
+            except BackendError:
+                for address in self.cuda.owned[known:]:
+                    self.cuda.free(address)
+                raise
+        self.walks[slots].start(length)
+        return self.walks[slots]
+
+    def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        logits = []
+        for row in ids:
+            walk = self.walk(len(row))
+            count = walk.slots if walk.filled else len(row)
+            walk.embed(np.concatenate([row, np.zeros(count - len(row), np.int64)]))
+            walk.whole(count, None)
+            logits.append(walk.logits(np.arange(len(row))))
+        return np.stack(logits)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.walks.clear()
+            self.cuda.close()
+        super().close()
+
+
+class DeviceWalk(Walk):
     """The caches of one sequence on the GPU, and the graphs of its reuse pass."""
 
-    def __init__(self, model: "TensorRTModel", slots: int):
+    def __init__(self, model: DeviceModel, slots: int):
         config, capacity, cuda = model.config, model.capacity, model.cuda
-        super().__init__(config, slots - capacity.rows, slots, filled=capacity.rows)
+        super().__init__(config, slots - capacity.rows, slots, filled=capacity.rows if model.capturable else 0)
         self.optimistic = True
         self.model, self.cuda, self.capacity = model, cuda, capacity
         layers, element = config.layers, SIZES[model.bundle.manifest.precision]
@@ -163,28 +216,27 @@ class TensorRTWalk(Walk):
         return [] if watch is None else list(self.result.fetch()["probe"][first:].copy())
 
     def reuse(self, rows: int, watch: Watch, gamma: float) -> Reuse:
-        """The whole pass at once where it has the engines' rows, else layer by layer."""
-        if not self.optimistic or rows != self.capacity.rows or len(watch.window) > self.capacity.window:
+        """The whole pass at once, unless it has other rows than were captured; then layer by layer."""
+        if not self.optimistic or rows not in (self.filled or rows,) or len(watch.window) > self.capacity.window:
             return super().reuse(rows, watch, gamma)
         self._point_head(watch.window)
         self._prepare(watch, embed=False)
         graph = self.graphs.get(watch.kind)
         if graph is not None:
             self.cuda.launch(graph)
-        elif watch.kind not in self.graphs:
-            self._pass(watch)
+        elif watch.kind not in self.graphs or not self.model.capturable:
+            self._pass(rows, watch)
             self.graphs[watch.kind] = None
         else:
-            self.graphs[watch.kind] = graph = self.cuda.capture(lambda: self._pass(watch))
+            self.graphs[watch.kind] = graph = self.cuda.capture(lambda: self._pass(rows, watch))
             self.cuda.launch(graph)
         self.unembedded = 0
         result = self.result.fetch()
         self.predicted = {int(slot): place for place, slot in enumerate(watch.window)}
         return Reuse.of(result["sigma"].tolist(), list(result["probe"].copy()), gamma)
 
-    def _pass(self, watch: Watch) -> None:
-        """Queue embed, every layer with its drift test and probe, and the head, on the engines' rows."""
-        rows = self.capacity.rows
+    def _pass(self, rows: int, watch: Watch) -> None:
+        """Queue embed, every layer with its drift test and probe, and the head."""
         self._embed(rows)
         for index in range(self.config.layers):
             self._keep(index, rows)
@@ -258,35 +310,36 @@ class TensorRTWalk(Walk):
     def _profile(self, rows: int) -> int:
         return {self.capacity.rows: REUSE, self.slots: WHOLE}.get(rows, GENERAL)
 
-    def _run(self, part: str, profile: int, **ports: tuple[Address, tuple[int, ...] | None]) -> None:
-        weights = self.model.weights.get(part, {})
-        self.model.engine(part, self.slots).run(profile, ports | {n: (a, None) for n, a in weights.items()})
+    def _run(self, part: str, profile: int, **ports: tuple[Address, tuple[int, ...]]) -> None:
+        self.model.engine(part, self.slots).run(profile, ports | self.model.weights.get(part, {}))
 
     def _control(self, name: str, *shape: int) -> tuple[Address, tuple[int, ...]]:
         return self.control.address[name], shape
 
+    def _result(self, name: str, offset: int, *shape: int) -> tuple[Address, tuple[int, ...]]:
+        return self.result.address[name] + offset, shape
+
     def _embed(self, rows: int) -> None:
-        self._run("embed", self._profile(rows), ids=self._control("ids", 1, rows), hidden=(self.base["h"], None))
+        hidden = self.base["h"], (1, rows, self.config.d_model)
+        self._run("embed", self._profile(rows), ids=self._control("ids", 1, rows), hidden=hidden)
 
     def _layer(self, index: int, rows: int) -> None:
         c, slots = self.config, self.slots
         self.predicted = {}
-        k, v, cache = self.at("k", index), self.at("v", index), (1, c.kv_heads, slots, c.head_size)
+        hidden, cache = (1, rows, c.d_model), (1, c.kv_heads, slots, c.head_size)
+        k, v = (self.at("k", index), cache), (self.at("v", index), cache)
         self._run(
-            layer_name(index), self._profile(rows), hidden=(self.at("h", index), (1, rows, c.d_model)),
+            layer_name(index), self._profile(rows), hidden=(self.at("h", index), hidden),
             positions=self._control("positions", 1, rows), key_mask=self._control("key_mask", 1, slots),
-            write_index=self._control("write_index", 1), k_cache=(k, cache), v_cache=(v, cache),
-            k_cache_out=(k, None), v_cache_out=(v, None),
-            hidden_out=(self.at("h", index + 1), None), q=(self.at("q", index), None),
+            write_index=self._control("write_index", 1), k_cache=k, v_cache=v, k_cache_out=k, v_cache_out=v,
+            hidden_out=(self.at("h", index + 1), hidden), q=(self.at("q", index), (1, rows, c.heads, c.head_size)),
         )  # fmt: skip
 
     def _keep(self, index: int, rows: int) -> None:
         """Copy Q and K of the first rows aside: what the drift test compares with."""
         q, k = self.width["q"], self.width["k"]
         self.cuda.copy(self.q_prev, self.at("q", index), rows * q)
-        self.cuda.copy_rows(
-            self.k_prev, rows * k, self.at("k", index), self.slots * k, rows * k, self.config.kv_heads
-        )  # fmt: skip
+        self.cuda.copy_rows(self.k_prev, rows * k, self.at("k", index), self.slots * k, rows * k, self.config.kv_heads)
 
     def _drift(self, index: int, rows: int, kind: str) -> None:
         c = self.config
@@ -295,19 +348,18 @@ class TensorRTWalk(Walk):
             f"drift_{kind}", REUSE if rows == self.capacity.rows else ANY, q_prev=(self.q_prev, heads),
             q_now=(self.at("q", index), heads), tracked_rows=self._control("tracked", 1, rows),
             k_prev=(self.k_prev, (1, c.kv_heads, rows, c.head_size)), k_cache=(self.at("k", index), cache),
-            key_mask=self._control("key_mask", 1, self.slots), sigma=(self.result.address["sigma"] + 4 * index, None),
+            key_mask=self._control("key_mask", 1, self.slots), sigma=self._result("sigma", 4 * index, 1),
         )  # fmt: skip
 
     def _probe(self, index: int, watch: Watch) -> None:
-        c, slots = self.config, self.slots
+        c, slots, count = self.config, self.slots, self.capacity.track_num
         rows = self.capacity.rows if watch.window.max() < self.capacity.rows else slots
         self._run(
             "probe", REUSE if rows == self.capacity.rows else ANY,
             q_window=(self.at("q", index), (1, rows, c.heads, c.head_size)),
             window_rows=self._control("window", 1, rows), probe_keys=self._control("probe_keys", 1, slots),
             k_cache=(self.at("k", index), (1, c.kv_heads, slots, c.head_size)),
-            key_mask=self._control("key_mask", 1, slots),
-            probe=(self.result.address["probe"] + 8 * index * self.capacity.track_num, None),
+            key_mask=self._control("key_mask", 1, slots), probe=self._result("probe", 8 * index * count, 1, count),
         )  # fmt: skip
 
     def _head(self, rows: int) -> None:
@@ -315,8 +367,8 @@ class TensorRTWalk(Walk):
         self._run(
             "head", REUSE if rows == self.capacity.window else ANY,
             hidden=(self.at("h", c.layers), (1, self.slots, c.d_model)), rows=self._control("rows", 1, rows),
-            token=(self.result.address["token"], None), confidence=(self.result.address["confidence"], None),
-            logits=(self.logits_at, None),
+            token=self._result("token", 0, 1, rows), confidence=self._result("confidence", 0, 1, rows),
+            logits=(self.logits_at, (1, rows, c.vocab)),
         )  # fmt: skip
 
 
