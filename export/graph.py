@@ -168,8 +168,8 @@ def scores(g: Graph, config: ModelConfig, q: str, k: str) -> str:
 
 def attention_rows(g: Graph, config: ModelConfig, raw: str) -> str:
     """Softmax over the keys that `key_mask` allows. raw [B, H, N, S]."""
-    mask = g.op("Unsqueeze", "key_mask", g.constant([1, 2]))
-    return g.op("Softmax", g.op("Where", mask, raw, g.constant(-np.inf, np.float32)), axis=-1)
+    barred = g.op("Where", "key_mask", g.constant(0, np.float32), g.constant(-np.inf, np.float32))
+    return g.op("Softmax", g.op("Add", raw, g.op("Unsqueeze", barred, g.constant([1, 2]))), axis=-1)
 
 
 def drift(g: Graph, config: ModelConfig, kind: str) -> None:
@@ -181,7 +181,7 @@ def drift(g: Graph, config: ModelConfig, kind: str) -> None:
     axis = g.constant([-1 if kind == "row" else 1])
 
     def norm(x: str) -> str:
-        length = g.op("ReduceL2", x, axis, keepdims=0)
+        length = g.op("Sqrt", g.op("ReduceSum", g.op("Mul", x, x), axis, keepdims=0))  # ReduceL2 takes twice as long
         return length if kind == "row" else g.op("Max", length, g.constant(1e-8, np.float32))
 
     dot = g.op("ReduceSum", g.op("Mul", old, new), axis, keepdims=0)
@@ -197,8 +197,8 @@ def drift(g: Graph, config: ModelConfig, kind: str) -> None:
 
 def probe(g: Graph, config: ModelConfig, track_num: int) -> None:
     rows = attention_rows(g, config, scores(g, config, "q_window", "k_cache"))
-    counted = g.op("Cast", g.op("Unsqueeze", "window_rows", g.constant([1, 3])), to=TensorProto.FLOAT)
-    mass = g.op("ReduceSum", g.op("Mul", rows, counted), g.constant([1, 2]), keepdims=0)
+    counted = g.op("Cast", g.op("Unsqueeze", "window_rows", g.constant([1, 2])), to=TensorProto.FLOAT)
+    mass = g.op("ReduceSum", g.op("MatMul", counted, rows), g.constant([1, 2]), keepdims=0)
     eligible = g.op("Where", "probe_keys", mass, g.constant(-1.0, np.float32))
     g.nodes.append(
         helper.make_node("TopK", [eligible, g.constant([track_num])], ["probe_mass", "probe"], name="topk", axis=-1)
