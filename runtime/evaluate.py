@@ -18,7 +18,7 @@ from runtime import tasks
 from runtime.api import Runtime
 
 SEED = 20251014
-STEPS = {"sums": (6, 12), "programs": (6, 12)}  # worked lines; prompts stay within 128 tokens
+STEPS = {"sums": (6, 12), "programs": (4, 8)}  # worked steps; prompts stay within 128 tokens
 LONGEST_PROMPT = 128
 PATIENCE = 100  # problems passed over for each that fits
 

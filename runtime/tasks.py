@@ -2,10 +2,11 @@
 
 `sums` tells a short story of gains, losses and multiplications (multi-step
 arithmetic, as in GSM8K); `programs` is a straight-line program to be traced
-(as in HumanEval). A solution has one line a step, each with the step's letter,
-its two operands and its result, and ends with `#### NN`. Numbers have two
-digits. Train and test are disjoint by construction: the text of a problem
-decides, through its SHA-256, on which side it lies.
+(as in HumanEval). A solution works step by step: in `sums` a line with the
+step's letter, its two operands and its result, in `programs` the statement with
+its names replaced by values, then its result under its name. It ends with
+`#### NN`. Numbers have two digits. Train and test are disjoint by construction:
+the text of a problem decides, through its SHA-256, on which side it lies.
 
 This module knows neither token ids nor models.
 """
@@ -56,12 +57,17 @@ def generate(family: str, rng: random.Random, split: str, steps: int) -> Problem
             return problem
 
 
-def equations(rng: random.Random, count: int) -> str:
-    """Worked lines that have nothing to do with each other: practice in arithmetic alone."""
+def drill(family: str, rng: random.Random, count: int) -> str:
+    """Worked steps of `family` that have nothing to do with each other: practice in arithmetic alone."""
     lines = []
     for number in range(count):
-        left = rng.randint(0, 99)
-        lines.append(_line(LETTERS[number % len(LETTERS)], left, *_operation(rng, left)))
+        left, letter = rng.randint(0, 99), LETTERS[number % len(LETTERS)]
+        op, right = _operation(rng, left)
+        if family == "sums":
+            lines.append(_line(letter, left, op, right))
+        else:
+            names = rng.choice(LETTERS[:16]), op, rng.choice(LETTERS[:16])
+            lines.append(_trace(f"{letter} = {' '.join(names)}", left, op, right))
     return "".join(lines)
 
 
@@ -82,6 +88,10 @@ def _apply(left: int, op: str, right: int) -> int:
 
 def _line(letter: str, left: int, op: str, right: int) -> str:
     return f"{letter} {left:02d} {op} {right:02d} = {_apply(left, op, right):02d}\n"
+
+
+def _trace(statement: str, left: int, op: str, right: int) -> str:
+    return f"{statement} = {left:02d} {op} {right:02d}\n{statement[0]} = {_apply(left, op, right):02d}\n"
 
 
 def _operation(rng: random.Random, left: int) -> tuple[str, int]:
@@ -115,25 +125,24 @@ def _sums(rng: random.Random, steps: int) -> Problem:
 
 
 def _programs(rng: random.Random, steps: int) -> Problem:
-    values = {name: rng.randint(1, 99) for name in INPUTS[: rng.randint(1, len(INPUTS))]}
+    values = {name: rng.randint(1, 99) for name in INPUTS[: rng.randint(2, len(INPUTS))]}
+    digits = {str(digit): digit for digit in range(2, 10)}
     code = [f"{name} = {value:02d}\n" for name, value in values.items()]
     work = []
     for letter in LETTERS[:steps]:
         left = rng.choice(list(values)[-5:])
-        op, right = _operation(rng, values[left])
-        shown = f"{right:02d}"
-        fitting = [
-            (sign, name)
-            for name, value in values.items()
-            for sign in "+-"
-            if 0 <= _apply(values[left], sign, value) <= 99
-        ]
-        if fitting and rng.random() < 0.5:
-            op, shown = rng.choice(fitting)
-            right = values[shown]
-        code.append(f"{letter} = {left} {op} {shown}\n")
-        work.append(_line(letter, values[left], op, right))
-        values[letter] = _apply(values[left], op, right)
+        names = [(op, name) for name in values if name != left for op in "+-"]
+        constants = [(op, digit) for digit in digits for op in "+-*"]
+        known = values | digits
+        names, constants = (
+            [(op, right) for op, right in pairs if 0 <= _apply(values[left], op, known[right]) <= 99]
+            for pairs in (names, constants)
+        )
+        op, right = rng.choice(names if names and rng.random() < 0.6 else constants)
+        statement = f"{letter} = {left} {op} {right}"
+        code.append(f"{statement}\n")
+        work.append(_trace(statement, values[left], op, known[right]))
+        values[letter] = _apply(values[left], op, known[right])
     name = rng.choice(LETTERS[max(0, steps - 3) : steps])
-    answer = f"{values[name]:02d}"
-    return Problem("programs", "".join(code) + f"return {name}", "".join(work) + f"#### {answer}", answer)
+    returned, answer = f"return {name}", f"{values[name]:02d}"
+    return Problem("programs", "".join(code) + returned, "".join(work) + f"{returned}\n#### {answer}", answer)

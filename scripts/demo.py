@@ -16,7 +16,7 @@ GEN_LENGTH = 192
 
 def main() -> None:
     rng = random.Random("demo")
-    problems = [generate(family, rng, "test", steps) for family, steps in (("sums", 7), ("programs", 7), ("sums", 12))]
+    problems = [generate(family, rng, "test", steps) for family, steps in (("sums", 7), ("programs", 5), ("sums", 12))]
     elastic = runtime.load(DEFAULT_BUNDLE, "onnxruntime")
     eager = runtime.load(DEFAULT_BUNDLE, "eager")
     table = Table("problem", "decoding", "answer", "steps", "seconds", "tokens/s", "layer-rows")

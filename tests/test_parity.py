@@ -129,13 +129,7 @@ def test_random_models_three_ways() -> None:
 
 
 def test_demo_prompts_three_ways() -> None:
-    """No run parts. Too many hang on a tie: saturated heads give keys whole, equal attention mass in small windows."""
-    tally = Tally(list(demo_prompts(PROMPTS)))
-    print(f"demo prompts: {tally.counts()}, smallest margins {tally.margins()}")
-    assert not tally.parted, [(run.name, run.parted) for run in tally.parted]
-    assert tally.counts()["steps"] > tally.counts()["refreshes"] > 0
-    if not tally.holds:
-        pytest.xfail(f"{tally.counts()['apart']} of {PROMPTS} runs hang on ties of attention mass; a rule is to be set")
+    passes("demo prompts", demo_prompts(PROMPTS))
 
 
 OPTIONS = st.fixed_dictionaries(
