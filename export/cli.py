@@ -136,7 +136,7 @@ def show_engines(name: str, entry: dict[str, Any], files: dict[str, Any]) -> Non
                   f"compute capability {targets}, slots {entry['slots']}")  # fmt: skip
     table = Table("part", "plans", "layers that stayed native", "profiles")
     for part, made in entry["parts"].items():
-        plans = "\n".join(f"{file} {files[file]['size'] / 1e6:.2f} MB" for file in made["plans"].values())
+        plans = "\n".join(f"{Path(file).name} {files[file]['size'] / 1e6:.2f} MB" for file in made["plans"].values())
         native = "\n".join(f"{count} {kind}" for kind, count in made["layers"].items() if kind in NATIVE)
         table.add_row(part, plans, native, "\n".join(map(str, entry["profiles"][part])))
     console.print(table)
