@@ -19,7 +19,7 @@ import export
 import runtime
 from engines import flavour
 from engines.bundle import Bundle
-from engines.device_walk import cycles, narrow, widen
+from engines.device_memory import cycles, narrow, widen
 from engines.errors import BackendError, BundleError, DeviceError, OptionError
 from engines.tensorrt import TensorRTModel
 from export.verify import verify
