@@ -6,7 +6,8 @@ Nothing here knows engines, layers or slots.
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,15 @@ class Cuda:
     def free(self, address: Address) -> None:
         self.owned.remove(address)
         self.call("cudaFree", address)
+
+    @contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """Give everything back if the block fails: another back end may take the GPU, or the user try again."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Wait for queued work and give back all device memory."""

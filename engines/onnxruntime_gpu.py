@@ -14,7 +14,8 @@ import onnxruntime as ort
 from engines.bundle import Bundle
 from engines.cuda import Cuda
 from engines.device_walk import DeviceModel, Ports
-from engines.errors import INSTALL, BackendError, DeviceError, OptionError
+from engines.errors import INSTALL, DeviceError, OptionError
+from engines.onnxruntime import translated
 from engines.spec import PartSpec, part_specs
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -38,14 +39,8 @@ class Session:
                 if self.bound.get(port.name) != (address, shape):
                     bind(port.name, "cuda", 0, TYPES[port.dtype], shape, address)
                     self.bound[port.name] = address, shape
-        try:
-            self.session.run_with_iobinding(self.binding)
-        except Exception as error:
-            reason = str(error).split("\n")[0]
-            raise BackendError(
-                f"ONNX Runtime failed on {self.spec.name} on the GPU: {reason}; "
-                "check it with `python -m export verify`, or use --provider cpu"
-            ) from error
+        with translated(f"{self.spec.name} on the GPU"):
+            self.session.run_with_iobinding(binding)
 
 
 class OnnxRuntimeGpuModel(DeviceModel):
@@ -63,7 +58,8 @@ class OnnxRuntimeGpuModel(DeviceModel):
             )
         self.cuda = Cuda(device)
         specs = part_specs(self.config, bundle.manifest.precision, self.capacity.track_num)
-        self.sessions = {spec.name: Session(spec, self._open(spec.name, device)) for spec in specs}
+        with self.cuda.closed_on_error():
+            self.sessions = {spec.name: Session(spec, self._open(spec.name, device)) for spec in specs}
         self.weights, self.walks = {}, {}
 
     def _open(self, part: str, device: int) -> Any:

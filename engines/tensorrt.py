@@ -76,9 +76,10 @@ class TensorRTModel(DeviceModel):
         super().__init__(bundle)
         self.entry = bundle.engines(self.backend)
         self.cuda = Cuda(device)
-        self.flavour = compatible(bundle, self.entry, flavour, self.cuda)
-        self.runtime = self.flavour.module.Runtime(self.flavour.module.Logger(self.flavour.module.Logger.ERROR))
-        self.weights = {part: self._upload(part) for part in self.config.parts}
+        with self.cuda.closed_on_error():
+            self.flavour = compatible(bundle, self.entry, flavour, self.cuda)
+            self.runtime = self.flavour.module.Runtime(self.flavour.module.Logger(self.flavour.module.Logger.ERROR))
+            self.weights = {part: self._upload(part) for part in self.config.parts}
         specs = part_specs(self.config, bundle.manifest.precision, self.capacity.track_num)
         self.inputs = {spec.name: {port.name for port in spec.inputs} for spec in specs}
         self.plans: dict[str, Plan] = {}  # by file

@@ -208,6 +208,20 @@ def test_out_of_memory(bundle: Path) -> None:
         assert loaded.generate(PROMPT, gen_length=8).tokens >= 0
 
 
+def test_weights_that_do_not_fit(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was loaded before the GPU was full is given back."""
+    real = StandinCuda.__init__
+
+    def small(self: StandinCuda, device: int = 0) -> None:
+        real(self, device)
+        self.limit = 100_000
+
+    monkeypatch.setattr(StandinCuda, "__init__", small)
+    with standin(), refused(BackendError, "out of GPU memory", "layer_00"):
+        runtime.load(bundle, "tensorrt")
+    assert not StandinCuda.latest.owned and not StandinCuda.latest.regions
+
+
 def test_options_of_a_build(tmp_path: Path) -> None:
     with standin(fp32=False):
         with refused(OptionError, "no fused attention in fp32", "--fp16 or --bf16"):
