@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from engines.cuda import Address, Cuda
 from engines.device_memory import Block, cycles, narrow, widen
 from engines.errors import BackendError
-from engines.session import Model, Reuse, Slots, Walk, Watch
+from engines.session import Model, Reuse, Slots, SteppedWalk, Watch
 from engines.spec import layer_name
 from engines.weights import SIZES
 
@@ -79,7 +79,7 @@ class DeviceModel(Model):
         super().close()
 
 
-class DeviceWalk(Walk):
+class DeviceWalk(SteppedWalk):
     """The caches of one sequence on the GPU, and the graphs of its reuse pass."""
 
     def __init__(self, model: DeviceModel, slots: int):

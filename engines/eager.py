@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engines.bundle import Bundle
 from engines.models import reference
-from engines.session import Model, Slots, Walk, Watch, slots_for
+from engines.session import Model, Slots, SteppedWalk, Watch, slots_for
 from engines.spec import layer_name
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -70,7 +70,7 @@ class EagerModel(Model):
         self.weights.clear()
 
 
-class EagerWalk(Walk):
+class EagerWalk(SteppedWalk):
     """The cache of one sequence as tensors."""
 
     def __init__(self, model: EagerModel, length: int):

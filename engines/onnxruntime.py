@@ -2,11 +2,14 @@
 
 One session per part. The caches are NumPy arrays, bound once per sequence as a
 layer's input and output, so TensorScatter writes them in place; hidden states
-go straight from one layer's rows of H to the next. All sessions share one
-thread pool: a pool for each would spin against the others. Nothing here knows
-windows, gamma or text.
+go straight from one layer's rows of H to the next. Every slot is a position, so
+nothing is masked. Layers leave the attention rows of tracked tokens and of the
+window behind, and one run of the drift test looks at those of all layers. All
+sessions share one thread pool: a pool for each would spin against the others.
+Nothing here knows windows, gamma or text.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,19 +21,22 @@ from numpy.typing import NDArray
 
 from engines.bundle import Bundle
 from engines.errors import BackendError, DeviceError, OptionError
-from engines.session import Model, Slots, Walk, Watch, slots_for
-from engines.spec import layer_name, part_specs
+from engines.session import Model, Reuse, Slots, Walk, Watch
+from engines.spec import layer_name, unfused_specs
 
 ort.set_default_logger_severity(3)
+NONE: Slots = np.zeros(0, np.int64)
 _threads: int | None = None  # of the process-wide pool: ONNX Runtime creates it once
 
 
 def share_threads(threads: int | None) -> int:
-    """Size the process-wide pool, once; raises OptionError if it runs with another size already."""
+    """Size the process-wide pool and share one arena, once; raises OptionError if the pool has another size already."""
     global _threads
     if _threads is None:
         _threads = threads or len(os.sched_getaffinity(0))
         ort.set_global_thread_pool_sizes(_threads, 1)
+        place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+        ort.create_and_register_allocator(place, None)
     if threads not in (None, _threads):
         raise OptionError(f"ONNX Runtime's pool already has {_threads} threads in this process, not {threads}")
     return _threads
@@ -80,14 +86,14 @@ class OnnxRuntimeModel(Model):
     def __init__(self, bundle: Bundle, threads: int | None = None):
         super().__init__(bundle)
         self.threads = share_threads(threads)
-        parts = part_specs(self.config, "fp32", self.capacity.track_num)
-        self.sessions = {part.name: self._open(part.name) for part in parts}
+        self.sessions = {spec.name: self._open(spec.name) for spec in unfused_specs(self.config)}
         self.layers = [self.sessions[layer_name(i)] for i in range(self.config.layers)]
 
     def _open(self, part: str) -> ort.InferenceSession:
         path = self.bundle.graph(part, self.backend)
         options = ort.SessionOptions()
         options.use_per_session_threads = False
+        options.add_session_config_entry("session.use_env_allocators", "1")
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         with translated(part):
             return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -109,8 +115,8 @@ class OnnxRuntimeModel(Model):
         empty = np.zeros((batch, config.kv_heads, length, config.head_size), np.float32)
         fixed = {
             "positions": np.tile(np.arange(length), (batch, 1)),
-            "key_mask": np.ones((batch, length), bool),
             "write_index": np.zeros(batch, np.int64),
+            "watched": NONE,
         }
         for index in range(config.layers):
             name = layer_name(index)
@@ -129,24 +135,28 @@ class OnnxRuntimeWalk(Walk):
 
     def __init__(self, model: OnnxRuntimeModel, length: int):
         config = model.config
-        super().__init__(config, length, slots_for(model.capacity, length))
+        super().__init__(config, length, slots=length)
         self.model = model
-        layers, slots, size = config.layers, self.slots, config.head_size
-        self.h = np.zeros((layers + 1, 1, slots, config.d_model), np.float32)
-        self.q = np.zeros((layers, 1, slots, config.heads, size), np.float32)
-        self.k = np.zeros((layers, 1, config.kv_heads, slots, size), np.float32)
+        layers, size = config.layers, config.head_size
+        self.h = np.zeros((layers + 1, 1, length, config.d_model), np.float32)
+        self.q = np.zeros((layers, 1, length, config.heads, size), np.float32)
+        self.k = np.zeros((layers, 1, config.kv_heads, length, size), np.float32)
         self.v = np.zeros_like(self.k)
-        self.positions = np.arange(slots)[None]
-        self.key_mask = np.arange(slots)[None] < length
+        self.positions = np.arange(length)[None]
         self.write_index = np.zeros(1, np.int64)
+        self.track_num = np.array([min(model.capacity.track_num, length)])
+        self.watched = NONE
+        self.space = {"attention": np.zeros(0, np.float32), "before": np.zeros(0, np.float32)}
+        self.attention = self._rows("attention", 0)  # [L, H, N, S], rows of `watched`
+        self.recall = model.sessions["recall"].io_binding()
+        bind(self.recall.bind_input, "k_cache", self.k[:, 0])
         self.bindings = [self._bind(i) for i in range(layers)]
-        self.bound = [0] * layers
+        self.bound = [(0, -1)] * layers  # rows and watched rows that each layer's bindings have
 
     def _bind(self, index: int) -> ort.IOBinding:
-        """Bind what never changes: the caches, their mask and the slot where rows are written."""
+        """Bind what never changes: the caches and the slot where rows are written."""
         binding = self.model.layers[index].io_binding()
-        for name, array in (("key_mask", self.key_mask), ("write_index", self.write_index)):
-            bind(binding.bind_input, name, array)
+        bind(binding.bind_input, "write_index", self.write_index)
         for name, array in (("k_cache", self.k[index]), ("v_cache", self.v[index])):
             bind(binding.bind_input, name, array)
             bind(binding.bind_output, f"{name}_out", array)
@@ -162,36 +172,64 @@ class OnnxRuntimeWalk(Walk):
     def embed(self, ids: Slots) -> None:
         (self.h[0, :, : len(ids)],) = self.model.run("embed", ["hidden"], ids=ids[None])
 
+    def watch(self, *rows: Slots) -> None:
+        """Have the layers leave the attention of these rows in `attention` [L, H, N, S]."""
+        self.watched = np.concatenate(rows)
+        self.attention = self._rows("attention", len(self.watched))
+        self.bound = [(0, -1)] * self.config.layers
+
+    def _rows(self, name: str, count: int) -> NDArray[np.float32]:
+        """Memory for `count` attention rows of each layer and head, the same in every step: fresh pages are slow."""
+        shape = self.config.layers, self.config.heads, count, self.length
+        size = math.prod(shape)
+        if size > len(self.space[name]):
+            self.space[name] = np.empty(size + size // 2, np.float32)
+        return self.space[name][:size].reshape(shape)
+
     def layer(self, index: int, rows: int) -> None:
         binding = self.bindings[index]
-        if self.bound[index] != rows:
+        if self.bound[index] != (rows, len(self.watched)):
             bind(binding.bind_input, "hidden", self.h[index, :, :rows])
             bind(binding.bind_input, "positions", self.positions[:, :rows])
+            bind(binding.bind_input, "watched", self.watched)
             bind(binding.bind_output, "hidden_out", self.h[index + 1, :, :rows])
             bind(binding.bind_output, "q", self.q[index, :, :rows])
-            self.bound[index] = rows
+            bind(binding.bind_output, "attention", self.attention[None, index])
+            self.bound[index] = rows, len(self.watched)
         with translated(layer_name(index)):
             self.model.layers[index].run_with_iobinding(binding)
 
-    def before(self, index: int, rows: int, watch: Watch) -> Any:
-        return self.q[index][:, watch.tracked], self.k[index][:, :, :rows].copy()
+    def whole(self, rows: int, watch: Watch | None, first: int = 0) -> list[Slots]:
+        self.watch(NONE if watch is None else watch.window)
+        for index in range(first, self.config.layers):
+            self.layer(index, rows)
+        if watch is None:
+            return []
+        (probes,) = self.model.run("probe", ["probe"], **self._seen(watch, first, tracked=0))
+        return list(probes)
 
-    def drift(self, index: int, before: Any, watch: Watch) -> float:
-        q_prev, k_prev = before
-        (sigma,) = self.model.run(
-            f"drift_{watch.kind}", ["sigma"], q_prev=q_prev, q_now=self.q[index][:, watch.tracked],
-            tracked_rows=np.ones((1, len(watch.tracked)), bool), k_prev=k_prev, k_cache=self.k[index],
-            key_mask=self.key_mask,
-        )  # fmt: skip
-        return float(sigma[0])
+    def reuse(self, rows: int, watch: Watch, gamma: float) -> Reuse:
+        """All layers at once: that wastes at most a reuse pass, before a refresh that costs many."""
+        before = self._rows("before", len(watch.tracked))
+        q_prev = np.ascontiguousarray(self.q[:, 0, watch.tracked])
+        bind(self.recall.bind_input, "q_prev", q_prev)
+        bind(self.recall.bind_output, "before", before)
+        with translated("recall"):
+            self.model.sessions["recall"].run_with_iobinding(self.recall)
+        self.watch(watch.tracked, watch.window)
+        for index in range(self.config.layers):
+            self.layer(index, rows)
+        sigma, probes = self.model.run(
+            f"drift_{watch.kind}", ["sigma", "probe"], before=before, **self._seen(watch, 0, len(watch.tracked))
+        )
+        return Reuse.of(sigma.tolist(), list(probes), gamma)
 
-    def probe(self, index: int, watch: Watch) -> Slots:
-        (slots,) = self.model.run(
-            "probe", ["probe"], q_window=self.q[index][:, watch.window],
-            window_rows=np.ones((1, len(watch.window)), bool), k_cache=self.k[index],
-            key_mask=self.key_mask, probe_keys=watch.probe_keys[None],
-        )  # fmt: skip
-        return np.asarray(slots[0])
+    def _seen(self, watch: Watch, first: int, tracked: int) -> dict[str, Any]:
+        """What the layers from `first` on have left for the drift test and the probe."""
+        return {
+            "attention": self.attention[first:], "window_rows": np.arange(len(self.watched)) >= tracked,
+            "probe_keys": watch.probe_keys, "track_num": self.track_num,
+        }  # fmt: skip
 
     def head(self, rows: Slots) -> tuple[Slots, NDArray[np.float32]]:
         token, confidence = self.model.run("head", ["token", "confidence"], hidden=self.h[-1], rows=rows[None])

@@ -2,10 +2,9 @@
 
 A `Model` is a bundle loaded on a back end. Its `Walk` owns the device memory of
 one sequence (the cache of H, Q, K and V by slot) and runs parts on its first
-rows. `Walk.reuse` and `Walk.refresh` are the layer-by-layer walk of
-Elastic-Cache in terms of four hooks; a back end that can do better overrides
-them and must give the same result. Nothing here knows windows, commits,
-policies or text.
+rows. `SteppedWalk` is the layer-by-layer walk of Elastic-Cache in terms of
+three hooks; a back end that can do better runs the passes in its own way and
+must give the same result. Nothing here knows windows, commits, policies or text.
 """
 
 import threading
@@ -65,8 +64,6 @@ class Walk(ABC):
     the active set up with dummies, and their rows and keys move as others do.
     """
 
-    optimistic = False  # run the whole reuse pass before looking at its drift numbers
-
     def __init__(self, config: ModelConfig, length: int, slots: int, filled: int = 0):
         self.config, self.length, self.slots, self.filled = config, length, slots, filled
 
@@ -83,16 +80,16 @@ class Walk(ABC):
         """Run one layer over the first `rows` slots: reads H[index], writes Q, K, V and H[index + 1]."""
 
     @abstractmethod
-    def before(self, index: int, rows: int, watch: Watch) -> Any:
-        """What the drift test needs from before the pass: q of the tracked rows, K of all rows."""
+    def whole(self, rows: int, watch: Watch | None, first: int = 0) -> list[Slots]:
+        """Run layers `first` … L-1 over the first `rows` slots; the probes of these layers, if there is a watch."""
 
     @abstractmethod
-    def drift(self, index: int, before: Any, watch: Watch) -> float:
-        """The drift similarity sigma of a layer that has just run."""
+    def reuse(self, rows: int, watch: Watch, gamma: float) -> Reuse:
+        """Run the active rows through the layers up to the first whose sigma falls below gamma.
 
-    @abstractmethod
-    def probe(self, index: int, watch: Watch) -> Slots:
-        """The tracked slots [K] of a layer that has just run, most attended first."""
+        A walk may run more layers: the refresh that follows overwrites whatever
+        the layers after that one wrote, so the outcome is the same.
+        """
 
     @abstractmethod
     def head(self, rows: Slots) -> tuple[Slots, NDArray[np.float32]]:
@@ -110,8 +107,25 @@ class Walk(ABC):
     def set_hidden(self, index: int, hidden: NDArray[np.float32]) -> None:
         """Overwrite H [A, d] of the first slots; for verification."""
 
+
+class SteppedWalk(Walk):
+    """A walk that tests and probes each layer right after it has run."""
+
+    optimistic = False  # run the whole reuse pass before looking at its drift numbers
+
+    @abstractmethod
+    def before(self, index: int, rows: int, watch: Watch) -> Any:
+        """What the drift test needs from before the pass: q of the tracked rows, K of all rows."""
+
+    @abstractmethod
+    def drift(self, index: int, before: Any, watch: Watch) -> float:
+        """The drift similarity sigma of a layer that has just run."""
+
+    @abstractmethod
+    def probe(self, index: int, watch: Watch) -> Slots:
+        """The tracked slots [K] of a layer that has just run, most attended first."""
+
     def whole(self, rows: int, watch: Watch | None, first: int = 0) -> list[Slots]:
-        """Run layers `first` … L-1 over the first `rows` slots; the probes of these layers."""
         probes = []
         for index in range(first, self.config.layers):
             self.layer(index, rows)
@@ -120,11 +134,6 @@ class Walk(ABC):
         return probes
 
     def reuse(self, rows: int, watch: Watch, gamma: float) -> Reuse:
-        """Run the active rows through the layers up to the first whose sigma falls below gamma.
-
-        An optimistic walk runs them all: the refresh that follows overwrites
-        whatever the layers after that one wrote, so the outcome is the same.
-        """
         sigma: list[float] = []
         probes = []
         for index in range(self.config.layers):

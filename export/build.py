@@ -50,12 +50,11 @@ class Build:
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def write_parts(self, target: "Target") -> dict[str, dict[str, Any]]:
-        """Write every part to `target`; returns {part: {"graph", "weights"}}."""
+    def write_parts(self, target: "Target", specs: tuple[PartSpec, ...]) -> dict[str, dict[str, Any]]:
+        """Write parts to `target`; returns {part: {"graph", "weights"}}."""
         from export.part import write_part
 
         written = {}
-        specs = part_specs(self.config, target.dtype, self.capacity.track_num)
         for number, spec in enumerate(specs, 1):
             self.progress(f"{target.folder}/{spec.name}", number, len(specs))
             load = partial(self.checkpoint.part, spec.name)
@@ -199,8 +198,9 @@ def run(job: Build) -> None:
     from export.part import Target
 
     folder = Target(job.root, "onnx", job.precision, job.precision)
-    specs = {s.name: s for s in part_specs(job.config, job.precision, job.capacity.track_num)}
-    job.parts = {n: entry | ports(specs[n]) for n, entry in job.write_parts(folder).items()}
+    specs = part_specs(job.config, job.precision, job.capacity.track_num)
+    written = job.write_parts(folder, specs)
+    job.parts = {spec.name: written[spec.name] | ports(spec) for spec in specs}
     for source in (job.checkpoint.directory / "config.json", *job.checkpoint.tokenizer_files()):
         shutil.copyfile(source, job.root / source.name)
         job.files[source.name] = describe(job.root / source.name)

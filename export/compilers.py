@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.errors import OptionError
+from engines.spec import unfused_specs
 from engines.weights import SIZES
 
 if TYPE_CHECKING:
@@ -16,18 +17,17 @@ if TYPE_CHECKING:
 
 
 def compile_onnxruntime(build: "Build") -> dict[str, Any]:
-    """Graphs in fp32: on a CPU half precision costs twice the time. Those of an fp32 build serve as they are.
+    """The unfused graphs in fp32: on a CPU half precision costs twice the time.
 
-    ONNX Runtime optimises a graph when it loads it; rows and slots stay dynamic.
+    The weights of an fp32 build serve as they are. ONNX Runtime optimises a
+    graph when it loads it; rows and slots stay dynamic.
     """
-    profiles = {"rows": [1, build.capacity.max_length], "slots": [build.capacity.rows, build.capacity.max_length]}
-    entry: dict[str, Any] = {"precision": "fp32", "profiles": profiles}
-    if build.precision == "fp32":
-        return entry | {"parts": {n: {"graph": p["graph"], "weights": p["weights"]} for n, p in build.parts.items()}}
     from export.part import Target
 
-    target = Target(build.root, "engines/onnxruntime", "fp32", build.precision)
-    return entry | {"parts": build.write_parts(target)}
+    profiles = {"rows": [1, build.capacity.max_length], "slots": [1, build.capacity.max_length]}
+    folder = "onnx" if build.precision == "fp32" else "engines/onnxruntime"
+    parts = build.write_parts(Target(build.root, folder, "fp32", build.precision), unfused_specs(build.config))
+    return {"precision": "fp32", "profiles": profiles, "parts": parts}
 
 
 def compile_tensorrt(build: "Build") -> dict[str, Any]:

@@ -24,7 +24,7 @@ from engines import weights as weight_files
 from engines.bundle import STAMPS, describe, write_atomically
 from engines.errors import CheckpointError
 from engines.spec import ModelConfig, PartSpec
-from export import graph
+from export import fused, graph, unfused, writers
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CHUNK = 1 << 24  # elements cast at a time
@@ -51,32 +51,44 @@ class Target:
 def write_part(
     target: Target, spec: PartSpec, config: ModelConfig, key: str, load: Callable[[], dict[str, torch.Tensor]]
 ) -> dict[str, Any]:
-    """Write one part unless its stamp says it is there; returns {"graph", "weights", "files"}.
+    """Write one part unless its stamps say it is there; returns {"graph", "weights", "files"}.
 
-    `load` reads the part's tensors (not called for the drift tests and the probe) and
-    `key` identifies what they come from. Raises CheckpointError where a value
-    does not fit the target's type, OSError as the disk does.
+    `load` reads the part's tensors (not called where it has none, or its weight
+    file is there) and `key` identifies what they come from. Raises
+    CheckpointError where a value does not fit the target's type, OSError as the
+    disk does.
     """
-    stem = f"{target.folder}/{spec.name}"
-    graph_file, weight_file = f"{stem}.onnx", f"{stem}.safetensors" if spec.name in config.parts else None
-    (target.root / target.folder).mkdir(parents=True, exist_ok=True)
-    stamp = f"{STAMPS}/{stem.replace('/', '-')}.json"
-    parts = key, target.folder, target.dtype, target.precision, spec, config, sources_digest()
-    key = hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()
-    names = [name for name in (weight_file, graph_file) if name is not None]
-    files = stamped(target.root, stamp, key, names)
-    if files is None:
-        entries = {}
-        if weight_file is not None:
-            weight_files.write(target.root / weight_file, sources(target, spec.name, load()))
-            entries = weight_files.locate(target.root / weight_file)
-        model = graph.build(spec, config, target.dtype, entries, f"{spec.name}.safetensors")
-        onnx.save(model, str(target.root / graph_file))
-        onnx.checker.check_model(str(target.root / graph_file))
-        files = {name: describe(target.root / name) for name in names}
-        write_atomically(target.root / stamp, json.dumps({"key": key, "files": files}).encode())
-    files |= {stamp: describe(target.root / stamp)}
+    root, stem = target.root, f"{target.folder}/{spec.name}"
+    (root / target.folder).mkdir(parents=True, exist_ok=True)
+    graph_file = f"{stem}.onnx" if spec.form == "fused" else f"{stem}.{spec.form}.onnx"
+    weight_file = f"{stem}.safetensors" if spec.name in config.parts else None
+    key = "|".join(map(str, (key, target.folder, target.dtype, target.precision, sources_digest())))
+    files: dict[str, Any] = {}
+    if weight_file is not None:
+        weights = root / weight_file
+        files |= kept(root, weight_file, f"{key}|{config}",
+                      lambda: weight_files.write(weights, sources(target, spec.name, load())))  # fmt: skip
+
+    def write_graph() -> None:
+        entries = weight_files.locate(root / weight_file) if weight_file else {}
+        model = writers.build(spec, config, target.dtype, entries, f"{spec.name}.safetensors")
+        onnx.save(model, str(root / graph_file))
+        onnx.checker.check_model(str(root / graph_file))
+
+    files |= kept(root, graph_file, f"{key}|{spec}|{config}", write_graph)
     return {"graph": graph_file, "weights": weight_file, "files": files}
+
+
+def kept(root: Path, name: str, key: str, make: Callable[[], None]) -> dict[str, dict[str, Any]]:
+    """The entries of the file `name` and its stamp; calls `make` unless an earlier build made it from `key`."""
+    stamp = f"{STAMPS}/{name.replace('/', '-')}.json"
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    files = stamped(root, stamp, digest, [name])
+    if files is None:
+        make()
+        files = {name: describe(root / name)}
+        write_atomically(root / stamp, json.dumps({"key": digest, "files": files}).encode())
+    return files | {stamp: describe(root / stamp)}
 
 
 def stamped(root: Path, stamp: str, key: str, names: list[str]) -> dict[str, dict[str, Any]] | None:
@@ -117,5 +129,5 @@ def chunks(
 @cache
 def sources_digest() -> str:
     """Changes with the code that makes parts, so that no stamp outlives it."""
-    text = "".join(inspect.getsource(module) for module in (graph, weight_files, specs))
+    text = "".join(inspect.getsource(module) for module in (graph, fused, unfused, writers, weight_files, specs))
     return hashlib.sha256(f"{onnx.__version__}{text}".encode()).hexdigest()

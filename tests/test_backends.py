@@ -4,6 +4,7 @@ import importlib.util
 import math
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from engines.backends import BACKENDS, available
 from engines.bundle import Bundle
 from engines.errors import BackendError, BundleError, OptionError, ParityError, PromptError
 from engines.onnxruntime import OnnxRuntimeModel, share_threads
-from engines.session import Walk
+from engines.session import SteppedWalk, Walk
 from export.verify import verify
 
 ON_CPU = ("onnxruntime", "eager")
@@ -220,7 +221,7 @@ def test_verify_accepts(golden_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "part"), [("layer", "layer_02"), ("logits", "head"), ("drift", "drift_"), ("probe", "probe")]
+    ("method", "part"), [("layer", "layer_02"), ("logits", "head"), ("sigma", "drift_"), ("probes", "probe")]
 )
 def test_verify_finds_a_wrong_part(
     golden_bundle: Path, monkeypatch: pytest.MonkeyPatch, method: str, part: str
@@ -228,23 +229,27 @@ def test_verify_finds_a_wrong_part(
     """One part at a time is made wrong; that part is named, and none after it is blamed."""
     from engines.onnxruntime import OnnxRuntimeWalk
 
-    real = getattr(OnnxRuntimeWalk, method)
+    hook = method if method in ("layer", "logits") else "reuse"
+    real = getattr(OnnxRuntimeWalk, hook)
 
-    def wrong(walk: Any, index: Any, *rest: Any) -> Any:
-        result = real(walk, index, *rest)
+    def wrong(walk: Any, index: Any, *rest: Any, **named: Any) -> Any:
+        result = real(walk, index, *rest, **named)
         if method == "layer":
             walk.h[3] += 1e-2 * (index == 2)
             return None
-        return result + (1e-2 if method != "probe" else 1)
+        if method == "logits":
+            return result + 1e-2
+        changed = {"sigma": [s + 1e-2 for s in result.sigma]} if method == "sigma" else {}
+        return replace(result, **(changed or {"probes": [slots + 1 for slots in result.probes]}))
 
-    monkeypatch.setattr(OnnxRuntimeWalk, method, wrong)
+    monkeypatch.setattr(OnnxRuntimeWalk, hook, wrong)
     rows = []
     with refused(ParityError, part, "onnxruntime", "build it again", str(golden_bundle)):
         for row in verify(Bundle.open(golden_bundle), "onnxruntime", 5e-4):
             rows.append(row)
     assert len(rows) == 10, "the table is complete all the same"
     bad = {row.part for row in rows if not row.max <= 5e-4}
-    assert bad == ({"drift_row", "drift_head"} if method == "drift" else {part})
+    assert bad == ({"drift_row", "drift_head"} if method == "sigma" else {part})
 
 
 def test_verify_of_not_a_number(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,20 +272,20 @@ def test_verify_refuses(golden_bundle: Path) -> None:
 
 
 def test_walks_are_complete() -> None:
-    """Every back end's walk fills in the same hooks, and none leaves out one."""
+    """Every back end's walk fills in all hooks: those of its own way through the layers."""
     from engines.eager import EagerWalk
     from engines.onnxruntime import OnnxRuntimeWalk
 
-    hooks = Walk.__abstractmethods__
-    assert {"move", "embed", "layer", "before", "drift", "probe", "head", "logits"} <= hooks
-    for cls in (EagerWalk, OnnxRuntimeWalk):
+    assert {"move", "embed", "layer", "whole", "reuse", "head", "logits"} <= Walk.__abstractmethods__
+    assert {"before", "drift", "probe"} <= SteppedWalk.__abstractmethods__
+    for cls, hooks in ((EagerWalk, SteppedWalk.__abstractmethods__), (OnnxRuntimeWalk, Walk.__abstractmethods__)):
         assert not cls.__abstractmethods__ and hooks <= set(vars(cls))
 
 
 def test_short_sequences_have_room_for_all_rows(model: runtime.Runtime) -> None:
-    """Fewer positions than the engines' rows: the slots that are left are dummies."""
+    """Fewer positions than the engines' rows: where slots are left, they are dummies."""
     walk = model.model.walk(5)
-    assert walk.length == 5 and walk.slots == model.bundle.capacity.rows == 80
+    assert walk.length == 5 and walk.slots == (model.bundle.capacity.rows if isinstance(walk, SteppedWalk) else 5)
     out = model.generate([7], gen_length=1)
     assert out.steps == 1 and len(out.sequence) == 2
 

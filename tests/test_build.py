@@ -72,7 +72,7 @@ def test_half_precision(tiny_checkpoint: Path, tmp_path: Path, precision: str, d
     for part in bundle.config.parts:
         for name, tensor in load_file(bundle.weights(part)).items():
             assert torch.equal(tensor, stored.part(part)[name].to(dtype).contiguous()), (part, name)
-        built = bundle.graph(part, "onnxruntime").with_suffix(".safetensors")
+        built = bundle.file(bundle.engines("onnxruntime")["parts"][part]["weights"])
         for name, tensor in load_file(built).items():
             assert torch.equal(tensor.float(), stored.part(part)[name].to(dtype).float().contiguous()), (part, name)
         assert {e.dtype for e in locate(built).values()} == {precision if part == "embed" else "fp32"}
@@ -103,7 +103,9 @@ def test_progress_names_each_part(tiny_checkpoint: Path, tmp_path: Path) -> None
     seen: list[Any] = []
     export.build(tiny_checkpoint, tmp_path / "b", progress=lambda *event: seen.append(event))
     names = ("embed", "layer_00", "layer_01", "head", "drift_row", "drift_head", "probe")
-    assert seen == [(f"onnx/{name}", i, 7) for i, name in enumerate(names, 1)]
+    on_the_cpu = ("embed", "layer_00", "layer_01", "head", "recall", "drift_row", "drift_head", "probe")
+    exported = [(f"onnx/{name}", i, 7) for i, name in enumerate(names, 1)]
+    assert seen == exported + [(f"onnx/{name}", i, 8) for i, name in enumerate(on_the_cpu, 1)]
 
 
 def test_the_estimate_is_near(golden_bundle: Path) -> None:
@@ -229,7 +231,7 @@ def test_damage_is_mended(text_checkpoint: Path, text_bundle: Path, bundle_copy:
 
 def test_a_damaged_stamp_is_not_believed(text_checkpoint: Path, text_bundle: Path, bundle_copy: Path) -> None:
     """Many a byte of a stamp changed, in an unfinished build: the next one gives what an undisturbed one gives."""
-    stamp = bundle_copy / STAMPS / "onnx-layer_01.json"
+    stamp = bundle_copy / STAMPS / "onnx-layer_01.onnx.json"
     raw = stamp.read_bytes()
     for at in range(0, len(raw), 17):
         (bundle_copy / MANIFEST).unlink()
@@ -244,19 +246,19 @@ def test_a_damaged_stamp_is_not_believed(text_checkpoint: Path, text_bundle: Pat
 
 
 def test_finished_parts_are_taken_up(text_checkpoint: Path, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an unfinished build only the part that is not there is made."""
+    """Of an unfinished build only the graph that is not there is made."""
     (bundle_copy / MANIFEST).unlink()
     (bundle_copy / "onnx" / "layer_01.onnx").unlink()
     made: list[str] = []
-    from export import graph
+    from export import writers
 
-    real = graph.build
+    real = writers.build
 
     def noted(spec: Any, *rest: Any) -> Any:
         made.append(spec.name)
         return real(spec, *rest)
 
-    monkeypatch.setattr(graph, "build", noted)
+    monkeypatch.setattr(writers, "build", noted)
     export.build(text_checkpoint, bundle_copy)
     assert made == ["layer_01"]
 
@@ -388,7 +390,9 @@ def full_after(left: int) -> Iterator[FullDisk]:
         yield FullDisk(patch, left)
 
 
-@pytest.mark.parametrize(("precision", "files", "step"), [("fp32", 4 + 7 + 7 + 2, 1), ("fp16", 2 * 18 + 2, 6)])
+@pytest.mark.parametrize(
+    ("precision", "files", "step"), [("fp32", 2 * (4 + 13) + 2, 3), ("fp16", 2 * (11 + 12) + 2, 8)]
+)
 def test_a_disk_that_is_full_at_any_file(
     tiny_checkpoint: Path, tmp_path: Path, precision: str, files: int, step: int
 ) -> None:

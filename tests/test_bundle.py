@@ -235,8 +235,8 @@ def test_an_engine_missing_from_the_manifest(bundle_copy: Path, part: str) -> No
 
 
 def test_an_engine_that_the_manifest_does_not_list(bundle_copy: Path) -> None:
-    edit_manifest(bundle_copy, lambda m: m["files"].pop("onnx/layer_01.onnx"))
-    with refused(BundleError, "lists no file 'onnx/layer_01.onnx'", AGAIN):
+    edit_manifest(bundle_copy, lambda m: m["files"].pop("onnx/layer_01.unfused.onnx"))
+    with refused(BundleError, "lists no file 'onnx/layer_01.unfused.onnx'", AGAIN):
         runtime.load(bundle_copy, "onnxruntime")
 
 
@@ -247,9 +247,9 @@ def test_an_engine_that_the_back_end_does_not_read(bundle_copy: Path) -> None:
     from engines.errors import BackendError
 
     content = b"not a graph"
-    (bundle_copy / "onnx" / "layer_01.onnx").write_bytes(content)
+    (bundle_copy / "onnx" / "layer_01.unfused.onnx").write_bytes(content)
     entry = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    edit_manifest(bundle_copy, lambda m: m["files"].update({"onnx/layer_01.onnx": entry}))
+    edit_manifest(bundle_copy, lambda m: m["files"].update({"onnx/layer_01.unfused.onnx": entry}))
     with refused(BackendError, "ONNX Runtime failed on layer_01", "python -m export verify"):
         runtime.load(bundle_copy, "onnxruntime")
 

@@ -10,6 +10,7 @@ import export
 import runtime
 from engines.cuda import Cuda
 from engines.errors import BackendError
+from engines.session import SteppedWalk
 from export.verify import verify
 from runtime.verify import verify as verify_tokens
 
@@ -59,6 +60,7 @@ def test_optimistic_walk(model: runtime.Runtime, monkeypatch: pytest.MonkeyPatch
 
         def walk(length: int, optimistic: bool = optimistic) -> object:
             made = make(length)
+            assert isinstance(made, SteppedWalk)
             made.optimistic = optimistic
             return made
 

@@ -1,0 +1,35 @@
+"""Which function writes which part."""
+
+from collections.abc import Callable, Mapping
+
+import onnx
+
+from engines.spec import ModelConfig, PartSpec
+from engines.weights import Entry
+from export import fused, unfused
+from export.graph import Graph
+
+
+def build(
+    spec: PartSpec, config: ModelConfig, dtype: str, weights: Mapping[str, Entry], location: str
+) -> onnx.ModelProto:
+    """The graph of one part in the form of its spec. `weights` lie in the file `location`, beside the graph."""
+    graph = Graph(spec, dtype, weights, location)
+    kind, _, detail = spec.name.partition("_")
+    writers: dict[str, dict[str, Callable[[], None]]] = {
+        "fused": {
+            "embed": lambda: fused.embed(graph, config),
+            "layer": lambda: fused.layer(graph, config),
+            "head": lambda: fused.head(graph, config),
+            "drift": lambda: fused.drift(graph, config, detail),
+            "probe": lambda: fused.probe(graph, config, int(spec.outputs[0].axes[1])),
+        },
+        "unfused": {
+            "layer": lambda: unfused.layer(graph, config),
+            "recall": lambda: unfused.recall(graph, config),
+            "drift": lambda: unfused.drift(graph, detail),
+            "probe": lambda: unfused.probe(graph),
+        },
+    }
+    writers[spec.form][kind]()
+    return graph.model()
