@@ -49,8 +49,8 @@ class DeviceModel(Model):
         """Slots of a walk that has room for `length` positions and a reuse pass's dummies."""
         raise NotImplementedError
 
-    def walk(self, length: int) -> "DeviceWalk":
-        slots = self.slots_of(length)
+    def walk(self, length: int, limit: int | None = None) -> "DeviceWalk":
+        slots = self.slots_of(limit or length)
         if slots not in self.walks:
             known = len(self.cuda.owned)
             try:
@@ -116,6 +116,11 @@ class DeviceWalk(SteppedWalk):
         self.control["key_mask"][:] = np.arange(self.slots) < length
         self.unembedded = 0  # rows whose ids are not embedded yet
         self.predicted: dict[int, int] = {}  # slot -> its place in the head's last result, while that holds
+
+    def extend(self, slots: Slots) -> None:
+        self.length += len(slots)
+        self.control.edit()
+        self.control["key_mask"][slots] = True
 
     def move(self, target: Slots, source: Slots) -> None:
         if not len(target):

@@ -47,8 +47,8 @@ class EagerModel(Model):
         where = torch.cuda.get_device_name(self.place) if self.place.type == "cuda" else "CPU"
         return f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
-    def walk(self, length: int) -> "EagerWalk":
-        return EagerWalk(self, length)
+    def walk(self, length: int, limit: int | None = None) -> "EagerWalk":
+        return EagerWalk(self, length, limit or length)
 
     def layer(self, index: int, *inputs: Any) -> tuple[Tensor, Tensor]:
         return reference.layer(self.config, self.weights[layer_name(index)], self.tables, *inputs)  # type: ignore[arg-type]
@@ -73,9 +73,9 @@ class EagerModel(Model):
 class EagerWalk(SteppedWalk):
     """The cache of one sequence as tensors."""
 
-    def __init__(self, model: EagerModel, length: int):
+    def __init__(self, model: EagerModel, length: int, limit: int):
         config = model.config
-        super().__init__(config, length, slots_for(model.capacity, length))
+        super().__init__(config, length, slots_for(model.capacity, limit))
         self.model = model
         layers, slots, size = config.layers, self.slots, config.head_size
 
@@ -91,6 +91,10 @@ class EagerWalk(SteppedWalk):
 
     def rows(self, slots: Slots) -> Tensor:
         return torch.from_numpy(slots).to(self.model.place)
+
+    def extend(self, slots: Slots) -> None:
+        self.length += len(slots)
+        self.key_mask[:, self.rows(slots)] = True
 
     @torch.inference_mode()
     def move(self, target: Slots, source: Slots) -> None:

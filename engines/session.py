@@ -9,6 +9,7 @@ must give the same result. Nothing here knows windows, commits, policies or text
 
 import threading
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -66,6 +67,13 @@ class Walk(ABC):
 
     def __init__(self, config: ModelConfig, length: int, slots: int, filled: int = 0):
         self.config, self.length, self.slots, self.filled = config, length, slots, filled
+
+    @abstractmethod
+    def extend(self, slots: Slots) -> None:
+        """Let more positions follow: those in `slots`, which are dummies or come right after the last slot.
+
+        They are keys from now on, so their rows must be run before any other.
+        """
 
     @abstractmethod
     def move(self, target: Slots, source: Slots) -> None:
@@ -154,6 +162,9 @@ class Model(ABC):
 
     def __init__(self, bundle: Bundle):
         self.bundle, self.config, self.capacity = bundle, bundle.config, bundle.capacity
+        self.seconds: dict[str, float] = defaultdict(
+            float
+        )  # each part has run, where a back end can tell
         self.closed = False
         self._lock = threading.Lock()
 
@@ -163,8 +174,8 @@ class Model(ABC):
         """Where the model runs, for people: threads or the GPU's name, and versions."""
 
     @abstractmethod
-    def walk(self, length: int) -> Walk:
-        """Memory for one sequence of `length` positions."""
+    def walk(self, length: int, limit: int | None = None) -> Walk:
+        """Memory for one sequence of `length` positions that may be extended to `limit` (None: `length`)."""
 
     @abstractmethod
     def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:

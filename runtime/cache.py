@@ -18,6 +18,11 @@ class SlotMap:
         self.slot_of: Slots = np.arange(length)
         self.position_at: Positions = np.arange(length)
 
+    def extend(self, length: int) -> None:
+        """Have at least `length` positions; new ones lie in the slots of their own numbers."""
+        more = np.arange(len(self.slot_of), length)
+        self.slot_of, self.position_at = np.append(self.slot_of, more), np.append(self.position_at, more)
+
     def bring(self, positions: Positions) -> tuple[Slots, Slots]:
         """Make `positions` occupy the first slots; returns the moves (targets, sources).
 

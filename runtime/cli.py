@@ -27,7 +27,7 @@ DEFAULT_BUNDLE = Path("bundles/demo")
 console = Console(soft_wrap=True, markup=False, highlight=False)
 DECODING = (
     "window", "threshold", "tokens_per_step", "gamma", "drift", "track_num", "block_caching", "refresh_scope",
-    "steps", "block_length", "prompt_interval", "response_interval",
+    "horizon", "steps", "block_length", "prompt_interval", "response_interval",
 )  # fmt: skip
 
 
@@ -97,6 +97,7 @@ def add_decoding(command: argparse.ArgumentParser) -> None:
     command.add_argument("--track-num", type=int, help="tracked tokens per layer (elastic)")
     command.add_argument("--no-block-caching", action="store_false", dest="block_caching", default=None)
     command.add_argument("--refresh-scope", choices=SCOPES, help="what a refresh computes (elastic)")
+    command.add_argument("--horizon", type=int, help="masks of the answer that are there at once (elastic)")
     command.add_argument("--steps", type=int, help="steps of the fixed schedule (full, prefix, dual, interval)")
     command.add_argument("--block-length", type=int, help="length of a block (full, prefix, dual, interval)")
     command.add_argument("--prompt-interval", type=int, help="steps between full refreshes (interval)")

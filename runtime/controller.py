@@ -60,6 +60,7 @@ class Controller:
     def step(self) -> StepEvent:
         """Run one denoising step; the sequence must have a mask to fill."""
         began = time.perf_counter()
+        unrolled = self._unroll()
         plan = self.policy.plan(self.sequence, self.steps, self.tracked)
         if plan.active is None:
             active, reuse, rows = len(self.sequence), Reuse([], None, []), self._whole(plan)
@@ -80,9 +81,23 @@ class Controller:
         self.steps += 1
         return StepEvent(
             self.steps - 1, active, reuse.sigma, reuse.trigger, plan.candidates.tolist(), committed.tolist(),
-            tokens[taken].tolist(), confidence[taken].tolist(), self.tracked.tolist(), rows,
+            tokens[taken].tolist(), confidence[taken].tolist(), self.tracked.tolist(), unrolled + rows,
             margin(confidence, self.policy.threshold, plan.commits), time.perf_counter() - began,
         )  # fmt: skip
+
+    def _unroll(self) -> int:
+        """Let more masks follow when half of the horizon is filled, and cache them; returns the rows run."""
+        horizon = getattr(self.policy, "horizon", None)
+        if horizon is None or self.sequence.end is not None or len(self.sequence.open) > horizon // 2:
+            return 0
+        fresh = self.sequence.grow(horizon - len(self.sequence.open))
+        if len(fresh):
+            self.map.extend(len(self.sequence))
+            self.walk.extend(self.map.slot_of[fresh])
+            count = self._fill(fresh)
+            self._embed(count)
+            self.walk.whole(count, None)
+        return len(fresh) * self.walk.config.layers
 
     def _whole(self, plan: Plan) -> int:
         """Run every layer over the whole sequence; returns the rows run."""

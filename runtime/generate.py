@@ -98,8 +98,10 @@ def stream(
     with model.exclusive():
         eos = model.config.eos_id if request.eos_id is None else request.eos_id
         ends = eos if request.stop_at_eos else None
-        sequence = Sequence.start(prompt, request.gen_length, model.config.mask_id, ends)
-        controller = Controller(model.walk(len(sequence)), sequence, policy, request.temperature, request.seed)
+        horizon = getattr(policy, "horizon", None)
+        sequence = Sequence.start(prompt, request.gen_length, model.config.mask_id, ends, horizon)
+        walk = model.walk(len(sequence), len(sequence) + sequence.room)
+        controller = Controller(walk, sequence, policy, request.temperature, request.seed)
         trace: list[StepEvent] = []
         stopped = False
         began = time.perf_counter()
@@ -112,6 +114,7 @@ def stream(
     text = decode(answer)
     if request.stop is not None:
         text = text.split(request.stop)[0]
+    sequence.grow(sequence.room)  # what was never unrolled is [MASK]
     possible = len(trace) * model.config.layers * len(sequence)
     yield Output(
         answer.tolist(), text, len(trace), len(answer), seconds, sum(e.rows for e in trace) / possible,

@@ -47,7 +47,11 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class Elastic:
-    """A sliding window of masks; layers after the first that drifts are refreshed."""
+    """A sliding window of masks; layers after the first that drifts are refreshed.
+
+    With `horizon` the answer unrolls as it is filled: no more than that many of
+    its masks are there at once, and when half of them are filled as many follow.
+    """
 
     name: ClassVar[str] = "elastic"
     watches: ClassVar[bool] = True
@@ -59,11 +63,14 @@ class Elastic:
     track_num: int = 1
     block_caching: bool = True
     refresh_scope: str = "all"
+    horizon: int | None = None
 
     def check(self, capacity: Capacity, gen_length: int) -> None:
         within("window", self.window, 1, capacity.window, "the bundle's capacity; build with a larger --window")
         within("track_num", self.track_num, 1, capacity.track_num, "the bundle's capacity; build with --track-num")
         within("gamma", self.gamma, 0.0, 1.0, "a cosine similarity")
+        if self.horizon is not None:
+            within("horizon", self.horizon, 2 * self.window, 10**9, "no less than two windows")
         among("drift", self.drift, DRIFTS)
         among("refresh_scope", self.refresh_scope, SCOPES)
         check_threshold(self.threshold)

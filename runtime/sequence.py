@@ -19,6 +19,7 @@ class Sequence:
     `eos_id` is None where decoding does not stop at EOS. `last` holds the
     positions of the latest commit, `end` the lowest EOS position of the first
     step that committed one: masks after it are not to be filled any more.
+    `room` counts masks of the answer that are not there yet.
     """
 
     ids: Positions
@@ -27,11 +28,23 @@ class Sequence:
     eos_id: int | None
     last: Positions = field(default_factory=NONE.copy)
     end: int | None = None
+    room: int = 0
 
     @classmethod
-    def start(cls, prompt: Positions, gen_length: int, mask_id: int, eos_id: int | None) -> "Sequence":
-        ids = np.concatenate([prompt, np.full(gen_length, mask_id)]).astype(np.int64)
-        return cls(ids, len(prompt), mask_id, eos_id)
+    def start(
+        cls, prompt: Positions, gen_length: int, mask_id: int, eos_id: int | None, horizon: int | None = None
+    ) -> "Sequence":
+        """A prompt and `gen_length` masks, of which only the first `horizon` are there at first."""
+        sequence = cls(prompt.astype(np.int64), len(prompt), mask_id, eos_id, room=gen_length)
+        sequence.grow(horizon or gen_length)
+        return sequence
+
+    def grow(self, count: int) -> Positions:
+        """Append up to `count` of the masks that are not there yet; returns their positions."""
+        count = min(count, self.room)
+        self.ids = np.concatenate([self.ids, np.full(count, self.mask_id)])
+        self.room -= count
+        return np.arange(len(self.ids) - count, len(self.ids))
 
     def __len__(self) -> int:
         return len(self.ids)

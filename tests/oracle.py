@@ -145,7 +145,7 @@ class Oracle:
         self, prompt_ids: Sequence[int], gen_length: int, window: int = 16, threshold: float | None = 0.9,
         tokens_per_step: int | None = None, gamma: float = 0.9, track_num: int = 1, drift: str = "row",
         block_caching: bool = True, refresh_scope: str = "all", eos_id: int | None = None, stop_at_eos: bool = True,
-        mask_id: int | None = None,
+        mask_id: int | None = None, horizon: int | None = None,
     ) -> Run:  # fmt: skip
         """Decode gen_length tokens after the prompt. eos_id and mask_id default to those of the config."""
         if (threshold is None) == (tokens_per_step is None):
@@ -154,17 +154,33 @@ class Oracle:
             raise ValueError(f"cannot do {drift=}, {refresh_scope=}, {window=}, {track_num=}")
         eos_id = self.config["eos_token_id"] if eos_id is None else eos_id
         mask_id = int(self.config["mask_token_id"] if mask_id is None else mask_id)
-        ids = [*prompt_ids, *[mask_id] * gen_length]
-        everywhere, head_width = list(range(len(ids))), self.width // self.heads
+        ids, longest = [*prompt_ids], len(prompt_ids) + gen_length
+        everywhere, head_width = list[int](), self.width // self.heads
         run, tracked, committed = Run(ids), list[int](), list[int]()
 
         # The cache. H[l] is the input of layer l: a layer writes its output into H[l + 1], and H[L] feeds the head.
-        H = torch.zeros(self.layers + 1, len(ids), self.width, dtype=self.dtype)  # [L + 1, N, d]
-        Q = torch.zeros(self.layers, len(ids), self.heads, head_width, dtype=self.dtype)  # [L, N, h, e]
-        K = torch.zeros(self.layers, len(ids), self.kv_heads, head_width, dtype=self.dtype)  # [L, N, g, e]
+        H = torch.zeros(self.layers + 1, longest, self.width, dtype=self.dtype)  # [L + 1, N, d]
+        Q = torch.zeros(self.layers, longest, self.heads, head_width, dtype=self.dtype)  # [L, N, h, e]
+        K = torch.zeros(self.layers, longest, self.kv_heads, head_width, dtype=self.dtype)  # [L, N, g, e]
         V = torch.zeros_like(K)
 
+        def compute(layer: int, rows: list[int]) -> Tensor:
+            """Bring rows of a layer up to date; their attention weights [h, A, N]."""
+            Q[layer, rows], K[layer, rows], V[layer, rows] = self.qkv(layer, H[layer, rows], rows)
+            weights = self.attention(Q[layer, rows], K[layer, : len(ids)])
+            H[layer + 1, rows] = self.finish(layer, H[layer, rows], weights, V[layer, : len(ids)])
+            return weights
+
         while True:
+            left = sum(ids[i] == mask_id for i in everywhere)
+            reach = gen_length if horizon is None else horizon
+            if run.eos_at is None and (not everywhere or left <= reach // 2):
+                ids += [mask_id] * min(reach - left, longest - len(ids))
+                fresh, everywhere = list(range(len(everywhere), len(ids))), list(range(len(ids)))
+                if run.steps and fresh:  # the answer unrolls: its new masks are computed before anything looks at them
+                    H[0, fresh] = self.tensors["wte.weight"][[ids[i] for i in fresh]]
+                    for layer in range(self.layers):
+                        compute(layer, fresh)
             masked = [i for i in everywhere if ids[i] == mask_id]
             fillable = [i for i in masked if run.eos_at is None or i <= run.eos_at]
             if not fillable:
@@ -178,15 +194,13 @@ class Oracle:
             H[0, rows] = self.tensors["wte.weight"][[ids[i] for i in rows]]
             for layer in range(self.layers):
                 tested = bool(run.steps) and step.trigger is None
-                before = self.attention(Q[layer, tracked], K[layer]) if tested else None  # [h, T, N]
-                Q[layer, rows], K[layer, rows], V[layer, rows] = self.qkv(layer, H[layer, rows], rows)
-                weights = self.attention(Q[layer, rows], K[layer])  # [h, A, N]
-                H[layer + 1, rows] = self.finish(layer, H[layer, rows], weights, V[layer])
+                before = self.attention(Q[layer, tracked], K[layer, : len(ids)]) if tested else None  # [h, T, N]
+                weights = compute(layer, rows)
                 mass = weights[:, [rows.index(i) for i in view]].sum((0, 1))  # [N], what the window looks at
                 probed.update(most_attended(mass, sorted({*everywhere} - {*masked}), track_num, run))
                 if before is not None:
                     # Tracked rows are active: their queries, and all keys, now stand as this step left them.
-                    sigma = similarity(before, self.attention(Q[layer, tracked], K[layer]), drift)
+                    sigma = similarity(before, self.attention(Q[layer, tracked], K[layer, : len(ids)]), drift)
                     step.sigma.append(float(sigma))
                     run.note("gamma", sigma - gamma)
                     if sigma < gamma:

@@ -227,7 +227,7 @@ def test_verify_finds_a_wrong_part(
     golden_bundle: Path, monkeypatch: pytest.MonkeyPatch, method: str, part: str
 ) -> None:
     """One part at a time is made wrong; that part is named, and none after it is blamed."""
-    from engines.onnxruntime import OnnxRuntimeWalk
+    from engines.onnxruntime_walk import OnnxRuntimeWalk
 
     hook = method if method in ("layer", "logits") else "reuse"
     real = getattr(OnnxRuntimeWalk, hook)
@@ -274,7 +274,7 @@ def test_verify_refuses(golden_bundle: Path) -> None:
 def test_walks_are_complete() -> None:
     """Every back end's walk fills in all hooks: those of its own way through the layers."""
     from engines.eager import EagerWalk
-    from engines.onnxruntime import OnnxRuntimeWalk
+    from engines.onnxruntime_walk import OnnxRuntimeWalk
 
     assert {"move", "embed", "layer", "whole", "reuse", "head", "logits"} <= Walk.__abstractmethods__
     assert {"before", "drift", "probe"} <= SteppedWalk.__abstractmethods__

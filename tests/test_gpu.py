@@ -58,8 +58,8 @@ def test_optimistic_walk(model: runtime.Runtime, monkeypatch: pytest.MonkeyPatch
     make, runs = model.model.walk, []
     for optimistic in (False, True):
 
-        def walk(length: int, optimistic: bool = optimistic) -> object:
-            made = make(length)
+        def walk(length: int, limit: int, optimistic: bool = optimistic) -> object:
+            made = make(length, limit)
             assert isinstance(made, SteppedWalk)
             made.optimistic = optimistic
             return made

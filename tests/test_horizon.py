@@ -1,0 +1,68 @@
+"""An answer that unrolls: no more masks than the horizon, the same tokens on every back end."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import refused
+from goldens import GOLDEN
+from oracle import Oracle
+from parity import difference, recorded
+
+import runtime
+from engines.errors import OptionError
+from runtime.generate import Output
+
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
+OPTIONS: list[dict[str, Any]] = [
+    {"window": 4, "horizon": 8, "threshold": 0.3},
+    {"window": 4, "horizon": 12, "tokens_per_step": 3, "gamma": 0.999},
+    {"window": 8, "horizon": 16, "threshold": 0.5, "gamma": 0.99, "refresh_scope": "near"},
+    {"window": 4, "horizon": 9, "tokens_per_step": 1, "block_caching": False, "track_num": 2},
+]
+
+
+@pytest.fixture(scope="module")
+def eager(golden_bundle: Path) -> Any:
+    with runtime.load(golden_bundle, "eager", threads=1) as model:
+        yield model
+
+
+def run(model: runtime.Runtime, **options: Any) -> Output:
+    return model.generate(PROMPT, gen_length=48, stop_at_eos=False, **options)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_back_ends_agree(golden: runtime.Runtime, eager: runtime.Runtime, options: dict[str, Any]) -> None:
+    ours, theirs = run(golden, **options), run(eager, **options)
+    assert [(e.committed, e.tokens, e.trigger, e.tracked) for e in ours.trace] == [
+        (e.committed, e.tokens, e.trigger, e.tracked) for e in theirs.trace
+    ]
+    gap = max(abs(a - b) for x, y in zip(ours.trace, theirs.trace, strict=True)
+              for a, b in zip(x.sigma, y.sigma, strict=True))  # fmt: skip
+    print(f"sigma differs by {gap:.1e} at most")
+    assert gap < 1e-4
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_oracle_agrees(golden: runtime.Runtime, options: dict[str, Any]) -> None:
+    expected = Oracle.read(GOLDEN).elastic(PROMPT, 48, stop_at_eos=False, **{"threshold": None, **options})
+    assert difference(recorded(run(golden, **options)), expected) is None
+
+
+def test_a_horizon_beyond_the_answer_changes_nothing(golden: runtime.Runtime) -> None:
+    assert run(golden, window=4, horizon=48).trace[3].committed == run(golden, window=4).trace[3].committed
+    assert run(golden, window=4, horizon=96).sequence == run(golden, window=4).sequence
+
+
+def test_masks_that_never_unrolled_stay_masks(golden: runtime.Runtime) -> None:
+    """An EOS ends the answer before the rest of it is there."""
+    likely = run(golden, window=4, horizon=8).ids[2]
+    out = golden.generate(PROMPT, gen_length=48, window=4, horizon=8, eos_id=likely)
+    assert len(out.sequence) == len(PROMPT) + 48 and out.sequence[-1] == golden.model.config.mask_id
+    assert out.eos_at is not None and 0 < out.share < 1
+
+
+def test_too_near_a_horizon_is_refused(golden: runtime.Runtime) -> None:
+    with refused(OptionError, "horizon", "two windows", "8"):
+        run(golden, window=8, horizon=8)
