@@ -8,9 +8,16 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from rich.console import Console
+
 from engines import interrupt
 from engines.errors import ElasticError
 from engines.interrupt import INTERRUPTED
+
+
+def screen() -> Console:
+    """Where people read: the terminal as wide as it is, a file or a pipe wide enough for tables."""
+    return Console(soft_wrap=True, markup=False, highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
 class Parser(argparse.ArgumentParser):

@@ -117,6 +117,7 @@ class OnnxRuntimeModel(Model):
         with translated(part):
             found = list(self.sessions[part].run(outputs, feeds))
         self.seconds[part] += time.perf_counter() - began
+        self.runs[part] += 1
         return found
 
     def run_bound(self, part: str, binding: Any) -> None:
@@ -125,6 +126,7 @@ class OnnxRuntimeModel(Model):
         with translated(part):
             self.sessions[part].run_with_iobinding(binding)
         self.seconds[part] += time.perf_counter() - began
+        self.runs[part] += 1
 
     def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         config, (batch, length) = self.config, ids.shape

@@ -34,6 +34,8 @@ class OnnxRuntimeWalk(Walk):
         self.width = {"h": c.d_model, "q": c.heads * c.head_size, "kv": c.head_size}
         for name, planes in self.planes.items():
             model.space(name, planes, limit, self.width[name])
+        for name in ("attention", "before"):
+            model.space(name, c.layers, c.heads, model.capacity.rows, limit)
         self.positions = np.arange(length)[None, None]
         self.write_index = np.zeros(1, np.int64)
         self.recall = model.sessions["recall"].io_binding()
@@ -72,7 +74,10 @@ class OnnxRuntimeWalk(Walk):
         """Have the layers leave the attention of these rows in `attention` [L, H, N, S]."""
         self.watched = np.concatenate(rows)
         self.attention = self._rows("attention", len(self.watched))
-        self.left = value(self.watched), [value(plane[None]) for plane in self.attention]
+        key = f"attention at {self.attention.ctypes.data}", len(self.watched)
+        if key not in self.values:
+            self.values[key] = [value(plane[None]) for plane in self.attention]
+        self.left = value(self.watched), self.values[key]
         self.bound = [0] * self.config.layers  # rows that each layer's bindings have
 
     def _rows(self, name: str, count: int) -> NDArray[np.float32]:

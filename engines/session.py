@@ -162,9 +162,8 @@ class Model(ABC):
 
     def __init__(self, bundle: Bundle):
         self.bundle, self.config, self.capacity = bundle, bundle.config, bundle.capacity
-        self.seconds: dict[str, float] = defaultdict(
-            float
-        )  # each part has run, where a back end can tell
+        self.seconds: dict[str, float] = defaultdict(float)  # each part has run, where a back end can tell
+        self.runs: dict[str, int] = defaultdict(int)
         self.closed = False
         self._lock = threading.Lock()
 

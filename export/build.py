@@ -46,6 +46,7 @@ class Build:
     backends: list[str]
     flavour: str | None = None  # of TensorRT
     capabilities: list[str] | None = None  # that TensorRT compiles for
+    weights: str | None = None  # what ONNX Runtime's matrices are quantised to
     progress: Progress = lambda *_: None
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -75,17 +76,21 @@ def build(
     max_batch: int = 1,
     flavour: str | None = None,
     capabilities: list[str] | None = None,
+    weights: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Build the bundle of a Hugging Face checkpoint directory (or "demo") and return its path.
 
     `precision` is the element type of the exported graphs: fp32, fp16 or bf16.
-    `flavour` (tensorrt, tensorrt_rtx) and `capabilities` ("8.9", …) are TensorRT's.
+    `flavour` (tensorrt, tensorrt_rtx) and `capabilities` ("8.9", …) are TensorRT's,
+    `weights` (int8, int4) quantises ONNX Runtime's matrices.
     Raises CheckpointError, OptionError, BackendError where PyTorch or ONNX is not
     installed, or BundleError (disk, or another bundle in the way without `force`).
     """
-    job = plan(checkpoint, out, precision, backends, max_length, window, track_num, max_batch, flavour, capabilities)
+    job = plan(
+        checkpoint, out, precision, backends, max_length, window, track_num, max_batch, flavour, capabilities, weights
+    )
     job.progress = progress or job.progress
     try:
         job.root.mkdir(parents=True, exist_ok=True)
@@ -112,12 +117,13 @@ def plan(
     max_batch: int,
     flavour: str | None = None,
     capabilities: list[str] | None = None,
+    weights: str | None = None,
 ) -> Build:
     """Check the options against the checkpoint; nothing is written."""
     if precision not in PRECISIONS:
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     names = chosen(backends)
-    check_options(names, precision, flavour, capabilities)
+    check_options(names, precision, weights, flavour, capabilities)
     try:
         open_checkpoint = importlib.import_module("engines.models.checkpoint").open_checkpoint
         importlib.import_module("export.part")
@@ -138,7 +144,7 @@ def plan(
         raise OptionError(f"--out must not be the checkpoint's own folder {source.directory}")
     config = replace(source.config, max_length=length)
     capacity = Capacity.of(config.layers, length, window, track_num, max_batch)
-    return Build(root, source, config, capacity, precision, names, flavour, capabilities)
+    return Build(root, source, config, capacity, precision, names, flavour, capabilities, weights)
 
 
 def clear_the_way(job: Build, force: bool) -> bool:
@@ -161,7 +167,9 @@ def clear_the_way(job: Build, force: bool) -> bool:
     if found is not None and not force:
         manifest = found.manifest
         same = manifest.checkpoint["identity"] == job.checkpoint.identity
-        if not same or (found.capacity, manifest.precision) != (job.capacity, job.precision):
+        quantized = [e["weights"] for n, e in manifest.engines.items() if n in job.backends and "weights" in e]
+        options = (job.capacity, job.precision, quantized and [job.weights])
+        if not same or (found.capacity, manifest.precision, quantized) != options:
             what = "with other options" if same else "of another checkpoint"
             raise BundleError(f"{job.root} is a bundle {what}; choose another --out, or pass --force to replace it")
         whole = intact(found)
@@ -244,7 +252,7 @@ def estimate(job: Build) -> dict[str, int]:
     layer = c.d_model * (2 * c.heads + 2 * c.kv_heads) * c.head_size + 3 * c.d_model * c.mlp_size
     table = c.vocab * c.d_model
     numbers = 2 * table + c.layers * layer
-    disk = numbers * SIZES[job.precision] + engine_bytes(job.backends, job.precision, table, numbers)
+    disk = numbers * SIZES[job.precision] + engine_bytes(job.backends, job.precision, job.weights, table, numbers)
     return {"disk": disk, "memory": 2 * max(layer, table) * 4}
 
 

@@ -6,21 +6,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from engines.backends import BACKENDS
 from engines.bundle import Bundle
-from engines.console import Parser, run
+from engines.console import Parser, run, screen
 from engines.flavour import FLAVOURS
 from engines.spec import PRECISIONS
 from export.build import build, estimate, plan
-from export.compilers import COMPILERS
+from export.compilers import COMPILERS, WEIGHTS
 from export.verify import TOLERANCES, verify
 
 NATIVE = ("ROTARY_EMBEDDING", "KV_CACHE_UPDATE", "ATTENTION_INPUT", "MATRIX_MULTIPLY", "GATHER", "TOPK", "SOFTMAX")
-console = Console(soft_wrap=True, markup=False, highlight=False)
+console = screen()
 GIGA = 1e9
 
 
@@ -42,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--flavour", choices=list(FLAVOURS), help="of TensorRT (default: the first installed)")
     make.add_argument("--capability", action="append", dest="capabilities", metavar="N.N",
                       help="compute capability to build TensorRT engines for (repeatable)")  # fmt: skip
+    make.add_argument("--weights", choices=list(WEIGHTS), help="quantise ONNX Runtime's matrices (default: do not)")
     make.add_argument("--dry-run", action="store_true", help="print parts, disk and memory; write nothing")
     make.add_argument("--force", action="store_true", help="replace what lies in --out")
     make.set_defaults(call=build_command, precision="fp32")
@@ -62,6 +62,7 @@ def build_command(args: argparse.Namespace) -> None:
     options = dict(
         precision=args.precision, backends=backends, max_length=args.max_length, window=args.window,
         track_num=args.track_num, max_batch=args.max_batch, flavour=args.flavour, capabilities=args.capabilities,
+        weights=args.weights,
     )  # fmt: skip
     job = plan(args.checkpoint, args.out, **options)
     need = estimate(job)
@@ -98,7 +99,8 @@ def build_command(args: argparse.Namespace) -> None:
 
 def verify_command(args: argparse.Namespace) -> None:
     bundle = Bundle.open(args.bundle)
-    atol = args.atol if args.atol is not None else TOLERANCES[bundle.manifest.precision]
+    weights = bundle.manifest.engines.get(args.backend, {}).get("weights")
+    atol = args.atol if args.atol is not None else TOLERANCES[weights or bundle.manifest.precision]
     table = Table("part", "max", "mean", "cosine", title=f"{args.backend} against eager, tolerance {atol:g}")
     for row in verify(bundle, args.backend, atol):
         table.add_row(row.part, f"{row.max:.2e}", f"{row.mean:.2e}", f"{row.cosine:.8f}")
@@ -129,7 +131,8 @@ def inspect_command(args: argparse.Namespace) -> None:
 def show_engines(name: str, entry: dict[str, Any], files: dict[str, Any]) -> None:
     """What was built for a back end: compiler and targets, then each plan's profiles, native layers and size."""
     if "plans" not in next(iter(entry["parts"].values())):
-        console.print(f"engines {name}: {entry['precision']}, profiles {entry['profiles']}")
+        weights = f", weights in {entry['weights']}" if entry.get("weights") else ""
+        console.print(f"engines {name}: {entry['precision']}{weights}, profiles {entry['profiles']}")
         return
     targets = ", ".join(entry["capabilities"])
     console.print(f"engines {name}: {entry['precision']}, {entry['flavour']} {entry['version']}, "

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.errors import OptionError
+from engines.backends import installed
+from engines.errors import INSTALL, BackendError, OptionError
 from engines.spec import unfused_specs
 from engines.weights import SIZES
 
@@ -25,9 +26,10 @@ def compile_onnxruntime(build: "Build") -> dict[str, Any]:
     from export.part import Target
 
     profiles = {"rows": [1, build.capacity.max_length], "slots": [1, build.capacity.max_length]}
-    folder = "onnx" if build.precision == "fp32" else "engines/onnxruntime"
-    parts = build.write_parts(Target(build.root, folder, "fp32", build.precision), unfused_specs(build.config))
-    return {"precision": "fp32", "profiles": profiles, "parts": parts}
+    folder = "onnx" if build.precision == "fp32" and build.weights is None else "engines/onnxruntime"
+    target = Target(build.root, folder, "fp32", build.precision, build.weights)
+    parts = build.write_parts(target, unfused_specs(build.config))
+    return {"precision": "fp32", "weights": build.weights, "profiles": profiles, "parts": parts}
 
 
 def compile_tensorrt(build: "Build") -> dict[str, Any]:
@@ -38,14 +40,17 @@ def compile_tensorrt(build: "Build") -> dict[str, Any]:
 
 
 DEFAULT = "onnxruntime"
+WEIGHTS = {"int8": 8, "int4": 4}  # bits
 COMPILERS: dict[str, Callable[["Build"], dict[str, Any]]] = {
     "onnxruntime": compile_onnxruntime,
     "tensorrt": compile_tensorrt,
 }
 
 
-def engine_bytes(names: list[str], precision: str, table: int, numbers: int) -> int:
+def engine_bytes(names: list[str], precision: str, weights: str | None, table: int, numbers: int) -> int:
     """Bytes that engines take beside the exported parts; `numbers` of the weights lie in all, `table` in one matrix."""
+    if weights is not None:  # a block of 32 has a scale in fp32 and a zero point besides
+        return table * SIZES[precision] + int((numbers - table) * (WEIGHTS[weights] / 8 * 33 / 32 + 4 / 32))
     copied = "onnxruntime" in names and precision != "fp32"
     return table * SIZES[precision] + (numbers - table) * SIZES["fp32"] if copied else 0
 
@@ -61,8 +66,16 @@ def chosen(backends: list[str] | None) -> list[str]:
     return names
 
 
-def check_options(names: list[str], precision: str, flavour: str | None, capabilities: list[str] | None) -> None:
+def check_options(
+    names: list[str], precision: str, weights: str | None, flavour: str | None, capabilities: list[str] | None
+) -> None:
     """Raises OptionError or BackendError for what a compiler cannot do, before anything is written."""
+    if weights is not None and weights not in WEIGHTS:
+        raise OptionError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}; leave it out for whole ones")
+    if weights is not None and "onnxruntime" not in names:
+        raise OptionError("--weights is ONNX Runtime's: add --backend onnxruntime, or leave it out")
+    if weights is not None and not installed("onnxruntime"):
+        raise BackendError(f"--weights needs ONNX Runtime's quantizer; {INSTALL.format(extra='cpu')} brings it")
     if "tensorrt" not in names:
         if flavour or capabilities:
             raise OptionError("--flavour and --capability are TensorRT's: add --backend tensorrt, or leave them out")

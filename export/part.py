@@ -12,7 +12,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from engines.bundle import STAMPS, describe, write_atomically
 from engines.errors import CheckpointError
 from engines.spec import ModelConfig, PartSpec
 from export import fused, graph, unfused, writers
+from export import quantize as quantizing
+from export.quantize import quantize
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CHUNK = 1 << 24  # elements cast at a time
@@ -35,13 +37,15 @@ class Target:
     """Where and how a set of parts is written: a folder of the bundle and the graphs' element type.
 
     Weights are rounded to `precision` whatever type they are computed in, so
-    that all engines of a bundle hold the same numbers.
+    that all engines of a bundle hold the same numbers; unless `weights` (int8,
+    int4) has the matrices quantised.
     """
 
     root: Path
     folder: str
     dtype: str
     precision: str
+    weights: str | None = None
 
     def storage(self, part: str) -> str:
         """The embedding stays in the bundle's precision: a graph casts only the rows it looks up."""
@@ -63,30 +67,44 @@ def write_part(
     graph_file = f"{stem}.onnx" if spec.form == "fused" else f"{stem}.{spec.form}.onnx"
     weight_file = f"{stem}.safetensors" if spec.name in config.parts else None
     key = "|".join(map(str, (key, target.folder, target.dtype, target.precision, sources_digest())))
-    files: dict[str, Any] = {}
-    if weight_file is not None:
-        weights = root / weight_file
-        files |= kept(root, weight_file, f"{key}|{config}",
-                      lambda: weight_files.write(weights, sources(target, spec.name, load())))  # fmt: skip
 
-    def write_graph() -> None:
-        entries = weight_files.locate(root / weight_file) if weight_file else {}
-        model = writers.build(spec, config, target.dtype, entries, f"{spec.name}.safetensors")
-        onnx.save(model, str(root / graph_file))
-        onnx.checker.check_model(str(root / graph_file))
+    def write_weights(path: Path) -> None:
+        weight_files.write(path, sources(target, spec.name, load()))
 
-    files |= kept(root, graph_file, f"{key}|{spec}|{config}", write_graph)
+    def write_graph(path: Path, weights: Path | None) -> None:
+        entries, location = (weight_files.locate(weights), weights.name) if weights else ({}, "")
+        onnx.save(writers.build(spec, config, target.dtype, entries, location), str(path))
+        onnx.checker.check_model(str(path))
+
+    if target.weights is not None and spec.name in config.parts[1:]:  # the embedding is no matrix to multiply with
+        graph_file, weight_file = f"{stem}.{target.weights}.onnx", f"{stem}.{target.weights}.data"
+
+        def write_quantized() -> None:
+            whole, weights = root / f"{stem}.whole.onnx", root / f"{stem}.whole.safetensors"
+            write_weights(weights)
+            write_graph(whole, weights)
+            quantize(whole, root / graph_file, root / f"{stem}.{target.weights}.data", int(str(target.weights)[3:]))
+            whole.unlink()
+            weights.unlink()
+
+        files = kept(root, [graph_file, weight_file], f"{key}|{spec}|{config}", write_quantized)
+        return {"graph": graph_file, "weights": weight_file, "files": files}
+    files = {}
+    weights = root / weight_file if weight_file else None
+    if weight_file and weights:
+        files = kept(root, [weight_file], f"{key}|{config}", partial(write_weights, weights))
+    files |= kept(root, [graph_file], f"{key}|{spec}|{config}", lambda: write_graph(root / graph_file, weights))
     return {"graph": graph_file, "weights": weight_file, "files": files}
 
 
-def kept(root: Path, name: str, key: str, make: Callable[[], None]) -> dict[str, dict[str, Any]]:
-    """The entries of the file `name` and its stamp; calls `make` unless an earlier build made it from `key`."""
-    stamp = f"{STAMPS}/{name.replace('/', '-')}.json"
+def kept(root: Path, names: list[str], key: str, make: Callable[[], None]) -> dict[str, dict[str, Any]]:
+    """The entries of files and of their stamp; calls `make` unless an earlier build made them from `key`."""
+    stamp = f"{STAMPS}/{names[0].replace('/', '-')}.json"
     digest = hashlib.sha256(key.encode()).hexdigest()
-    files = stamped(root, stamp, digest, [name])
+    files = stamped(root, stamp, digest, names)
     if files is None:
         make()
-        files = {name: describe(root / name)}
+        files = {name: describe(root / name) for name in names}
         write_atomically(root / stamp, json.dumps({"key": digest, "files": files}).encode())
     return files | {stamp: describe(root / stamp)}
 
@@ -129,5 +147,6 @@ def chunks(
 @cache
 def sources_digest() -> str:
     """Changes with the code that makes parts, so that no stamp outlives it."""
-    text = "".join(inspect.getsource(module) for module in (graph, fused, unfused, writers, weight_files, specs))
+    modules = graph, fused, unfused, writers, quantizing, weight_files, specs
+    text = "".join(map(inspect.getsource, modules))
     return hashlib.sha256(f"{onnx.__version__}{text}".encode()).hexdigest()

@@ -13,7 +13,8 @@ from engines.errors import OptionError, ParityError
 from engines.session import Model, Watch
 from engines.spec import DRIFTS, layer_name
 
-TOLERANCES = {"fp32": 5e-4, "fp16": 5e-4, "bf16": 5e-4}
+# Of engines, by the bundle's precision or by what their weights are quantised to.
+TOLERANCES = {"fp32": 5e-4, "fp16": 5e-4, "bf16": 5e-4, "int8": 5e-2, "int4": 0.5}
 
 
 @dataclass(frozen=True)

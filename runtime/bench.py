@@ -20,7 +20,7 @@ import numpy as np
 
 from engines.backends import versions
 from engines.errors import OptionError
-from runtime import tasks
+from runtime import profile, tasks
 from runtime.api import Runtime
 from runtime.evaluate import STEPS
 
@@ -138,12 +138,19 @@ def machine(models: Sequence[Runtime]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def plot(figures: dict[str, Any], file: Path) -> None:
-    """Bars of tokens per second with exact match written beside them, as PNG. Needs matplotlib."""
+def figure_class() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise OptionError("--plot needs matplotlib; pip install matplotlib, or leave it out") from error
+    return Figure
+
+
+def plot(figures: dict[str, Any], file: Path) -> None:
+    """Bars of tokens per second with exact match written beside them, as PNG; beside it the profile, if taken."""
+    Figure = figure_class()
+    if "profile" in figures:
+        profile.plot(figures["profile"], file.with_stem(f"{file.stem}_profile"), Figure)
     rows = figures["cases"][::-1]
     chart = Figure(figsize=(8, 0.45 * len(rows) + 1.2), layout="constrained")
     axes = chart.subplots()

@@ -7,16 +7,16 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from engines.backends import BACKENDS, available
-from engines.console import Parser, run
+from engines.console import Parser, run, screen
 from engines.errors import BundleError, DeviceError, OptionError, PromptError
 from engines.spec import DRIFTS
+from runtime import profile
 from runtime.api import Runtime, load
-from runtime.bench import POLICY_CASES, bench, cases, plot, report, write
+from runtime.bench import POLICY_CASES, bench, cases, plot, prompts, report, write
 from runtime.controller import StepEvent
 from runtime.evaluate import evaluate
 from runtime.policies import POLICIES, SCOPES
@@ -24,7 +24,7 @@ from runtime.tasks import FAMILIES
 from runtime.verify import verify
 
 DEFAULT_BUNDLE = Path("bundles/demo")
-console = Console(soft_wrap=True, markup=False, highlight=False)
+console = screen()
 DECODING = (
     "window", "threshold", "tokens_per_step", "gamma", "drift", "track_num", "block_caching", "refresh_scope",
     "horizon", "steps", "block_length", "prompt_interval", "response_interval",
@@ -72,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     speed.add_argument("--prompt-length", type=int, default=500, help="tokens of the few-shot prompt (default 500)")
     speed.add_argument("--gen-length", type=int, default=512, help="masks to fill (default 512)")
     speed.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    speed.add_argument("--profile", action="store_true", help="also split the steps of elastic on onnxruntime")
     speed.add_argument("--json", type=Path, help="write the figures to this file too")
     speed.add_argument("--plot", type=Path, help="write a bar chart to this PNG file")
     speed.set_defaults(call=bench_command)
@@ -204,6 +205,8 @@ def bench_command(args: argparse.Namespace) -> None:
             for number in bench(measured, args.limit, args.prompt_length, args.gen_length):
                 bar.update(task, completed=number)
         figures = report(measured, args.baseline, args.prompt_length, args.gen_length)
+        if args.profile:
+            figures["profile"] = profile_of(models, args)
     if args.plot:
         plot(figures, args.plot)
     if args.json:
@@ -219,7 +222,21 @@ def bench_command(args: argparse.Namespace) -> None:
             f"{row['times_faster']:.2f} ({low:.2f} … {high:.2f})",
         )  # fmt: skip
     console.print(table)
+    if args.profile:
+        kinds = (f"{kind}, ms ({slices['steps']} steps)" for kind, slices in figures["profile"].items())
+        split = Table("elastic on onnxruntime", *kinds)
+        for line in profile.rows(figures["profile"]):
+            split.add_row(*line)
+        console.print(split)
     print(json.dumps(figures))
+
+
+def profile_of(models: list[Runtime], args: argparse.Namespace) -> Any:
+    model = next((model for model in models if model.backend == "onnxruntime"), None)
+    if model is None:
+        raise OptionError("--profile is of onnxruntime: add it to --backends, or leave --profile out")
+    drawn = (prompt for prompt, _ in prompts(model, args.limit, args.prompt_length))
+    return profile.profile(model, drawn, args.gen_length, "elastic", {})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -75,14 +75,12 @@ class Controller:
                 f"the model's confidences at step {self.steps} are not numbers; check it with "
                 "`python -m export verify`, or build with --bf16 or --fp32"
             )
-        taken = choose(confidence, self.policy.threshold, plan.commits)
-        committed = plan.candidates[taken]
-        self.sequence.commit(committed, tokens[taken])
+        taken, close = self._commit(plan, tokens, confidence)
         self.steps += 1
         return StepEvent(
-            self.steps - 1, active, reuse.sigma, reuse.trigger, plan.candidates.tolist(), committed.tolist(),
-            tokens[taken].tolist(), confidence[taken].tolist(), self.tracked.tolist(), unrolled + rows,
-            margin(confidence, self.policy.threshold, plan.commits), time.perf_counter() - began,
+            self.steps - 1, active, reuse.sigma, reuse.trigger, plan.candidates.tolist(),
+            plan.candidates[taken].tolist(), tokens[taken].tolist(), confidence[taken].tolist(),
+            self.tracked.tolist(), unrolled + rows, close, time.perf_counter() - began,
         )  # fmt: skip
 
     def _unroll(self) -> int:
@@ -175,6 +173,12 @@ class Controller:
 
     def _track(self, positions: Positions) -> None:
         self.tracked = np.unique(positions)
+
+    def _commit(self, plan: Plan, tokens: Positions, confidence: np.ndarray) -> tuple[np.ndarray, float]:
+        """Fill the candidates that the policy takes; which those are, and the decision's margin."""
+        taken = choose(confidence, self.policy.threshold, plan.commits)
+        self.sequence.commit(plan.candidates[taken], tokens[taken])
+        return taken, margin(confidence, self.policy.threshold, plan.commits)
 
     def _predict(self, candidates: Positions) -> tuple[Positions, np.ndarray]:
         rows = self.map.slot_of[candidates]

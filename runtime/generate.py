@@ -83,11 +83,13 @@ def prompt_array(prompt: Any, model: Model, gen_length: int) -> Positions:
 
 
 def stream(
-    model: Model, request: Request, policy: Policy, decode: Callable[[Positions], str] | None
-) -> Iterator[StepEvent | Output]:
+    model: Model, request: Request, policy: Policy, decode: Callable[[Positions], str] | None,
+    make: Callable[..., Controller] = Controller,
+) -> Iterator[StepEvent | Output]:  # fmt: skip
     """Decode step by step: yields a StepEvent for each step, then the Output.
 
-    `decode` turns ids to text; None spells them as numbers. Raises PromptError
+    `decode` turns ids to text; None spells them as numbers. `make` builds the
+    controller, for one that also measures. Raises PromptError
     and OptionError before the first step; BackendError if another thread uses
     the model, or its numbers are not numbers.
     """
@@ -101,7 +103,7 @@ def stream(
         horizon = getattr(policy, "horizon", None)
         sequence = Sequence.start(prompt, request.gen_length, model.config.mask_id, ends, horizon)
         walk = model.walk(len(sequence), len(sequence) + sequence.room)
-        controller = Controller(walk, sequence, policy, request.temperature, request.seed)
+        controller = make(walk, sequence, policy, request.temperature, request.seed)
         trace: list[StepEvent] = []
         stopped = False
         began = time.perf_counter()

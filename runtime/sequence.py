@@ -29,6 +29,7 @@ class Sequence:
     last: Positions = field(default_factory=NONE.copy)
     end: int | None = None
     room: int = 0
+    _masked: Positions | None = None  # found once a step
 
     @classmethod
     def start(
@@ -44,6 +45,7 @@ class Sequence:
         count = min(count, self.room)
         self.ids = np.concatenate([self.ids, np.full(count, self.mask_id)])
         self.room -= count
+        self._masked = None
         return np.arange(len(self.ids) - count, len(self.ids))
 
     def __len__(self) -> int:
@@ -52,7 +54,9 @@ class Sequence:
     @property
     def masked(self) -> Positions:
         """All positions that hold [MASK]."""
-        return np.flatnonzero(self.ids == self.mask_id)
+        if self._masked is None:
+            self._masked = np.flatnonzero(self.ids == self.mask_id)
+        return self._masked
 
     @property
     def open(self) -> Positions:
@@ -68,6 +72,7 @@ class Sequence:
         """Fill masks; the first step that commits an EOS sets the end."""
         assert (self.ids[positions] == self.mask_id).all() and not (tokens == self.mask_id).any()
         self.ids[positions] = tokens
+        self._masked = None
         self.last = np.sort(positions)
         if self.end is None and self.eos_id is not None and (tokens == self.eos_id).any():
             self.end = int(positions[tokens == self.eos_id].min())

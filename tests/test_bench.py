@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import refused
 
@@ -12,6 +13,7 @@ import runtime
 from engines.errors import OptionError
 from runtime.bench import Case, bench, cases, prompts, report
 from runtime.cli import main
+from runtime.profile import SLICES, profile, rows
 
 BYTES = b"\x89PNG\r\n"
 
@@ -73,3 +75,25 @@ def test_refused(model: runtime.Runtime) -> None:
         cases([model], ["fast"])
     with refused(OptionError, "limit must be at least 1"):
         list(bench(cases([model], ["elastic"]), 0, 100, 32))
+
+
+def test_a_profile_adds_up(model: runtime.Runtime) -> None:
+    """The slices of each kind of step are its time; what is timed is not the walk's business."""
+    drawn = [prompt for prompt, _ in prompts(model, 3, 150)]
+    for gamma, kind in ((0.5, "reuse"), (0.999, "refresh")):
+        found = profile(model, drawn, 32, "elastic", {"gamma": gamma})
+        plain = [model.generate(prompt, gen_length=32, gamma=gamma) for prompt in drawn]
+        assert sum(slices["steps"] for slices in found.values()) == sum(out.steps for out in plain)
+        assert found["first"]["steps"] == 3 and found[kind]["steps"] > 0
+        for slices in found.values():
+            assert all(slices[name] >= 0 for name in SLICES if name != "Python"), slices
+            assert slices["layers"] > slices["sampling"]
+    assert [line[0] for line in rows(found)] == list(SLICES)
+
+
+def test_a_profile_needs_engines_that_run_one_by_one(bundle: Path) -> None:
+    with (
+        runtime.load(bundle, "eager", threads=1) as eager,
+        refused(OptionError, "eager does not run its engines one by one", "another back end"),
+    ):
+        profile(eager, [np.array([1, 2])], 8, "elastic", {})

@@ -286,6 +286,37 @@ def test_an_added_back_end_keeps_the_bundle(
     assert content(bundle) == content(whole)
 
 
+# Weights in few bits
+
+
+@pytest.mark.parametrize(("weights", "cosine"), [("int8", 0.999), ("int4", 0.97)])
+def test_quantised_weights(tiny_checkpoint: Path, tmp_path: Path, weights: str, cosine: float) -> None:
+    """Smaller files, logits nearly as they were, a build that is taken up, and no other build in their place."""
+    whole = Bundle.open(export.build(tiny_checkpoint, tmp_path / "whole"))
+    bundle = Bundle.open(export.build(tiny_checkpoint, tmp_path / "b", weights=weights))
+    entry = bundle.engines("onnxruntime")
+    data = entry["parts"]["layer_01"]["weights"]
+    before = whole.manifest.files[whole.engines("onnxruntime")["parts"]["layer_01"]["weights"]]["size"]
+    assert entry["weights"] == weights and data.endswith(f"layer_01.{weights}.data")
+    assert bundle.manifest.files[data]["size"] < before / (2 if weights == "int8" else 3)
+    got, expected = logits(bundle.root), logits(whole.root)
+    near = float((got * expected).sum() / np.linalg.norm(got) / np.linalg.norm(expected))
+    print(f"{weights}: max {np.abs(got - expected).max():.2e} cosine {near:.6f}")
+    assert cosine < near < 1
+    assert not list(bundle.root.rglob("*.whole.*")), "what the quantizer read is gone"
+    (bundle.root / MANIFEST).unlink()
+    assert content(export.build(tiny_checkpoint, bundle.root, weights=weights)) == content(bundle.root)
+    with refused(BundleError, "with other options", "--force"):
+        export.build(tiny_checkpoint, bundle.root)
+
+
+def test_quantised_weights_are_onnxruntimes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with refused(OptionError, "int8, int4", "int2"):
+        export.build(tiny_checkpoint, tmp_path / "b", weights="int2")
+    with refused(OptionError, "--weights is ONNX Runtime's", "--backend onnxruntime"):
+        export.build(tiny_checkpoint, tmp_path / "b", weights="int4", backends=[])
+
+
 # Two builds at once
 
 

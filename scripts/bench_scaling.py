@@ -1,0 +1,246 @@
+"""How cost grows: with answer, prompt, window, layers and width, and what a reuse step costs over its floor.
+
+    python scripts/bench_scaling.py --work DIR [--json FILE] [--plot FILE]       about 20 minutes on two cores
+
+Models are random, of the demo's shape but for what is varied, on ONNX Runtime.
+Generations commit a fixed number of tokens per step, so that every point has the
+same schedule. A step's floor is the same matrix products alone, at the same
+shapes, in sessions of their own, and the bytes it must read over the bandwidth
+measured here. Prints one JSON line.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import export
+import runtime
+from engines.session import Watch
+from engines.spec import ModelConfig
+from runtime.bench import figure_class, machine
+from scripts.make_random_checkpoint import SHAPES, make_checkpoint
+
+COMMITS = 8  # tokens a step
+REPEATS = 5
+WINDOW, TRACKED = 16, 8
+LONGEST = 2100
+
+
+def loaded(work: Path, **changes: int) -> runtime.Runtime:
+    """A random model of the demo's shape with some numbers changed, built once in `work`."""
+    shape = SHAPES["demo"] | {"max_sequence_length": LONGEST} | changes
+    name = "-".join(f"{key}{value}" for key, value in changes.items()) or "demo"
+    if not (work / name / "manifest.json").exists():
+        checkpoint = make_checkpoint(work / f"{name}-checkpoint", shape)
+        export.build(checkpoint, work / name, window=64, track_num=4)
+    return runtime.load(work / name, "onnxruntime")
+
+
+def wide(width: int, layers: int) -> dict[str, int]:
+    """A shape of this width with heads of 64 and the MLP 2.75 times as wide, as in the demo."""
+    heads = max(2, width // 64)
+    return {"d_model": width, "n_heads": heads, "n_kv_heads": heads, "mlp_hidden_size": width * 11 // 4,
+            "n_layers": layers}  # fmt: skip
+
+
+def timed(run: Callable[[], Any], repeats: int = REPEATS) -> float:
+    """Median seconds of a call, after one that warms up."""
+    run()
+    found = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)
+
+
+def generation(model: runtime.Runtime, prompt: int, answer: int, policy: str, **options: Any) -> dict[str, Any]:
+    """One answer of fixed schedule; seconds, and tokens a second."""
+    ids = np.random.default_rng(0).integers(0, 1000, prompt)
+    commit = {"tokens_per_step": COMMITS} if policy == "elastic" else {"steps": answer // COMMITS, "block_length": 32}
+    seconds = timed(
+        lambda: model.generate(ids, policy, gen_length=answer, stop_at_eos=False, **commit, **options),
+        2 if policy == "full" else 3,
+    )
+    return {"policy": policy, **options, "prompt": prompt, "answer": answer, "seconds": seconds,
+            "tokens_per_second": answer / seconds}  # fmt: skip
+
+
+def step(model: runtime.Runtime, length: int, rows: int, window: int = WINDOW) -> dict[str, Any]:
+    """Milliseconds a layer of a reuse step and of a whole pass, the drift test's share, and the step over its floor."""
+    tracked = TRACKED
+    engine, config = model.model, model.bundle.config
+    walk = engine.walk(length)
+    walk.embed(np.arange(length) % 1000)
+    watch = Watch("row", np.arange(window, window + tracked), np.arange(window), np.ones(length, bool))
+    walk.whole(length, watch)
+    floor = products(config, rows, length)
+    whole, reuse, watching, alone = [], [], [], []
+    walk.reuse(rows, watch, 0.0)
+    floor()
+    for _ in range(3 * REPEATS):  # interleaved: what disturbs one disturbs all
+        before = sum(seconds for part, seconds in engine.seconds.items() if part.startswith(("recall", "drift")))
+        began = time.perf_counter()
+        walk.reuse(rows, watch, 0.0)
+        reuse.append(time.perf_counter() - began)
+        now = sum(seconds for part, seconds in engine.seconds.items() if part.startswith(("recall", "drift")))
+        watching.append((now - before) / reuse[-1])
+        began = time.perf_counter()
+        floor()
+        alone.append(time.perf_counter() - began)
+    whole.append(timed(lambda: walk.whole(length, watch), 2))
+    c, milli = config, 1e3 / config.layers
+    read = 4 * (4 * c.d_model**2 + 3 * c.d_model * c.mlp_size + 2 * length * c.kv_heads * c.head_size)
+    return {
+        "width": c.d_model, "layers": c.layers, "length": length, "rows": rows, "window": window, "tracked": tracked,
+        "reuse_ms_a_layer": statistics.median(reuse) * milli, "whole_ms_a_layer": whole[0] * milli,
+        "products_ms_a_layer": statistics.median(alone) * milli,
+        "over_products": statistics.median(r / a for r, a in zip(reuse, alone, strict=True)),
+        "drift_share": statistics.median(watching), "bytes_a_layer": read,
+        "cache_bytes_a_token": 4 * c.layers * (2 * c.kv_heads + c.heads) * c.head_size + 4 * (c.layers + 1) * c.d_model,
+    }  # fmt: skip
+
+
+def products(config: ModelConfig, rows: int, length: int) -> Callable[[], None]:
+    """The matrix products of a reuse step, all layers: the same shapes, and nothing else."""
+    c, rng = config, np.random.default_rng(0)
+    q, kv = c.heads * c.head_size, c.kv_heads * c.head_size
+    d, m = c.d_model, c.mlp_size
+    matrices = {"q": (d, q), "k": (d, kv), "v": (d, kv), "out": (q, d), "gate": (d, m), "up": (d, m), "down": (m, d)}
+    inputs = {"x": (1, rows, c.d_model), "a": (1, rows, q), "m": (1, rows, c.mlp_size),
+              "queries": (1, c.kv_heads, rows * c.heads // c.kv_heads, c.head_size),
+              "keys": (1, c.kv_heads, length, c.head_size)}  # fmt: skip
+    inputs |= {"weights": (*inputs["queries"][:3], length)}
+    of = {"out": "a", "down": "m"}
+    nodes = [helper.make_node("MatMul", [of.get(name, "x"), f"w_{name}"], [name]) for name in matrices]
+    nodes.append(helper.make_node("Transpose", ["keys"], ["turned"], perm=[0, 1, 3, 2]))
+    nodes.append(helper.make_node("MatMul", ["queries", "turned"], ["scores"]))
+    nodes.append(helper.make_node("MatMul", ["weights", "keys"], ["attended"]))
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()]
+    results = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in (*matrices, "scores", "attended")]
+    runs = []
+    for _ in range(c.layers):
+        weights = [numpy_helper.from_array(rng.standard_normal(s, np.float32), f"w_{n}") for n, s in matrices.items()]
+        graph = helper.make_graph(nodes, "products", ports, results, weights)
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+        options = ort.SessionOptions()
+        options.use_per_session_threads = False
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        session = ort.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        binding = session.io_binding()
+        for name, shape in inputs.items():
+            binding.bind_cpu_input(name, rng.standard_normal(shape, np.float32))
+        for result in results:
+            binding.bind_output(result.name, "cpu")
+        runs.append((session, binding))
+
+    def run() -> None:
+        for session, binding in runs:
+            session.run_with_iobinding(binding)
+
+    return run
+
+
+def bandwidth() -> float:
+    """Bytes a second that one thread reads, from a sum over memory larger than any cache."""
+    block = np.ones(1 << 27, np.float32)
+    return block.nbytes / timed(lambda: block.sum())
+
+
+def exponent(points: list[dict[str, Any]], over: str, cost: str) -> float:
+    """The slope of log cost over log size: a straight line fitted to all points."""
+    sizes, costs = ([max(1e-9, float(p[name])) for p in points] for name in (over, cost))
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
+
+
+def studies(work: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    with loaded(work) as demo:
+        answers = {
+            name: [generation(demo, 128, n, policy, **options) for n in (64, 128, 256, 512, 1024)]
+            for name, policy, options in (
+                ("full", "full", {}), ("elastic", "elastic", {}), ("elastic, horizon 128", "elastic", {"horizon": 128})
+            )
+        }  # fmt: skip
+        found["answer"] = {name: {"points": points, "exponent": exponent(points, "answer", "seconds")}
+                           for name, points in answers.items()}  # fmt: skip
+        prompts = [generation(demo, n, 128, "elastic") | {"total": n + 128} for n in (1, 100, 300, 500, 700, 900)]
+        found["prompt"] = {"points": prompts, "exponent": exponent(prompts, "total", "seconds")}
+        windows = [step(demo, 640, 2 * n, window=n) for n in (4, 8, 16, 32, 64)]
+        found["window"] = {"points": windows, "exponent": exponent(windows, "window", "reuse_ms_a_layer")}
+        lengths = [step(demo, n, 32) for n in (64, 128, 256, 512, 1024)]
+        found["length"] = {"points": lengths, "exponent": exponent(lengths, "length", "reuse_ms_a_layer")}
+        bytes_a_second = bandwidth()
+        machine_facts = machine([demo])
+    layers = []
+    for count in (2, 4, 8, 16):
+        with loaded(work, n_layers=count) as model:
+            point = step(model, 640, 32)
+            layers.append(point | {"reuse_ms": point["reuse_ms_a_layer"] * count})
+    found["layers"] = {"points": layers, "exponent": exponent(layers, "layers", "reuse_ms")}
+    widths = []
+    for width in (128, 256, 512, 1024, 2048):
+        with loaded(work, **wide(width, 4 if width < 2048 else 2)) as model:
+            widths += [step(model, length, 48) for length in (64, 256, 1024)]
+    longest = [point for point in widths if point["length"] == 1024]
+    found["width"] = {"points": widths, "exponent": exponent(longest, "width", "reuse_ms_a_layer")}
+    for study in ("window", "length", "layers", "width"):
+        for point in found[study]["points"]:
+            point["bandwidth_ms_a_layer"] = 1e3 * point["bytes_a_layer"] / bytes_a_second
+    command = "scripts/bench_scaling.py"
+    return machine_facts | {"command": command, "commits": COMMITS, "bandwidth": bytes_a_second, "studies": found}
+
+
+def plot(found: dict[str, Any], file: Path) -> None:
+    """Cost over answer, length and width, each on two logarithmic axes, and the drift test's share."""
+    chart = figure_class()(figsize=(12, 3.6), layout="constrained")
+    left, middle, right = chart.subplots(1, 3)
+    for name, study in found["studies"]["answer"].items():
+        points = study["points"]
+        label = f"{name} (exponent {study['exponent']:.2f})"
+        left.loglog([p["answer"] for p in points], [p["seconds"] for p in points], marker="o", label=label)
+    left.set(xlabel="tokens of the answer", ylabel="seconds", title="prompt 128, 8 commits a step")
+    points = [p for p in found["studies"]["width"]["points"] if p["length"] == 1024]
+    lines = {"whole": "whole pass", "reuse": "reuse step", "products": "its matrix products", "bandwidth": "its bytes"}
+    for cost, label in lines.items():
+        costs = [p[f"{cost}_ms_a_layer"] for p in points]
+        middle.loglog([p["width"] for p in points], costs, marker="o", label=label)
+    middle.set(xlabel="width", ylabel="ms a layer", title="48 rows, length 1024")
+    for length in (64, 256, 1024):
+        points = [p for p in found["studies"]["width"]["points"] if p["length"] == length]
+        shares = [100 * p["drift_share"] for p in points]
+        right.semilogx([p["width"] for p in points], shares, marker="o", label=f"length {length}")
+    right.set(xlabel="width", ylabel="% of a reuse step", title="drift test and probe", ylim=(0, None))
+    for axes in (left, middle, right):
+        axes.legend(fontsize=8)
+        axes.grid(True, which="major", alpha=0.3)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    chart.savefig(file, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder for random checkpoints and bundles")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--plot", type=Path, help="draw them to this PNG file")
+    args = parser.parse_args()
+    found = studies(args.work)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    if args.plot:
+        plot(found, args.plot)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
