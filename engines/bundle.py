@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,7 +23,7 @@ from engines.errors import BundleError, NewerBundleError
 from engines.spec import Capacity, ModelConfig, strict
 
 FORMAT = "elastic-bundle"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 STAMPS = "stamps"
 REBUILD = "build it again with `python -m export build`"
@@ -156,6 +156,21 @@ def read_manifest(root: Path) -> Manifest:
 def write_manifest(root: Path, manifest: Manifest) -> None:
     """Write the manifest in one step: a reader sees all of it or none."""
     write_atomically(root / MANIFEST, signed(vars(manifest)))
+
+
+def set_defaults(root: Path, defaults: dict[str, Any], evidence: str, content: dict[str, Any]) -> None:
+    """Change a bundle's decoding defaults, and keep what they rest on as the JSON file `evidence` in it.
+
+    Raises BundleError for what is no bundle, or cannot be written.
+    """
+    manifest = read_manifest(root)
+    path = inside(root, evidence)
+    try:
+        write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
+        files = manifest.files | {evidence: describe(path)}
+        write_manifest(root, replace(manifest, defaults=manifest.defaults | defaults, files=files))
+    except OSError as error:
+        raise BundleError(f"{root}: the defaults cannot be written ({error.strerror}); make it writable") from error
 
 
 def signed(content: dict[str, Any]) -> bytes:

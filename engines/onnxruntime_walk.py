@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engines.onnxruntime import OnnxRuntimeModel
 
 NONE: Slots = np.zeros(0, np.int64)
+GRAIN = 8  # watched rows are rounded up to a multiple, so that few steps need more of them than any before
 
 
 class OnnxRuntimeWalk(Walk):
@@ -68,17 +69,25 @@ class OnnxRuntimeWalk(Walk):
                 binding.bind_ortvalue_input(name, cache)
                 binding.bind_ortvalue_output(f"{name}_out", cache)
         self.track_num = np.array([min(self.model.capacity.track_num, length)])
-        self.watch(NONE)
+        self.bound = [0] * c.layers  # rows that each layer's bindings have
+        self._bind_watched(0)
 
     def watch(self, *rows: Slots) -> None:
-        """Have the layers leave the attention of these rows in `attention` [L, H, N, S]."""
-        self.watched = np.concatenate(rows)
-        self.attention = self._rows("attention", len(self.watched))
-        key = f"attention at {self.attention.ctypes.data}", len(self.watched)
-        if key not in self.values:
-            self.values[key] = [value(plane[None]) for plane in self.attention]
-        self.left = value(self.watched), self.values[key]
-        self.bound = [0] * self.config.layers  # rows that each layer's bindings have
+        """Have the layers leave the attention of these rows in the first rows of `attention` [L, H, N, S]."""
+        count = sum(map(len, rows))
+        if count > len(self.watched) or (count == 0 and len(self.watched)):
+            self._bind_watched(-(-count // GRAIN) * GRAIN)
+        self.watched[:count] = np.concatenate(rows)
+        self.watched[count:] = 0  # any row that is run does
+
+    def _bind_watched(self, count: int) -> None:
+        """Room for `count` rows, which stays the same from step to step: what is bound need not be bound again."""
+        self.watched = np.zeros(count, np.int64)
+        self.attention = self._rows("attention", count)
+        watched = value(self.watched)
+        for binding, plane in zip(self.bindings, self.attention, strict=True):
+            binding.bind_ortvalue_input("watched", watched)
+            binding.bind_ortvalue_output("attention", value(plane[None]))
 
     def _rows(self, name: str, count: int) -> NDArray[np.float32]:
         """Memory for `count` attention rows of each layer and head."""
@@ -101,13 +110,11 @@ class OnnxRuntimeWalk(Walk):
     def layer(self, index: int, rows: int) -> None:
         binding = self.bindings[index]
         if self.bound[index] != rows:
-            hidden, (watched, attention) = self._first("h", rows), self.left
+            hidden = self._first("h", rows)
             binding.bind_ortvalue_input("hidden", hidden[index])
             binding.bind_ortvalue_input("positions", self._first("positions", rows)[0])
-            binding.bind_ortvalue_input("watched", watched)
             binding.bind_ortvalue_output("hidden_out", hidden[index + 1])
             binding.bind_ortvalue_output("q", self._first("q", rows)[index])
-            binding.bind_ortvalue_output("attention", attention[index])
             self.bound[index] = rows
         self.model.run_bound(layer_name(index), binding)
 
@@ -135,9 +142,11 @@ class OnnxRuntimeWalk(Walk):
         return Reuse.of(sigma.tolist(), list(probes), gamma)
 
     def _seen(self, watch: Watch, first: int, tracked: int) -> dict[str, Any]:
-        """What the layers from `first` on have left for the drift test and the probe."""
+        """What the layers from `first` on have left for the drift test and the probe: the window's rows count."""
+        window = np.zeros(len(self.watched), bool)
+        window[tracked : tracked + len(watch.window)] = True
         return {
-            "attention": self.attention[first:], "window_rows": np.arange(len(self.watched)) >= tracked,
+            "attention": self.attention[first:], "window_rows": window,
             "probe_keys": watch.probe_keys, "track_num": self.track_num,
         }  # fmt: skip
 

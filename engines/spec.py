@@ -12,7 +12,7 @@ from typing import Any
 from engines.errors import BundleError
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-DRIFTS = ("row", "head")
+DRIFTS = ("row", "head", "min", "focus", "moved")  # as `models.reference.drift` has them
 
 
 def strict(cls: type, values: dict[str, Any], where: str) -> Any:

@@ -71,7 +71,7 @@ def build(
     precision: str = "fp32",
     backends: list[str] | None = None,
     max_length: int | None = None,
-    window: int = 16,
+    window: int | None = None,
     track_num: int = 1,
     max_batch: int = 1,
     flavour: str | None = None,
@@ -112,7 +112,7 @@ def plan(
     precision: str,
     backends: list[str] | None,
     max_length: int | None,
-    window: int,
+    window: int | None,
     track_num: int,
     max_batch: int,
     flavour: str | None = None,
@@ -133,6 +133,8 @@ def plan(
     source: Checkpoint = open_checkpoint(DEMO if str(checkpoint) == "demo" else checkpoint)
     limit = source.config.max_length
     length = limit if max_length is None else max_length
+    if window is None:
+        window = min(source.decoding().get("window", WINDOW), length)
     for option, value, top in (
         ("max_length", length, limit), ("window", window, length), ("track_num", track_num, length),
         ("max_batch", max_batch, 1024),
@@ -172,7 +174,8 @@ def clear_the_way(job: Build, force: bool) -> bool:
         if not same or (found.capacity, manifest.precision, quantized) != options:
             what = "with other options" if same else "of another checkpoint"
             raise BundleError(f"{job.root} is a bundle {what}; choose another --out, or pass --force to replace it")
-        whole = intact(found)
+        texts = (job.checkpoint.directory / "config.json", *job.checkpoint.tokenizer_files())
+        whole = intact(found) and all(found.manifest.files.get(p.name) == describe(p) for p in texts)
         if whole and set(job.backends) <= set(manifest.engines):
             return False
         job.backends = [*manifest.engines, *(b for b in job.backends if b not in manifest.engines)]
@@ -188,7 +191,7 @@ def strangers(job: Build) -> list[str]:
 
     own = {LOCK}
     if (job.root / STAMPS).is_dir():
-        own |= {STAMPS, MANIFEST, "onnx", "engines", "config.json", *TOKENIZER_FILES}
+        own |= {STAMPS, MANIFEST, "onnx", "engines", "config.json", "calibration.json", *TOKENIZER_FILES}
     return sorted(p.name for p in job.root.iterdir() if p.name.removesuffix(".tmp") not in own)
 
 
@@ -214,11 +217,13 @@ def run(job: Build) -> None:
         job.files[source.name] = describe(job.root / source.name)
     engines = {name: COMPILERS[name](job) for name in job.backends}
     sweep(job)
+    decoding = job.checkpoint.decoding()
+    window = decoding.get("window", WINDOW)
     write_manifest(
         job.root,
         Manifest(
             model=job.config.to_json(), capacity=dict(vars(job.capacity)), precision=job.precision,
-            defaults=DEFAULTS | {"window": min(WINDOW, job.capacity.window)},
+            defaults=DEFAULTS | decoding | {"window": min(window, job.capacity.window)},
             parts=job.parts, engines=engines, tools=versions(), files=job.files,
             checkpoint={"name": job.checkpoint.directory.name, "identity": job.checkpoint.identity},
         ),

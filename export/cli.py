@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--backend", action="append", choices=[*COMPILERS, "all", "none"],
                       help="compile for this back end (repeatable; none: export only)")  # fmt: skip
     make.add_argument("--max-length", type=int, help="positions of prompt and answer (default: the checkpoint's)")
-    make.add_argument("--window", type=int, default=16, help="largest window at run time (default 16)")
+    make.add_argument("--window", type=int, help="largest window at run time (default: the checkpoint's own, or 16)")
     make.add_argument("--track-num", type=int, default=1, help="largest track_num at run time (default 1)")
     make.add_argument("--max-batch", type=int, default=1, help="largest batch at run time (default 1)")
     make.add_argument("--flavour", choices=list(FLAVOURS), help="of TensorRT (default: the first installed)")

@@ -117,23 +117,46 @@ def drift(g: Graph, config: ModelConfig, kind: str) -> None:
     before = g.op("Concat", scores(g, config, "q_prev", "k_prev"), kept, axis=3)
     old = attention_rows(g, config, before)
     new = attention_rows(g, config, scores(g, config, "q_now", "k_cache"))
-    counted = g.op("Unsqueeze", "tracked_rows", g.constant([1 if kind == "row" else 2]))
+    alike = similarity(g, kind, old, new)
+    if kind == "min":
+        token = g.op("ReduceMean", alike, g.constant([1]), keepdims=0)
+        counted = g.op("Where", "tracked_rows", token, g.constant(2, np.float32))  # more than any cosine
+        g.op("ReduceMin", counted, g.constant([1]), name="sigma", keepdims=0)
+        return
+    counted = g.op("Unsqueeze", "tracked_rows", g.constant([2 if kind == "head" else 1]))
     if kind == "head":
         counted = g.op("And", counted, g.op("Unsqueeze", "key_mask", g.constant([1])))
-    alike = similarity(g, kind, old, new)
     weights = g.op("Expand", g.op("Cast", counted, to=TensorProto.FLOAT), g.op("Shape", alike))
+    if kind == "focus":
+        keys = g.op("ReduceSum", g.op("Cast", "key_mask", to=TensorProto.FLOAT), g.constant([1]), keepdims=1)
+        weights = g.op("Mul", weights, focus(g, new, g.op("Unsqueeze", keys, g.constant([2]))))
+    weighted_mean(g, alike, weights)
+
+
+def weighted_mean(g: Graph, alike: str, weights: str) -> None:
     axes = g.constant([1, 2])
     total = g.op("ReduceSum", g.op("Mul", alike, weights), axes, keepdims=0)
     g.op("Div", total, g.op("ReduceSum", weights, axes, keepdims=0), name="sigma")
 
 
+def focus(g: Graph, rows: str, keys: str) -> str:
+    """How far attention rows [B, H, T, S] are from looking at all `keys` alike, in nats; never quite 0."""
+    logs = g.op("Log", g.op("Max", rows, g.constant(1e-30, np.float32)))
+    entropy = g.op("Neg", g.op("ReduceSum", g.op("Mul", rows, logs), g.constant([-1]), keepdims=0))
+    return g.op("Max", g.op("Sub", g.op("Log", keys), entropy), g.constant(1e-6, np.float32))
+
+
 def similarity(g: Graph, kind: str, old: str, new: str) -> str:
-    """Cosines of attention rows [B, H, T, S]: over keys for `row` [B, H, T], over heads for `head` [B, T, S]."""
-    axis = g.constant([-1 if kind == "row" else 1])
+    """How alike attention rows [B, H, T, S] are, [B, H, T]: cosines over the keys, for `moved` the attention that
+    stayed where it was; for `head` cosines over the heads, [B, T, S]."""
+    axis = g.constant([1 if kind == "head" else -1])
+    if kind == "moved":
+        gap = g.op("ReduceSum", g.op("Abs", g.op("Sub", old, new)), axis, keepdims=0)
+        return g.op("Sub", g.constant(1, np.float32), g.op("Mul", gap, g.constant(0.5, np.float32)))
 
     def norm(x: str) -> str:
         length = g.op("Sqrt", g.op("ReduceSum", g.op("Mul", x, x), axis, keepdims=0))  # ReduceL2 takes twice as long
-        return length if kind == "row" else g.op("Max", length, g.constant(1e-8, np.float32))
+        return g.op("Max", length, g.constant(1e-8, np.float32)) if kind == "head" else length
 
     dot = g.op("ReduceSum", g.op("Mul", old, new), axis, keepdims=0)
     return g.op("Div", dot, g.op("Mul", norm(old), norm(new)))

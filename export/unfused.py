@@ -42,7 +42,15 @@ def recall(g: Graph, config: ModelConfig) -> None:
 def drift(g: Graph, kind: str) -> None:
     tracked = g.op("Shape", "before", start=2, end=3)
     now = g.op("Slice", "attention", g.constant([0]), tracked, g.constant([2]))
-    g.op("ReduceMean", fused.similarity(g, kind, "before", now), g.constant([1, 2]), name="sigma", keepdims=0)
+    alike = fused.similarity(g, kind, "before", now)
+    if kind == "min":
+        token = g.op("ReduceMean", alike, g.constant([1]), keepdims=0)
+        g.op("ReduceMin", token, g.constant([1]), name="sigma", keepdims=0)
+    elif kind == "focus":
+        keys = g.op("Cast", g.op("Shape", now, start=3, end=4), to=TensorProto.FLOAT)
+        fused.weighted_mean(g, alike, fused.focus(g, now, keys))
+    else:
+        g.op("ReduceMean", alike, g.constant([1, 2]), name="sigma", keepdims=0)
     probe(g)
 
 

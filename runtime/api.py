@@ -18,7 +18,7 @@ from engines.bundle import Bundle
 from engines.errors import OptionError
 from runtime.controller import StepEvent
 from runtime.generate import Output, Request, stream
-from runtime.policies import make_policy
+from runtime.policies import Policy, make_policy
 from runtime.text import Text
 
 REQUEST = ("gen_length", "temperature", "seed", "stop_at_eos", "stop", "eos_id")
@@ -62,13 +62,18 @@ class Runtime:
         """
         is_text = isinstance(prompt, str) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], dict))
         ids = self.text.prompt(prompt) if is_text else prompt
-        defaults = self.bundle.manifest.defaults
-        given = {name: options.pop(name) for name in REQUEST if options.get(name) is not None}
-        chosen = make_policy(policy or defaults.get("policy", "elastic"), options, defaults)
+        chosen, given = self.resolve(policy, options)
         if given.get("seed") is not None and not given.get("temperature"):
             raise OptionError("a seed has no effect without temperature; give --temperature, or leave the seed out")
         request = Request(ids, **given)
         return stream(self.model, request, chosen, self.text.decode if self.has_text else None)
+
+    def resolve(self, policy: str | None, options: dict[str, Any]) -> tuple[Policy, dict[str, Any]]:
+        """The policy that options and the bundle's defaults make, and the options that are the request's."""
+        defaults = self.bundle.manifest.defaults
+        given = {name: options[name] for name in REQUEST if options.get(name) is not None}
+        rest = {name: value for name, value in options.items() if name not in REQUEST}
+        return make_policy(policy or defaults.get("policy", "elastic"), rest, defaults), given
 
     @property
     def has_text(self) -> bool:

@@ -22,17 +22,19 @@ from engines.backends import versions
 from engines.errors import OptionError
 from runtime import profile, tasks
 from runtime.api import Runtime
-from runtime.evaluate import STEPS
+from runtime.evaluate import STEPS, shown
 
 SEED = 20261122
 BLOCK = 32
-# Case -> (policy, options): the paper's greedy baseline first, then the no-cache control.
+# Case -> (policy, options): the paper's greedy baseline first, then the no-cache control. `elastic` has the bundle's
+# defaults, `elastic-paper` those of the paper: the whole answer at once, threshold and gamma 0.9.
 POLICY_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "full-greedy": ("full", {"block_length": BLOCK}),
     "full": ("full", {"block_length": BLOCK, "threshold": 0.9}),
     "prefix": ("prefix", {"block_length": BLOCK, "threshold": 0.9}),
     "dual": ("dual", {"block_length": BLOCK, "threshold": 0.9}),
     "interval": ("interval", {"block_length": BLOCK, "threshold": 0.9}),
+    "elastic-paper": ("elastic", {"threshold": 0.9, "gamma": 0.9, "window": 16, "horizon": 10**9}),
     "elastic": ("elastic", {}),
 }
 
@@ -94,15 +96,7 @@ def prompts(model: Runtime, count: int, length: int) -> Iterator[tuple[Any, task
     for number in range(count):
         family = tasks.FAMILIES[number % len(tasks.FAMILIES)]
         problem = tasks.generate(family, rng, "test", rng.randint(*STEPS[family]))
-        turns = [{"role": "user", "content": problem.prompt}]
-        while True:
-            shot = tasks.generate(family, rng, "train", rng.randint(2, 5))
-            said = [{"role": "user", "content": shot.prompt}, {"role": "assistant", "content": shot.solution}]
-            ids = model.text.prompt([*said, *turns])
-            if len(ids) > length:
-                break
-            turns = [*said, *turns]
-        yield model.text.prompt(turns), problem
+        yield shown(model, problem, length, rng), problem
 
 
 def bench(measured: list[Case], count: int, prompt_length: int, gen_length: int) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""The command line of `runtime`: generate, eval and verify."""
+"""The command line of `runtime`."""
 
 import argparse
 import json
@@ -14,13 +14,14 @@ from engines.backends import BACKENDS, available
 from engines.console import Parser, run, screen
 from engines.errors import BundleError, DeviceError, OptionError, PromptError
 from engines.spec import DRIFTS
-from runtime import profile
+from runtime import calibrate, profile
 from runtime.api import Runtime, load
-from runtime.bench import POLICY_CASES, bench, cases, plot, prompts, report, write
+from runtime.bench import POLICY_CASES, bench, cases, figure_class, plot, prompts, report, write
 from runtime.controller import StepEvent
-from runtime.evaluate import evaluate
-from runtime.policies import POLICIES, SCOPES
+from runtime.evaluate import compare, evaluate, key_of, summary
+from runtime.policies import POLICIES, SCOPES, Elastic
 from runtime.tasks import FAMILIES
+from runtime.trace import plot as draw_trace
 from runtime.verify import verify
 
 DEFAULT_BUNDLE = Path("bundles/demo")
@@ -48,14 +49,36 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--json", action="store_true", help="print the result as JSON")
     make.add_argument("--trace", type=Path, help="write a JSON line for each step to this file")
     make.set_defaults(call=generate_command)
+    look = commands.add_parser("trace", help="draw what each step of a run did")
+    add_bundle(look)
+    look.add_argument("--prompt", required=True, help="the user's text; - reads it from standard input")
+    add_decoding(look)
+    look.add_argument("--gen-length", type=int, help="masks to fill (default 256)")
+    look.add_argument("--plot", type=Path, default=Path("trace.png"), help="PNG file (default: %(default)s)")
+    look.add_argument("--json", type=Path, help="write a JSON line for each step to this file")
+    look.set_defaults(call=trace_command, prompt_ids=None)
     test = commands.add_parser("eval", help="exact match on held-out problems; resumable with --json")
     add_bundle(test)
     add_decoding(test)
     test.add_argument("--task", choices=FAMILIES, action="append", help="task family (repeatable; default: all)")
-    test.add_argument("--limit", type=int, default=300, help="problems per family (default 300)")
+    test.add_argument("--limit", type=int, default=500, help="problems per family (default 500)")
+    test.add_argument("--against", choices=list(POLICIES), help="compare with this policy, problem by problem")
+    test.add_argument(
+        "--few-shot", type=int, default=0, metavar="N", help="fill prompts with solved problems, N tokens"
+    )
     test.add_argument("--gen-length", type=int, default=192, help="masks to fill (default 192)")
     test.add_argument("--json", type=Path, help="file of results, one JSON line a problem; taken up again if it exists")
     test.set_defaults(call=eval_command)
+    tune = commands.add_parser("calibrate", help="find the cheapest setting that answers as full does, and keep it")
+    add_bundle(tune)
+    tune.add_argument("--target-agreement", type=float, default=0.99, help="share of equal tokens (default 0.99)")
+    tune.add_argument(
+        "--prompts", type=Path, help="a file of prompts, one a line (default: problems of the demo's tasks)"
+    )
+    tune.add_argument("--limit", type=int, default=40, help="prompts (default 40)")
+    tune.add_argument("--gen-length", type=int, default=192, help="masks to fill (default 192)")
+    tune.add_argument("--dry-run", action="store_true", help="leave the bundle as it is")
+    tune.set_defaults(call=calibrate_command)
     check = commands.add_parser("verify", help="end-to-end tokens against eager PyTorch")
     check.add_argument("bundle", type=Path)
     check.add_argument("--backend", choices=list(BACKENDS), default="onnxruntime")
@@ -174,12 +197,75 @@ def generate_command(args: argparse.Namespace) -> None:
         )
 
 
+def trace_command(args: argparse.Namespace) -> None:
+    figure, prompt = figure_class(), read_prompt(args)
+    if args.policy not in (None, "elastic"):
+        raise OptionError(f"trace draws the policy elastic, which tests for drift; {args.policy} does not")
+    with opened(args) as model, Trace(args.json) as trace:
+        out = model.generate(prompt, "elastic", **decoding(args), gen_length=args.gen_length)
+        for event in out.trace:
+            trace.write(event)
+        chosen, _ = model.resolve("elastic", decoding(args))
+        assert isinstance(chosen, Elastic)
+        try:
+            draw_trace(out.trace, model.bundle.config.layers, chosen.gamma, args.plot, figure)
+        except OSError as error:
+            raise OptionError(f"cannot write {args.plot} ({error.strerror}); choose another --plot") from error
+    print(out.text)
+    refreshed = sum(event.trigger is not None for event in out.trace)
+    console.print(f"{out.steps} steps, {refreshed} with a refresh; drawn to {args.plot}")
+
+
 def eval_command(args: argparse.Namespace) -> None:
+    options = decoding(args) | {"gen_length": args.gen_length}
+    other = {"gen_length": args.gen_length}
+    table = Table("", "exact match (95 %)", "steps", "tokens/s", "layer-rows")
+    lines, both = [], ([], [])  # type: list[dict[str, Any]], tuple[list[Any], list[Any]]
     with opened(args) as model:
-        options = decoding(args) | {"gen_length": args.gen_length}
         for family in args.task or FAMILIES:
-            summary = evaluate(model, family, args.limit, args.policy, options, args.json, console)
-            print(json.dumps(summary))
+            ways = [(args.policy, options)] + ([(args.against, other)] if args.against else [])
+            for (policy, given), kept in zip(ways, both, strict=False):
+                results = evaluate(model, family, args.limit, policy, given, args.json, console, args.few_shot)
+                kept += results
+                lines.append(key_of(model, family, policy, given, args.few_shot) | summary(results))
+                low, high = lines[-1]["interval"]
+                table.add_row(
+                    f"{family} {policy or 'default'}", f"{lines[-1]['exact_match']:.1%} ({low:.1%} … {high:.1%})",
+                    f"{lines[-1]['steps']:.1f}", f"{lines[-1]['tokens_per_second']:.0f}", f"{lines[-1]['share']:.1%}",
+                )  # fmt: skip
+    console.print(table)
+    if args.against:
+        found = compare(*both)
+        console.print(
+            f"against {args.against}: {found['difference']:+.2%} ({found['low']:+.2%} … {found['high']:+.2%}), "
+            f"gained {found['gained']}, lost {found['lost']} of {found['problems']} (McNemar p = {found['p']:.3f}); "
+            f"{found['agreement']:.2%} of tokens equal, {found['times_faster']:.1f} times faster"
+        )
+        lines.append({"paired": args.against, **found})
+    for line in lines:
+        print(json.dumps(line))
+
+
+def calibrate_command(args: argparse.Namespace) -> None:
+    with opened(args) as model:
+        asked: list[Any] = calibrate.prompts(args.limit)
+        if args.prompts:
+            asked = read_lines(args.prompts)[: args.limit]
+        trials = []
+        for trial in calibrate.calibrate(model, args.target_agreement, asked, args.gen_length):
+            trials.append(trial)
+            console.print(f"{trial.agreement:.2%} of tokens, {1e3 * trial.seconds:.0f} ms an answer: {trial.options}")
+        if not args.dry_run:
+            calibrate.keep(model, args.target_agreement, trials, args.gen_length, len(asked))
+    what = "would be the default of" if args.dry_run else "is now the default of"
+    console.print(f"[ok] {trials[-1].options} {what} {args.bundle}")
+
+
+def read_lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeError) as error:
+        raise PromptError(f"cannot read prompts from {path} ({error}); write one a line, as UTF-8") from error
 
 
 def verify_command(args: argparse.Namespace) -> None:

@@ -157,9 +157,10 @@ class Controller:
         """What the drift test and the probe look at, in slots."""
         if not isinstance(self.policy, Elastic):
             return None
-        eligible = np.zeros(self.walk.slots, bool)
-        eligible[self.map.slot_of[np.flatnonzero(self.sequence.ids != self.sequence.mask_id)]] = True
         slots = self.map.slot_of
+        eligible = np.zeros(self.walk.slots, bool)
+        eligible[slots[: len(self.sequence)]] = True
+        eligible[slots[self.sequence.masked]] = False
         return Watch(self.policy.drift, slots[self.tracked], slots[plan.candidates], eligible)
 
     def _positions(self, probes: list[Slots]) -> Positions:
@@ -167,8 +168,8 @@ class Controller:
         if not probes:
             return NONE
         assert isinstance(self.policy, Elastic)
-        known = int((self.sequence.ids != self.sequence.mask_id).sum())
-        best = np.stack(probes)[:, : min(self.policy.track_num, known)]
+        known = len(self.sequence) - len(self.sequence.masked)
+        best = np.array(probes)[:, : min(self.policy.track_num, known)]
         return self.map.position_at[best.ravel()]
 
     def _track(self, positions: Positions) -> None:

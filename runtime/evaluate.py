@@ -1,6 +1,6 @@
 """Exact match on held-out problems of a task family, resumable problem by problem.
 
-With a results file every problem leaves one JSON line under a key of bundle,
+With a results file every problem leaves one JSON line under a key of checkpoint,
 back end, family, policy and options; a problem that has its line is not run again.
 """
 
@@ -16,9 +16,11 @@ from rich.progress import track
 from engines.errors import OptionError
 from runtime import tasks
 from runtime.api import Runtime
+from runtime.statistics import agreement, paired, wilson
 
 SEED = 20251014
 STEPS = {"sums": (6, 12), "programs": (4, 8)}  # worked steps; prompts stay within 128 tokens
+SHOT_STEPS = 2, 5  # of the solved problems in a few-shot prompt
 LONGEST_PROMPT = 128
 PATIENCE = 100  # problems passed over for each that fits
 
@@ -44,35 +46,81 @@ def problems(model: Runtime, family: str, count: int) -> list[tasks.Problem]:
 
 def evaluate(
     model: Runtime, family: str, limit: int, policy: str | None, options: dict[str, Any], file: Path | None,
-    console: Console,
-) -> dict[str, Any]:  # fmt: skip
-    """Run the problems that have no result yet; returns exact match, steps, tokens and tokens/s."""
+    console: Console, few_shot: int = 0,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Run the first `limit` problems that have no result yet; all their results, in order.
+
+    With `few_shot` each comes after as many solved ones as that many tokens hold.
+    """
     if limit < 1:
         raise OptionError(f"limit must be at least 1, got {limit}")
-    given = {name: value for name, value in options.items() if value is not None}
-    key = {"bundle": model.bundle.identity, "backend": model.backend, "family": family, "policy": policy, **given}
+    key = key_of(model, family, policy, options, few_shot)
     results = read(file, key)
     hidden = not console.is_terminal
     drawn = problems(model, family, limit)
+    shots = random.Random(f"{SEED}/shots/{family}")
     for number, problem in enumerate(track(drawn, f"{family} {policy or ''}", console=console, disable=hidden)):
+        asked = shown(model, problem, few_shot, shots) if few_shot else problem.prompt
         if number in results:
             continue
-        out = model.generate(problem.prompt, policy, **options)
+        out = model.generate(asked, policy, **options)
         results[number] = {
             "number": number, "correct": tasks.grade(out.text, problem), "steps": out.steps, "tokens": out.tokens,
-            "seconds": out.seconds, "share": out.share,
+            "seconds": out.seconds, "share": out.share, "ids": out.ids,
         }  # fmt: skip
         if file is not None:
             append(file, {"key": key, "result": results[number]})
-    kept = [results[number] for number in range(limit)]
-    total = {name: sum(r[name] for r in kept) for name in ("correct", "steps", "tokens", "seconds", "share")}
-    return key | {
-        "problems": limit,
-        "exact_match": total["correct"] / limit,
-        "steps": total["steps"] / limit,
-        "tokens": total["tokens"] / limit,
+    return [results[number] for number in range(limit)]
+
+
+def shown(model: Runtime, problem: tasks.Problem, length: int, rng: random.Random) -> Any:
+    """The prompt of a problem after as many solved ones as `length` tokens hold, as ids."""
+    turns = [{"role": "user", "content": problem.prompt}]
+    while True:
+        shot = tasks.generate(problem.family, rng, "train", rng.randint(*SHOT_STEPS))
+        said = [{"role": "user", "content": shot.prompt}, {"role": "assistant", "content": shot.solution}]
+        if len(model.text.prompt([*said, *turns])) > length:
+            return model.text.prompt(turns)
+        turns = [*said, *turns]
+
+
+def key_of(
+    model: Runtime, family: str, policy: str | None, options: dict[str, Any], few_shot: int = 0
+) -> dict[str, Any]:
+    """What results hold for: the checkpoint and its engines, and every option of the policy, given or not."""
+    manifest = model.bundle.manifest
+    chosen, request = model.resolve(policy, options)
+    return {
+        "checkpoint": manifest.checkpoint["identity"][:16], "precision": manifest.precision,
+        "backend": model.backend, "weights": manifest.engines.get(model.backend, {}).get("weights"),
+        "family": family, "few_shot": few_shot, "policy": chosen.name, **vars(chosen), **request,
+    }  # fmt: skip
+
+
+def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Exact match with its 95 % interval, and means over the problems."""
+    count = len(results)
+    total = {name: sum(r[name] for r in results) for name in ("correct", "steps", "tokens", "seconds", "share")}
+    low, high = wilson(total["correct"], count)
+    return {
+        "problems": count,
+        "exact_match": total["correct"] / count,
+        "interval": [low, high],
+        "steps": total["steps"] / count,
+        "tokens": total["tokens"] / count,
         "tokens_per_second": total["tokens"] / total["seconds"],
-        "share": total["share"] / limit,
+        "share": total["share"] / count,
+    }
+
+
+def compare(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same problems two ways: exact match in pairs, and the mean share of equal tokens."""
+    tokens = [agreement(a["ids"], b["ids"]) for a, b in zip(first, second, strict=True)]
+    found = paired(*([bool(result["correct"]) for result in results] for results in (first, second)))
+    return found.to_json() | {
+        "agreement": sum(tokens) / len(tokens),
+        "same_answers": sum(a["ids"] == b["ids"] for a, b in zip(first, second, strict=True)) / len(first),
+        "times_faster": sum(b["seconds"] for b in second) / sum(a["seconds"] for a in first),
     }
 
 
@@ -89,7 +137,7 @@ def read(file: Path | None, key: dict[str, Any]) -> dict[int, dict[str, Any]]:
                 entry = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(entry, dict) and entry.get("key") == key:
+            if isinstance(entry, dict) and entry.get("key") == key and "ids" in entry["result"]:
                 found[entry["result"]["number"]] = entry["result"]
     return found
 

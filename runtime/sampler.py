@@ -24,12 +24,12 @@ def choose(confidence: Floats, threshold: float | None, commits: int | None) -> 
 
 def margin(confidence: Floats, threshold: float | None, commits: int | None) -> float:
     """How far the nearest candidate is from being chosen otherwise: tells float noise from error."""
-    ranked = np.sort(confidence)[::-1]
+    ranked = sorted(confidence.tolist(), reverse=True)  # of a handful of numbers, quicker than in an array
     if commits is not None:
         return float(ranked[commits - 1] - ranked[commits]) if commits < len(ranked) else 1.0
     assert threshold is not None
-    others = np.abs(ranked[1:] - min(threshold, float(ranked[0])))
-    return float(others.min()) if len(others) else 1.0
+    bar = min(threshold, ranked[0])
+    return float(min((abs(other - bar) for other in ranked[1:]), default=1.0))
 
 
 def sample(

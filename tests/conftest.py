@@ -25,8 +25,10 @@ import runtime
 from engines.bundle import MANIFEST, signed
 from engines.errors import ElasticError
 from engines.onnxruntime import share_threads
+from engines.spec import DRIFTS
 from scripts.make_random_checkpoint import SHAPES, make_checkpoint
 
+DRIFT_PARTS = tuple(f"drift_{kind}" for kind in DRIFTS)
 GOLDEN = Path(__file__).parent / "data" / "llada-tiny-a"
 SPECIAL = ("<|mdm_mask|>", "<|endoftext|>", "<|startoftext|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (

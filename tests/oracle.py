@@ -37,6 +37,8 @@ class Step:
     trigger: int | None  # the layer whose test fired; the layers after it were refreshed
     committed: list[int]  # positions, ascending
     tracked: list[int]  # union over layers after the step, ascending
+    length: int = field(default=0, compare=False)  # positions that are there
+    unrolled: int = field(default=0, compare=False)  # of them new before this step
 
 
 @dataclass
@@ -150,7 +152,11 @@ class Oracle:
         """Decode gen_length tokens after the prompt. eos_id and mask_id default to those of the config."""
         if (threshold is None) == (tokens_per_step is None):
             raise ValueError("give either a threshold, or threshold=None and tokens_per_step")
-        if drift not in ("row", "head") or refresh_scope not in ("all", "near") or min(window, track_num) < 1:
+        if (
+            drift not in ("row", "head", "min", "focus", "moved")
+            or refresh_scope not in ("all", "near")
+            or min(window, track_num) < 1
+        ):
             raise ValueError(f"cannot do {drift=}, {refresh_scope=}, {window=}, {track_num=}")
         eos_id = self.config["eos_token_id"] if eos_id is None else eos_id
         mask_id = int(self.config["mask_token_id"] if mask_id is None else mask_id)
@@ -172,7 +178,7 @@ class Oracle:
             return weights
 
         while True:
-            left = sum(ids[i] == mask_id for i in everywhere)
+            left, fresh = sum(ids[i] == mask_id for i in everywhere), list[int]()
             reach = gen_length if horizon is None else horizon
             if run.eos_at is None and (not everywhere or left <= reach // 2):
                 ids += [mask_id] * min(reach - left, longest - len(ids))
@@ -189,7 +195,7 @@ class Oracle:
             # "All remaining masks" are those still to be filled: masks after the EOS are no queries, only keys.
             active = sorted({*tracked, *committed, *(view if block_caching else fillable)})
             rows = active if run.steps else everywhere
-            step, probed = Step(len(rows), [], None, [], []), set[int]()
+            step, probed = Step(len(rows), [], None, [], [], len(ids), len(fresh)), set[int]()
 
             H[0, rows] = self.tensors["wte.weight"][[ids[i] for i in rows]]
             for layer in range(self.layers):
@@ -222,8 +228,19 @@ class Oracle:
 
 def similarity(before: Tensor, now: Tensor, drift: str) -> Tensor:
     """Attention rows [h, T, N] of the tracked tokens: cosine over keys (the paper) or over heads (the published code),
-    then the mean of what is left. The epsilon matters to "head" only: a key may get no attention from any head."""
-    return F.cosine_similarity(before, now, dim=-1 if drift == "row" else 0, eps=1e-8).mean()
+    then the mean of what is left. The epsilon matters to "head" only: a key may get no attention from any head.
+    "min" takes the lowest token, "focus" weights rows by their distance from uniform attention (KL divergence), "moved"
+    counts the attention that both have in common."""
+    if drift == "moved":
+        return torch.minimum(before, now).sum(-1).mean()
+    cosine = F.cosine_similarity(before, now, dim=0 if drift == "head" else -1, eps=1e-8)
+    if drift == "min":
+        return cosine.mean(0).min()
+    if drift == "focus":
+        uniform = torch.full_like(now, 1 / now.shape[-1])
+        weight = F.kl_div(uniform.log(), now, reduction="none").sum(-1).clamp_min(1e-6)
+        return (cosine * weight).sum() / weight.sum()
+    return cosine.mean()
 
 
 def most_attended(mass: Tensor, eligible: Sequence[int], count: int, run: Run) -> list[int]:

@@ -74,15 +74,17 @@ def elastic_rows(
 ) -> list[int]:  # fmt: skip
     """Rows that each step of `run` has to compute, summed over layers: the active ones up to the trigger, after it all
     (or all but the masks the step does not look at)."""
-    length = len(run.output_ids)
-    masked, end = set(range(prompt_length, length)), math.inf
+    masked, end, there = set[int](), math.inf, prompt_length
     rows = []
     for number, step in enumerate(run.steps):
+        length = step.length or len(run.output_ids)  # a recorded run has all of its masks from the start
+        masked |= set(range(there, length))
+        there = length
         open_ = [p for p in masked if p <= end]
         seen = min(window, len(open_)) if block_caching else len(open_)
         wide = length if refresh_scope == "all" or number == 0 else length - len(masked) + seen
         ran = layers if step.trigger is None else step.trigger + 1
-        rows.append(step.active * ran + wide * (layers - ran))
+        rows.append(step.active * ran + wide * (layers - ran) + (step.unrolled * layers if number else 0))
         masked -= {*step.committed}
         if run.eos_at in step.committed:
             end = run.eos_at

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import DRIFT_PARTS, refused
 
 import export
 import runtime
@@ -213,7 +213,7 @@ def test_numbers_that_are_none(golden: runtime.Runtime, monkeypatch: pytest.Monk
 def test_verify_accepts(golden_bundle: Path) -> None:
     rows = list(verify(Bundle.open(golden_bundle), "onnxruntime", 5e-4))
     assert [row.part for row in rows] == [
-        "embed", "layer_00", "layer_01", "layer_02", "layer_03", "head", "drift_row", "drift_head", "probe", "forward",
+        "embed", "layer_00", "layer_01", "layer_02", "layer_03", "head", *DRIFT_PARTS, "probe", "forward",
     ]  # fmt: skip
     for row in rows:
         print(f"{row.part}: max {row.max:.2e} mean {row.mean:.2e} cosine {row.cosine:.8f}")
@@ -247,9 +247,9 @@ def test_verify_finds_a_wrong_part(
     with refused(ParityError, part, "onnxruntime", "build it again", str(golden_bundle)):
         for row in verify(Bundle.open(golden_bundle), "onnxruntime", 5e-4):
             rows.append(row)
-    assert len(rows) == 10, "the table is complete all the same"
+    assert len(rows) == 8 + len(DRIFT_PARTS), "the table is complete all the same"
     bad = {row.part for row in rows if not row.max <= 5e-4}
-    assert bad == ({"drift_row", "drift_head"} if method == "sigma" else {part})
+    assert bad == (set(DRIFT_PARTS) if method == "sigma" else {part})
 
 
 def test_verify_of_not_a_number(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, edit_manifest, refused, sentence
+from conftest import DRIFT_PARTS, GOLDEN, edit_manifest, refused, sentence
 from safetensors.torch import load_file
 
 import export
 import runtime
-from engines.bundle import MANIFEST, STAMPS, Bundle
+from engines.bundle import MANIFEST, STAMPS, VERSION, Bundle
 from engines.errors import BackendError, BundleError, CheckpointError, NewerBundleError, OptionError
 from engines.models.checkpoint import open_checkpoint
 from engines.weights import NAMES, locate
@@ -102,10 +102,10 @@ def test_no_back_end_is_no_back_end(tiny_checkpoint: Path, tmp_path: Path) -> No
 def test_progress_names_each_part(tiny_checkpoint: Path, tmp_path: Path) -> None:
     seen: list[Any] = []
     export.build(tiny_checkpoint, tmp_path / "b", progress=lambda *event: seen.append(event))
-    names = ("embed", "layer_00", "layer_01", "head", "drift_row", "drift_head", "probe")
-    on_the_cpu = ("embed", "layer_00", "layer_01", "head", "recall", "drift_row", "drift_head", "probe")
-    exported = [(f"onnx/{name}", i, 7) for i, name in enumerate(names, 1)]
-    assert seen == exported + [(f"onnx/{name}", i, 8) for i, name in enumerate(on_the_cpu, 1)]
+    names = ("embed", "layer_00", "layer_01", "head", *DRIFT_PARTS, "probe")
+    on_the_cpu = ("embed", "layer_00", "layer_01", "head", "recall", *DRIFT_PARTS, "probe")
+    exported = [(f"onnx/{name}", i, 10) for i, name in enumerate(names, 1)]
+    assert seen == exported + [(f"onnx/{name}", i, 11) for i, name in enumerate(on_the_cpu, 1)]
 
 
 def test_the_estimate_is_near(golden_bundle: Path) -> None:
@@ -205,9 +205,9 @@ def test_files_of_others_are_not_touched(tiny_checkpoint: Path, tmp_path: Path, 
 
 
 def test_a_newer_bundle_needs_force(text_checkpoint: Path, bundle_copy: Path) -> None:
-    edit_manifest(bundle_copy, lambda m: m.update(version=2))
+    edit_manifest(bundle_copy, lambda m: m.update(version=VERSION + 1))
     before = content(bundle_copy)
-    with refused(NewerBundleError, str(bundle_copy), "version 2", "update"):
+    with refused(NewerBundleError, str(bundle_copy), f"version {VERSION + 1}", "update"):
         export.build(text_checkpoint, bundle_copy)
     assert content(bundle_copy) == before
     export.build(text_checkpoint, bundle_copy, force=True)
@@ -286,10 +286,23 @@ def test_an_added_back_end_keeps_the_bundle(
     assert content(bundle) == content(whole)
 
 
+def test_generation_defaults_become_the_bundles(text_checkpoint: Path, tmp_path: Path) -> None:
+    """Changed defaults are taken up by the next build, which makes no part anew."""
+    checkpoint = Path(shutil.copytree(text_checkpoint, tmp_path / "c"))
+    bundle = export.build(checkpoint, tmp_path / "b", window=16)
+    before = Bundle.open(bundle).manifest
+    (checkpoint / "generation_config.json").write_text('{"elastic": {"threshold": 0.7, "window": 32, "horizon": 64}}')
+    after = Bundle.open(export.build(checkpoint, bundle, window=16)).manifest
+    assert before.defaults["threshold"] == 0.9 and "horizon" not in before.defaults
+    assert after.defaults == before.defaults | {"threshold": 0.7, "horizon": 64, "window": 16}, "within the capacity"
+    assert after.parts == before.parts
+    assert Bundle.open(export.build(checkpoint, tmp_path / "wide")).capacity.window == 32, "room for its own window"
+
+
 # Weights in few bits
 
 
-@pytest.mark.parametrize(("weights", "cosine"), [("int8", 0.999), ("int4", 0.97)])
+@pytest.mark.parametrize(("weights", "cosine"), [("int8", 0.999), ("int4", 0.9)])
 def test_quantised_weights(tiny_checkpoint: Path, tmp_path: Path, weights: str, cosine: float) -> None:
     """Smaller files, logits nearly as they were, a build that is taken up, and no other build in their place."""
     whole = Bundle.open(export.build(tiny_checkpoint, tmp_path / "whole"))
@@ -422,7 +435,7 @@ def full_after(left: int) -> Iterator[FullDisk]:
 
 
 @pytest.mark.parametrize(
-    ("precision", "files", "step"), [("fp32", 2 * (4 + 13) + 2, 3), ("fp16", 2 * (11 + 12) + 2, 8)]
+    ("precision", "files", "step"), [("fp32", 2 * (4 + 19) + 2, 5), ("fp16", 2 * (14 + 15) + 2, 11)]
 )
 def test_a_disk_that_is_full_at_any_file(
     tiny_checkpoint: Path, tmp_path: Path, precision: str, files: int, step: int

@@ -212,6 +212,18 @@ def test_unknown_part(sharded: Path) -> None:
         open_checkpoint(sharded).part("layer_02")
 
 
+def test_generation_defaults(sharded: Path) -> None:
+    """What the checkpoint says about decoding is read; other defaults in the file are not ours."""
+    path = sharded / "generation_config.json"
+    assert open_checkpoint(sharded).decoding() == {}
+    path.write_text('{"eos_token_id": 62, "elastic": {"threshold": 0.7, "window": 4}}')
+    assert open_checkpoint(sharded).decoding() == {"threshold": 0.7, "window": 4}
+    for content, words in (("[]", "no JSON object"), ("{", "no JSON object"), ('{"elastic": {"colour": 1}}', "colour")):
+        path.write_text(content)
+        with pytest.raises(CheckpointError, match=words):
+            open_checkpoint(sharded).decoding()
+
+
 def test_tokenizer_files(sharded: Path) -> None:
     assert open_checkpoint(sharded).tokenizer_files() == []
     for name in ("generation_config.json", "tokenizer.json", "README.md", "merges.txt"):

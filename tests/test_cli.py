@@ -486,20 +486,31 @@ def test_eval_goes_on_where_it_stopped(call: Call, text_bundle: Path, tmp_path: 
     argv = ("eval", text_bundle, "--task", "sums", "--gen-length", 16, "--json", file)
     code, printed, err = call(runtime.cli.main, *argv, "--limit", 2)
     assert (code, err) == (0, "")
-    summary = json.loads(printed)
+    summary = json.loads(printed.splitlines()[-1])
     assert summary["problems"] == 2 and summary["exact_match"] == 0 and summary["tokens_per_second"] > 0
     lines = file.read_text().splitlines()
     assert [json.loads(line)["result"]["number"] for line in lines] == [0, 1]
-    assert json.loads(call(runtime.cli.main, *argv, "--limit", 2)[1]) == summary
+    assert json.loads(call(runtime.cli.main, *argv, "--limit", 2)[1].splitlines()[-1]) == summary
     assert file.read_text().splitlines() == lines, "nothing was run again"
     file.write_text("5\n[]\nnull\n" + lines[0] + "\n" + lines[1][:-9])  # strange lines, and one cut short
     code, printed, _ = call(runtime.cli.main, *argv, "--limit", 3)
-    assert code == 0 and json.loads(printed)["problems"] == 3
+    assert code == 0 and json.loads(printed.splitlines()[-1])["problems"] == 3
     kept = file.read_text().splitlines()
     assert kept[3] == lines[0] and kept[4] == lines[1][:-9]
     assert [json.loads(line)["result"]["number"] for line in kept[5:]] == [1, 2]
     call(runtime.cli.main, *argv, "--limit", 1, "--window", 4)
     assert json.loads(file.read_text().splitlines()[-1])["key"]["window"] == 4, "other options, other results"
+
+
+def test_eval_compares_two_policies(call: Call, text_bundle: Path, tmp_path: Path) -> None:
+    argv = ("eval", text_bundle, "--task", "sums", "--gen-length", 16, "--limit", 2, "--json", tmp_path / "results")
+    code, printed, _ = call(runtime.cli.main, *argv, "--policy", "full", "--against", "full")
+    found = json.loads(printed.splitlines()[-1])
+    assert code == 0 and found["paired"] == "full" and found["agreement"] == 1.0 and found["p"] == 1.0
+    code, printed, _ = call(runtime.cli.main, *argv, "--against", "full")
+    lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    assert [line.get("policy") for line in lines] == ["elastic", "full", None]
+    assert 0 <= lines[-1]["agreement"] <= 1 and lines[-1]["low"] <= lines[-1]["difference"] <= lines[-1]["high"]
 
 
 def test_eval_refuses(call: Call, text_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

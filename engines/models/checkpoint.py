@@ -33,6 +33,9 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
     "generation_config.json",
 )  # fmt: skip
+DECODING = (  # what a checkpoint may set for the policy elastic
+    "threshold", "gamma", "drift", "track_num", "window", "horizon", "block_caching", "refresh_scope",
+)  # fmt: skip
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
 AGAIN = "download or save the checkpoint again"
 
@@ -63,6 +66,24 @@ class Checkpoint:
     def tokenizer_files(self) -> list[Path]:
         """The files of the tokenizer and the generation defaults that the checkpoint has."""
         return [path for name in TOKENIZER_FILES if (path := self.directory / name).is_file()]
+
+    def decoding(self) -> dict[str, Any]:
+        """How the checkpoint wants to be decoded: `elastic` of generation_config.json, {} where it says nothing.
+
+        Raises CheckpointError for a file that is no JSON object, or an option nobody knows.
+        """
+        path = self.directory / "generation_config.json"
+        if not path.is_file():
+            return {}
+        try:
+            content = json.loads(path.read_text())
+            found = content.get("elastic", {})
+            unknown = sorted(set(found) - set(DECODING))
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{path} is no JSON object of generation defaults ({error}); {AGAIN}") from error
+        if unknown:
+            raise CheckpointError(f"{path}: elastic has unknown options {unknown}; they are {', '.join(DECODING)}")
+        return dict(found)
 
     def part(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors of one part by local name, in the stored type; matrices as [in, out] views.

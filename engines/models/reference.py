@@ -118,19 +118,31 @@ def drift(
     [B, G, S, D] all keys after it. `row`: the cosine of each head's attention
     row over the keys (arXiv 2510.14973); `head`: the cosine across heads for
     each key, with 1e-8 on each norm, as the authors' published code has it.
+    `min`: as `row`, but the lowest token's instead of the mean; `focus`: as
+    `row`, each weighted by how far the attention is from uniform (log of the
+    number of keys minus its entropy); `moved`: the attention that stayed where
+    it was, 1 minus the total variation distance, instead of the cosine.
     """
     before = scores(q_prev, k_cache)
     before[..., : k_prev.shape[2]] = scores(q_prev, k_prev)
     hidden = ~key_mask[:, None, None, :]
     old = before.masked_fill(hidden, -torch.inf).softmax(-1)
     new = attention_rows(q_now, k_cache, key_mask)
-    axis, eps = (-1, 0.0) if kind == "row" else (1, 1e-8)
-    norms = old.norm(dim=axis).clamp_min(eps) * new.norm(dim=axis).clamp_min(eps)
-    similarity = (old * new).sum(axis) / norms  # row: [B, H, T]; head: [B, T, S]
-    counted = tracked_rows[:, None, :] if kind == "row" else tracked_rows[:, :, None] & key_mask[:, None, :]
-    counted = counted.expand_as(similarity)
-    total: Tensor = (similarity * counted).sum((1, 2))
-    return total / counted.sum((1, 2))
+    axis, eps = (1, 1e-8) if kind == "head" else (-1, 0.0)
+    if kind == "moved":
+        similarity = 1 - (old - new).abs().sum(-1) / 2
+    else:
+        norms = old.norm(dim=axis).clamp_min(eps) * new.norm(dim=axis).clamp_min(eps)
+        similarity = (old * new).sum(axis) / norms  # [B, H, T]; for head: [B, T, S]
+    if kind == "min":
+        return similarity.mean(1).masked_fill(~tracked_rows, 2.0).amin(1)
+    counted = tracked_rows[:, :, None] & key_mask[:, None, :] if kind == "head" else tracked_rows[:, None, :]
+    weights = counted.expand_as(similarity).float()
+    if kind == "focus":
+        entropy = -(new * new.clamp_min(1e-30).log()).sum(-1)
+        weights = weights * (key_mask.sum(1).float().log()[:, None, None] - entropy).clamp_min(1e-6)
+    total: Tensor = (similarity * weights).sum((1, 2))
+    return total / weights.sum((1, 2))
 
 
 def probe(
