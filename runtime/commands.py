@@ -1,0 +1,227 @@
+"""What each command of `runtime` does with its parsed options."""
+
+import argparse
+import json
+import sys
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.progress import Progress
+from rich.table import Table
+
+from engines.backends import available
+from engines.console import screen
+from engines.errors import BundleError, DeviceError, OptionError, PromptError
+from runtime import calibrate, profile
+from runtime.api import Runtime, load
+from runtime.bench import bench, cases, figure_class, plot, prompts, report, write
+from runtime.controller import StepEvent
+from runtime.evaluate import compare, evaluate, key_of, summary
+from runtime.policies import Elastic
+from runtime.tasks import FAMILIES
+from runtime.trace import plot as draw_trace
+from runtime.verify import verify
+
+console = screen()
+DECODING = (
+    "window", "threshold", "tokens_per_step", "gamma", "drift", "track_num", "block_caching", "refresh_scope",
+    "horizon", "steps", "block_length", "prompt_interval", "response_interval",
+)  # fmt: skip
+
+
+def decoding(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in DECODING}
+
+
+def opened(args: argparse.Namespace) -> Runtime:
+    model = load(args.bundle, args.backend, threads=args.threads, provider=args.provider)
+    if model.model.note:
+        print(f"note: {model.model.note}", file=sys.stderr)
+    return model
+
+
+def read_prompt(args: argparse.Namespace) -> Any:
+    if args.prompt_ids is None:
+        try:
+            return sys.stdin.read() if args.prompt == "-" else args.prompt
+        except UnicodeError as error:
+            raise PromptError(f"standard input is not text ({error}); save the prompt as UTF-8") from error
+    try:
+        text = args.prompt_ids.read_text()
+        return json.loads(text) if text.lstrip().startswith("[") else [int(word) for word in text.split()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise PromptError(f"cannot read ids from {args.prompt_ids} ({error}); write them as [1, 2, 3]") from error
+
+
+class Trace:
+    """A file of events, one JSON line a step; opened with the first, so that a refused request loses no older file."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self.file: TextIO | None = None
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def write(self, event: StepEvent) -> None:
+        if self.path is None:
+            return
+        try:
+            self.file = self.file or self.path.open("w")
+            print(json.dumps(event.to_json()), file=self.file, flush=True)
+        except OSError as error:
+            raise OptionError(
+                f"cannot write the trace to {self.path} ({error.strerror}); choose another file"
+            ) from error
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            with suppress(OSError):  # every line was flushed when it was written
+                self.file.close()
+
+
+def generate_command(args: argparse.Namespace) -> None:
+    prompt = read_prompt(args)
+    request = {name: getattr(args, name) for name in ("gen_length", "temperature", "seed", "stop", "stop_at_eos")}
+    with opened(args) as model, Trace(args.trace) as trace:
+        for event in model.stream(prompt, args.policy, **decoding(args), **request):
+            if isinstance(event, StepEvent):
+                trace.write(event)
+        assert not isinstance(event, StepEvent)
+        if args.json:
+            print(json.dumps(event.to_json() | {"backend": model.backend, "device": model.model.device}))
+            return
+        print(event.text)
+        console.print(
+            f"[{model.backend}] {event.tokens} tokens in {event.steps} steps, {event.seconds:.3f} s, "
+            f"{event.tokens / event.seconds:.1f} tokens/s, {event.share:.1%} of layer-rows computed"
+        )
+
+
+def trace_command(args: argparse.Namespace) -> None:
+    figure, prompt = figure_class(), read_prompt(args)
+    if args.policy not in (None, "elastic"):
+        raise OptionError(f"trace draws the policy elastic, which tests for drift; {args.policy} does not")
+    with opened(args) as model, Trace(args.json) as trace:
+        out = model.generate(prompt, "elastic", **decoding(args), gen_length=args.gen_length)
+        for event in out.trace:
+            trace.write(event)
+        chosen, _ = model.resolve("elastic", decoding(args))
+        assert isinstance(chosen, Elastic)
+        try:
+            draw_trace(out.trace, model.bundle.config.layers, chosen.gamma, args.plot, figure)
+        except OSError as error:
+            raise OptionError(f"cannot write {args.plot} ({error.strerror}); choose another --plot") from error
+    print(out.text)
+    refreshed = sum(event.trigger is not None for event in out.trace)
+    console.print(f"{out.steps} steps, {refreshed} with a refresh; drawn to {args.plot}")
+
+
+def eval_command(args: argparse.Namespace) -> None:
+    options = decoding(args) | {"gen_length": args.gen_length}
+    other = {"gen_length": args.gen_length}
+    table = Table("", "exact match (95 %)", "steps", "tokens/s", "layer-rows")
+    lines, both = [], ([], [])  # type: list[dict[str, Any]], tuple[list[Any], list[Any]]
+    with opened(args) as model:
+        for family in args.task or FAMILIES:
+            ways = [(args.policy, options)] + ([(args.against, other)] if args.against else [])
+            for (policy, given), kept in zip(ways, both, strict=False):
+                results = evaluate(model, family, args.limit, policy, given, args.json, console, args.few_shot)
+                kept += results
+                lines.append(key_of(model, family, policy, given, args.few_shot) | summary(results))
+                low, high = lines[-1]["interval"]
+                table.add_row(
+                    f"{family} {policy or 'default'}", f"{lines[-1]['exact_match']:.1%} ({low:.1%} … {high:.1%})",
+                    f"{lines[-1]['steps']:.1f}", f"{lines[-1]['tokens_per_second']:.0f}", f"{lines[-1]['share']:.1%}",
+                )  # fmt: skip
+    console.print(table)
+    if args.against:
+        found = compare(*both)
+        console.print(
+            f"against {args.against}: {found['difference']:+.2%} ({found['low']:+.2%} … {found['high']:+.2%}), "
+            f"gained {found['gained']}, lost {found['lost']} of {found['problems']} (McNemar p = {found['p']:.3f}); "
+            f"{found['agreement']:.2%} of tokens equal, {found['times_faster']:.1f} times faster"
+        )
+        lines.append({"paired": args.against, **found})
+    for line in lines:
+        print(json.dumps(line))
+
+
+def calibrate_command(args: argparse.Namespace) -> None:
+    with opened(args) as model:
+        asked: list[Any] = calibrate.prompts(args.limit)
+        if args.prompts:
+            asked = read_lines(args.prompts)[: args.limit]
+        trials = []
+        for trial in calibrate.calibrate(model, args.target_agreement, asked, args.gen_length):
+            trials.append(trial)
+            console.print(f"{trial.agreement:.2%} of tokens, {1e3 * trial.seconds:.0f} ms an answer: {trial.options}")
+        if not args.dry_run:
+            calibrate.keep(model, args.target_agreement, trials, args.gen_length, len(asked))
+    what = "would be the default of" if args.dry_run else "is now the default of"
+    console.print(f"[ok] {trials[-1].options} {what} {args.bundle}")
+
+
+def read_lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeError) as error:
+        raise PromptError(f"cannot read prompts from {path} ({error}); write one a line, as UTF-8") from error
+
+
+def verify_command(args: argparse.Namespace) -> None:
+    for line in verify(args.bundle, args.backend, args.prompts):
+        console.print(line)
+    console.print("[ok] all tokens agree")
+
+
+def bench_command(args: argparse.Namespace) -> None:
+    names = args.backends.split(",") if args.backends else available()
+    with ExitStack() as stack:
+        models = []
+        for name in names:
+            try:
+                models.append(stack.enter_context(load(args.bundle, name, threads=args.threads)))
+            except (DeviceError, BundleError) as error:
+                if args.backends:
+                    raise
+                print(f"note: {name} is left out: {error}", file=sys.stderr)
+        measured = cases(models, args.policies.split(","))
+        with Progress(console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("bench", total=args.limit)
+            for number in bench(measured, args.limit, args.prompt_length, args.gen_length):
+                bar.update(task, completed=number)
+        figures = report(measured, args.baseline, args.prompt_length, args.gen_length)
+        if args.profile:
+            figures["profile"] = profile_of(models, args)
+    if args.plot:
+        plot(figures, args.plot)
+    if args.json:
+        write(figures, args.json)
+    table = Table(
+        "", "s p50", "s p95", "tokens/s", "steps", "layer-rows", "right", f"times faster than {figures['baseline']}"
+    )
+    for row in figures["cases"]:
+        seconds, (low, high) = row["seconds"], row["times_faster_quartiles"]
+        table.add_row(
+            row["case"], f"{seconds['p50']:.3f}", f"{seconds['p95']:.3f}", f"{row['tokens_per_second']:.1f}",
+            f"{row['steps']:.1f}", f"{row['layer_rows_computed']:.1%}", f"{row['exact_match']:.0%}",
+            f"{row['times_faster']:.2f} ({low:.2f} … {high:.2f})",
+        )  # fmt: skip
+    console.print(table)
+    if args.profile:
+        kinds = (f"{kind}, ms ({slices['steps']} steps)" for kind, slices in figures["profile"].items())
+        split = Table("elastic on onnxruntime", *kinds)
+        for line in profile.rows(figures["profile"]):
+            split.add_row(*line)
+        console.print(split)
+    print(json.dumps(figures))
+
+
+def profile_of(models: list[Runtime], args: argparse.Namespace) -> Any:
+    model = next((model for model in models if model.backend == "onnxruntime"), None)
+    if model is None:
+        raise OptionError("--profile is of onnxruntime: add it to --backends, or leave --profile out")
+    drawn = (prompt for prompt, _ in prompts(model, args.limit, args.prompt_length))
+    return profile.profile(model, drawn, args.gen_length, "elastic", {})
