@@ -36,17 +36,19 @@ WINDOW, TRACKED = 16, 8
 LONGEST = 2100
 
 
-def loaded(work: Path, **changes: int) -> runtime.Runtime:
+def loaded(work: Path, weights: str | None = None, **changes: Any) -> runtime.Runtime:
     """A random model of the demo's shape with some numbers changed, built once in `work`."""
     shape = SHAPES["demo"] | {"max_sequence_length": LONGEST} | changes
     name = "-".join(f"{key}{value}" for key, value in changes.items()) or "demo"
-    if not (work / name / "manifest.json").exists():
-        checkpoint = make_checkpoint(work / f"{name}-checkpoint", shape)
-        export.build(checkpoint, work / name, window=64, track_num=4)
-    return runtime.load(work / name, "onnxruntime")
+    checkpoint, bundle = work / f"{name}-checkpoint", work / f"{name}-{weights or 'whole'}"
+    if not checkpoint.exists():
+        make_checkpoint(checkpoint, shape)
+    if not (bundle / "manifest.json").exists():
+        export.build(checkpoint, bundle, window=64, track_num=4, weights=weights)
+    return runtime.load(bundle, "onnxruntime")
 
 
-def wide(width: int, layers: int) -> dict[str, int]:
+def wide(width: int, layers: int) -> dict[str, Any]:
     """A shape of this width with heads of 64 and the MLP 2.75 times as wide, as in the demo."""
     heads = max(2, width // 64)
     return {"d_model": width, "n_heads": heads, "n_kv_heads": heads, "mlp_hidden_size": width * 11 // 4,
@@ -194,6 +196,11 @@ def studies(work: Path) -> dict[str, Any]:
             widths += [step(model, length, 48) for length in (64, 256, 1024)]
     longest = [point for point in widths if point["length"] == 1024]
     found["width"] = {"points": widths, "exponent": exponent(longest, "width", "reuse_ms_a_layer")}
+    found["weights"] = {"points": []}
+    for weights in (None, "int8", "int4"):
+        for width in (128, 1024):
+            with loaded(work, weights, **wide(width, 4)) as model:
+                found["weights"]["points"].append(step(model, 1024, 48) | {"weights": weights or "fp32"})
     for study in ("window", "length", "layers", "width"):
         for point in found[study]["points"]:
             point["bandwidth_ms_a_layer"] = 1e3 * point["bytes_a_layer"] / bytes_a_second

@@ -23,21 +23,21 @@ from runtime.evaluate import problems
 from runtime.statistics import wilson
 
 DEFAULT: dict[str, Any] = {
-    "threshold": 0.98, "gamma": 0.9, "window": 16, "track_num": 1, "drift": "row", "block_caching": True,
-    "horizon": 128, "refresh_scope": "all",
+    "threshold": 0.98, "gamma": 0.9, "window": 32, "track_num": 1, "drift": "row", "block_caching": True,
+    "horizon": 192, "refresh_scope": "all",
 }  # fmt: skip
 SWEEPS: dict[str, tuple[Any, ...]] = {
-    "gamma": (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999),
+    "gamma": (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999),
     "window": (4, 8, 16, 32, 64),
     "threshold": (0.6, 0.8, 0.9, 0.95, 0.98, 0.99),
     "track_num": (1, 2, 4, 8),
     "drift": ("row", "head"),
     "block_caching": (True, False),
-    "horizon": (128, 64, 96, 192, 10**9),
+    "horizon": (64, 96, 128, 192, 10**9),
     "refresh_scope": ("all", "near"),
 }
 CAREFUL = 0.99  # a gamma at which layers are refreshed: where drift tests, tracked tokens and scopes can differ
-DETECTOR_GAMMAS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+DETECTOR_GAMMAS = (0.9, 0.95, 0.98, 0.99, 0.999)
 
 
 def points() -> list[dict[str, Any]]:

@@ -513,6 +513,14 @@ def test_eval_compares_two_policies(call: Call, text_bundle: Path, tmp_path: Pat
     assert 0 <= lines[-1]["agreement"] <= 1 and lines[-1]["low"] <= lines[-1]["difference"] <= lines[-1]["high"]
 
 
+def test_eval_with_solved_problems_before_each(call: Call, text_bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "results"
+    argv = ("eval", text_bundle, "--task", "sums", "--gen-length", 16, "--limit", 1, "--json", file)
+    assert call(runtime.cli.main, *argv)[0] == call(runtime.cli.main, *argv, "--few-shot", 200)[0] == 0
+    keys = [json.loads(line)["key"]["few_shot"] for line in file.read_text().splitlines()]
+    assert keys == [0, 200], "other prompts, other results"
+
+
 def test_eval_refuses(call: Call, text_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ("eval", text_bundle, "--task", "sums", "--gen-length", 16)
     failed(call(runtime.cli.main, *argv, "--limit", 0), 2, "limit must be at least 1", "0")
