@@ -26,8 +26,9 @@ from runtime.evaluate import STEPS, shown
 
 SEED = 20261122
 BLOCK = 32
-# Case -> (policy, options): the paper's greedy baseline first, then the no-cache control. `elastic` has the bundle's
-# defaults, `elastic-paper` those of the paper: the whole answer at once, threshold and gamma 0.9.
+# Case -> (policy, options): the paper's greedy baseline first, then the no-cache control. `elastic` has the baselines'
+# threshold and else the bundle's defaults, `elastic-default` these alone; `elastic-paper` has the paper's settings: a
+# window of 16, gamma 0.9, and the whole answer there from the start.
 POLICY_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "full-greedy": ("full", {"block_length": BLOCK}),
     "full": ("full", {"block_length": BLOCK, "threshold": 0.9}),
@@ -35,7 +36,8 @@ POLICY_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dual": ("dual", {"block_length": BLOCK, "threshold": 0.9}),
     "interval": ("interval", {"block_length": BLOCK, "threshold": 0.9}),
     "elastic-paper": ("elastic", {"threshold": 0.9, "gamma": 0.9, "window": 16, "horizon": 10**9}),
-    "elastic": ("elastic", {}),
+    "elastic-default": ("elastic", {}),
+    "elastic": ("elastic", {"threshold": 0.9}),
 }
 
 

@@ -28,6 +28,7 @@ import runtime
 from engines.session import Watch
 from engines.spec import ModelConfig
 from runtime.bench import figure_class, machine
+from runtime.profile import SLICES, profile
 from scripts.make_random_checkpoint import SHAPES, make_checkpoint
 
 COMMITS = 8  # tokens a step
@@ -196,6 +197,14 @@ def studies(work: Path) -> dict[str, Any]:
             widths += [step(model, length, 48) for length in (64, 256, 1024)]
     longest = [point for point in widths if point["length"] == 1024]
     found["width"] = {"points": widths, "exponent": exponent(longest, "width", "reuse_ms_a_layer")}
+    found["overhead"] = {"points": []}
+    for width, count in ((128, 8), (1024, 8)):
+        with loaded(work, **wide(width, count)) as model:
+            asked = [np.random.default_rng(seed).integers(0, 1000, 500) for seed in range(4)]
+            split = profile(model, asked, 128, "elastic", {"tokens_per_step": COMMITS, "gamma": 0.0})["reuse"]
+            outside = sum(split[name] for name in ("dispatch", "cache upkeep", "sampling", "Python"))
+            share = outside / sum(split[name] for name in SLICES)
+            found["overhead"]["points"].append({"width": width, "layers": count, "outside": share, **split})
     found["weights"] = {"points": []}
     for weights in (None, "int8", "int4"):
         for width in (128, 1024):

@@ -1,0 +1,143 @@
+"""Which drift test sees staleness best: each one's sigma against what the cache really costs at that step.
+
+    python scripts/witnesses.py --work DIR [--json FILE] [--plot FILE] [--limit 60]
+
+Decodes few-shot problems in eager PyTorch with gamma 0, so that nothing is ever
+refreshed, and computes every drift test at every step. The step's error is the
+total variation distance between the window's token distributions and those of a
+full forward over the same ids. A good witness ranks steps as their errors do.
+"""
+
+import argparse
+import json
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import export
+import runtime
+from engines.eager import EagerModel, EagerWalk
+from engines.session import Reuse, Watch
+from engines.spec import DRIFTS
+from runtime import tasks
+from runtime.bench import figure_class, machine
+from runtime.controller import Controller, StepEvent
+from runtime.evaluate import STEPS, shown
+from runtime.generate import Request, stream
+from runtime.policies import Elastic
+
+POLICY: Any = Elastic(window=32, threshold=0.9, gamma=0.0)
+GEN_LENGTH, FEW_SHOT = 192, 400
+WORST = 0.1  # the share of steps that a witness should find
+
+
+class WatchingWalk(EagerWalk):
+    """Computes every drift test of every layer, and lets none of them fire."""
+
+    def reuse(self, rows: int, watch: Watch, gamma: float) -> Reuse:
+        self.sigma = {kind: list[float]() for kind in DRIFTS}
+        probes = []
+        for index in range(self.config.layers):
+            before = self.before(index, rows, watch)
+            self.layer(index, rows)
+            for kind in DRIFTS:
+                self.sigma[kind].append(self.drift(index, before, replace(watch, kind=kind)))
+            probes.append(self.probe(index, watch))
+        return Reuse(self.sigma["row"], None, probes)
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    wide = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return np.asarray(wide / wide.sum(-1, keepdims=True))
+
+
+def observe(model: EagerModel, prompt: NDArray[np.int64]) -> list[dict[str, float]]:
+    """The lowest sigma of every drift test and the error, for each step of one prompt after the first."""
+    made: list[Controller] = []
+
+    def make(walk: Any, *rest: Any) -> Controller:
+        made.append(Controller(WatchingWalk(model, walk.length, walk.length), *rest))
+        return made[0]
+
+    ids = np.concatenate([prompt, np.full(GEN_LENGTH, model.config.mask_id)])
+    found = []
+    for event in stream(model, Request(prompt, gen_length=GEN_LENGTH), POLICY, None, make):
+        if not isinstance(event, StepEvent):
+            break
+        if event.step:
+            walk = made[0].walk
+            assert isinstance(walk, WatchingWalk)
+            window = np.array(event.window)
+            truth = model.walk(len(ids))
+            truth.embed(ids)
+            truth.whole(len(ids), None)
+            cached, fresh = walk.logits(made[0].map.slot_of[window]), truth.logits(window)
+            error = np.abs(softmax(cached) - softmax(fresh)).sum(-1).mean() / 2
+            found.append({kind: min(sigma) for kind, sigma in walk.sigma.items()} | {"error": float(error)})
+        ids[event.committed] = event.tokens
+    return found
+
+
+def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.argsort(np.argsort(values)).astype(np.float64)
+
+
+def summary(steps: list[dict[str, float]]) -> dict[str, Any]:
+    """For each drift test: rank correlation with the error, and how many steps it refreshes to meet the worst ones."""
+    error = np.array([step["error"] for step in steps])
+    worst = error >= np.quantile(error, 1 - WORST)
+    found: dict[str, Any] = {"steps": len(steps), "mean_error": float(error.mean()), "worst": float(error[worst].min())}
+    for kind in DRIFTS:
+        drift = 1 - np.array([step[kind] for step in steps])
+        order = np.argsort(-drift)
+        caught = np.cumsum(worst[order]) / worst.sum()
+        found[kind] = {
+            "spearman": float(np.corrcoef(ranks(drift), ranks(error))[0, 1]),
+            "worst_caught_at_20_percent": float(caught[int(0.2 * len(steps))]),
+            "refreshes_to_catch_90_percent": float((np.flatnonzero(caught >= 0.9)[0] + 1) / len(steps)),
+        }
+    return found
+
+
+def plot(steps: list[dict[str, float]], file: Path) -> None:
+    chart = figure_class()(figsize=(12, 3.2), layout="constrained")
+    error = [step["error"] for step in steps]
+    for axes, kind in zip(chart.subplots(1, len(DRIFTS), sharey=True), DRIFTS, strict=True):
+        axes.loglog([max(1e-6, 1 - step[kind]) for step in steps], np.maximum(error, 1e-6), ".", ms=3, alpha=0.5)
+        axes.set(xlabel="1 - sigma", title=kind)
+    chart.axes[0].set_ylabel("error of the step")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    chart.savefig(file, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder for the bundle")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--plot", type=Path, help="draw the steps to this PNG file")
+    parser.add_argument("--limit", type=int, default=60, help="problems (default 60)")
+    args = parser.parse_args()
+    rng, steps = random.Random(1), list[dict[str, float]]()
+    with runtime.load(export.build("demo", args.work / "observed"), "eager") as model:
+        assert isinstance(model.model, EagerModel)
+        for number in range(args.limit):
+            family = tasks.FAMILIES[number % len(tasks.FAMILIES)]
+            problem = tasks.generate(family, rng, "test", rng.randint(*STEPS[family]))
+            steps += observe(model.model, shown(model, problem, FEW_SHOT, rng))
+        about = machine([model]) | {"command": "scripts/witnesses.py", "problems": args.limit}
+    found = about | summary(steps)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    if args.plot:
+        plot(steps, args.plot)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
