@@ -44,7 +44,8 @@ def translated(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not type(error).__module__.startswith("onnxruntime"):
+        # Runs on bound values raise plain RuntimeErrors, all else exceptions of ONNX Runtime's own.
+        if type(error) is not RuntimeError and not type(error).__module__.startswith("onnxruntime"):
             raise
         reason = str(error).split("\n")[0]
         raise BackendError(

@@ -76,6 +76,7 @@ class Case:
             "tokens": statistics.fmean(self.tokens), "steps": statistics.fmean(self.steps),
             "forwards_per_layer": statistics.fmean(self.steps),  # a step runs each layer once, on few rows or on all
             "layer_rows_computed": statistics.fmean(self.share), "exact_match": statistics.fmean(self.correct),
+            "seconds_each": [round(seconds, 5) for seconds in self.seconds], "correct_each": self.correct,
             "times_faster": statistics.median(ratios),
             "times_faster_quartiles": [float(np.percentile(ratios, q)) for q in (25, 75)],
         }  # fmt: skip

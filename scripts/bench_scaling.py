@@ -1,6 +1,8 @@
 """How cost grows: with answer, prompt, window, layers and width, and what a reuse step costs over its floor.
 
-    python scripts/bench_scaling.py --work DIR [--json FILE] [--plot FILE]       about 20 minutes on two cores
+    python scripts/bench_scaling.py --work DIR [--json FILE] [--plot FILE]       about 15 minutes on two cores
+
+Resumable with --json: a study that is in the file is not made again.
 
 Models are random, of the demo's shape but for what is varied, on ONNX Runtime.
 Generations commit a fixed number of tokens per step, so that every point has the
@@ -166,55 +168,94 @@ def exponent(points: list[dict[str, Any]], over: str, cost: str) -> float:
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
-def studies(work: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def answers(work: Path) -> dict[str, Any]:
+    ways: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("full", "full", {}), ("elastic", "elastic", {}), ("elastic, horizon 128", "elastic", {"horizon": 128}),
+    )  # fmt: skip
+    found = {}
     with loaded(work) as demo:
-        answers = {
-            name: [generation(demo, 128, n, policy, **options) for n in (64, 128, 256, 512, 1024)]
-            for name, policy, options in (
-                ("full", "full", {}), ("elastic", "elastic", {}), ("elastic, horizon 128", "elastic", {"horizon": 128})
-            )
-        }  # fmt: skip
-        found["answer"] = {name: {"points": points, "exponent": exponent(points, "answer", "seconds")}
-                           for name, points in answers.items()}  # fmt: skip
-        prompts = [generation(demo, n, 128, "elastic") | {"total": n + 128} for n in (1, 100, 300, 500, 700, 900)]
-        found["prompt"] = {"points": prompts, "exponent": exponent(prompts, "total", "seconds")}
-        windows = [step(demo, 640, 2 * n, window=n) for n in (4, 8, 16, 32, 64)]
-        found["window"] = {"points": windows, "exponent": exponent(windows, "window", "reuse_ms_a_layer")}
-        lengths = [step(demo, n, 32) for n in (64, 128, 256, 512, 1024)]
-        found["length"] = {"points": lengths, "exponent": exponent(lengths, "length", "reuse_ms_a_layer")}
-        bytes_a_second = bandwidth()
-        machine_facts = machine([demo])
-    layers = []
+        for name, policy, options in ways:
+            points = [generation(demo, 128, n, policy, **options) for n in (64, 128, 256, 512, 1024)]
+            found[name] = {"points": points, "exponent": exponent(points, "answer", "seconds")}
+    return found
+
+
+def prompts(work: Path) -> dict[str, Any]:
+    with loaded(work) as demo:
+        points = [generation(demo, n, 128, "elastic") | {"total": n + 128} for n in (1, 100, 300, 500, 700, 900)]
+    return {"points": points, "exponent": exponent(points, "total", "seconds")}
+
+
+def windows(work: Path) -> dict[str, Any]:
+    with loaded(work) as demo:
+        points = [step(demo, 640, 2 * n + TRACKED, window=n) for n in (4, 8, 16, 32, 64)]
+    return {"points": points, "exponent": exponent(points, "rows", "reuse_ms_a_layer")}
+
+
+def lengths(work: Path) -> dict[str, Any]:
+    with loaded(work) as demo:
+        points = [step(demo, n, 32) for n in (64, 128, 256, 512, 1024)]
+    return {"points": points, "exponent": exponent(points, "length", "reuse_ms_a_layer")}
+
+
+def layers(work: Path) -> dict[str, Any]:
+    points = []
     for count in (2, 4, 8, 16):
         with loaded(work, n_layers=count) as model:
             point = step(model, 640, 32)
-            layers.append(point | {"reuse_ms": point["reuse_ms_a_layer"] * count})
-    found["layers"] = {"points": layers, "exponent": exponent(layers, "layers", "reuse_ms")}
-    widths = []
+            points.append(point | {"reuse_ms": point["reuse_ms_a_layer"] * count})
+    return {"points": points, "exponent": exponent(points, "layers", "reuse_ms")}
+
+
+def widths(work: Path) -> dict[str, Any]:
+    points, bytes_a_second = list[dict[str, Any]](), bandwidth()
     for width in (128, 256, 512, 1024, 2048):
         with loaded(work, **wide(width, 4 if width < 2048 else 2)) as model:
-            widths += [step(model, length, 48) for length in (64, 256, 1024)]
-    longest = [point for point in widths if point["length"] == 1024]
-    found["width"] = {"points": widths, "exponent": exponent(longest, "width", "reuse_ms_a_layer")}
-    found["overhead"] = {"points": []}
-    for width, count in ((128, 8), (1024, 8)):
-        with loaded(work, **wide(width, count)) as model:
+            points += [step(model, length, 48) for length in (64, 256, 1024)]
+    for point in points:
+        point["bandwidth_ms_a_layer"] = 1e3 * point["bytes_a_layer"] / bytes_a_second
+    longest = [point for point in points if point["length"] == 1024]
+    slope = exponent(longest, "width", "reuse_ms_a_layer")
+    return {"points": points, "exponent": slope, "bandwidth": bytes_a_second}
+
+
+def overhead(work: Path) -> dict[str, Any]:
+    """What a reuse step spends outside the engines, the controller included."""
+    points = []
+    for width in (128, 1024):
+        with loaded(work, **wide(width, 8)) as model:
             asked = [np.random.default_rng(seed).integers(0, 1000, 500) for seed in range(4)]
             split = profile(model, asked, 128, "elastic", {"tokens_per_step": COMMITS, "gamma": 0.0})["reuse"]
             outside = sum(split[name] for name in ("dispatch", "cache upkeep", "sampling", "Python"))
-            share = outside / sum(split[name] for name in SLICES)
-            found["overhead"]["points"].append({"width": width, "layers": count, "outside": share, **split})
-    found["weights"] = {"points": []}
+            points.append({"width": width, "outside": outside / sum(split[name] for name in SLICES), **split})
+    return {"points": points}
+
+
+def quantized(work: Path) -> dict[str, Any]:
+    points = []
     for weights in (None, "int8", "int4"):
         for width in (128, 1024):
             with loaded(work, weights, **wide(width, 4)) as model:
-                found["weights"]["points"].append(step(model, 1024, 48) | {"weights": weights or "fp32"})
-    for study in ("window", "length", "layers", "width"):
-        for point in found[study]["points"]:
-            point["bandwidth_ms_a_layer"] = 1e3 * point["bytes_a_layer"] / bytes_a_second
-    command = "scripts/bench_scaling.py"
-    return machine_facts | {"command": command, "commits": COMMITS, "bandwidth": bytes_a_second, "studies": found}
+                points.append(step(model, 1024, 48) | {"weights": weights or "fp32"})
+    return {"points": points}
+
+
+STUDIES = {"width": widths, "overhead": overhead, "weights": quantized, "window": windows, "length": lengths,
+           "layers": layers, "prompt": prompts, "answer": answers}  # fmt: skip
+
+
+def studies(work: Path, file: Path | None) -> dict[str, Any]:
+    """All studies; one that `file` has is not made again."""
+    found: dict[str, Any] = json.loads(file.read_text()) if file and file.exists() else {"studies": {}}
+    for name, study in STUDIES.items():
+        if name not in found["studies"]:
+            found["studies"][name] = study(work)
+            with loaded(work) as demo:
+                found |= machine([demo]) | {"command": "scripts/bench_scaling.py", "commits": COMMITS}
+            print(name, "done", flush=True)
+            if file:
+                file.write_text(json.dumps(found, indent=1) + "\n")
+    return found
 
 
 def plot(found: dict[str, Any], file: Path) -> None:
@@ -250,9 +291,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument("--plot", type=Path, help="draw them to this PNG file")
     args = parser.parse_args()
-    found = studies(args.work)
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    found = studies(args.work, args.json)
     if args.plot:
         plot(found, args.plot)
     print(json.dumps(found))

@@ -290,6 +290,15 @@ def test_short_sequences_have_room_for_all_rows(model: runtime.Runtime) -> None:
     assert out.steps == 1 and len(out.sequence) == 2
 
 
+def test_a_run_that_fails_is_one_sentence(golden: runtime.Runtime) -> None:
+    """Rows that are not there: what ONNX Runtime says on bound values is translated as all else."""
+    walk: Any = golden.model.walk(6)
+    walk.embed(np.arange(6))
+    walk.watch(np.array([5]))
+    with refused(BackendError, "ONNX Runtime failed on layer_00", "python -m export verify"):
+        walk.layer(0, 3)
+
+
 def test_moves_are_as_if_at_once(model: runtime.Runtime) -> None:
     """A cycle of slots: each row arrives where it is sent, whatever was written before."""
     walk = model.model.walk(6)
