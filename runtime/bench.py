@@ -26,8 +26,8 @@ from runtime.evaluate import STEPS, shown
 
 SEED = 20261122
 BLOCK = 32
-# Case -> (policy, options): the paper's greedy baseline first, then the no-cache control. `elastic` has the baselines'
-# threshold and else the bundle's defaults, `elastic-default` these alone; `elastic-paper` has the paper's settings: a
+# Case -> (policy, options): the paper's greedy baseline first, then the no-cache control. `elastic` has the bundle's
+# defaults, `elastic-fast` the baselines' threshold and no reach; `elastic-paper` has the paper's settings: a
 # window of 16, gamma 0.9, and the whole answer there from the start.
 POLICY_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "full-greedy": ("full", {"block_length": BLOCK}),
@@ -35,9 +35,9 @@ POLICY_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "prefix": ("prefix", {"block_length": BLOCK, "threshold": 0.9}),
     "dual": ("dual", {"block_length": BLOCK, "threshold": 0.9}),
     "interval": ("interval", {"block_length": BLOCK, "threshold": 0.9}),
-    "elastic-paper": ("elastic", {"threshold": 0.9, "gamma": 0.9, "window": 16, "horizon": 10**9}),
-    "elastic-default": ("elastic", {}),
-    "elastic": ("elastic", {"threshold": 0.9}),
+    "elastic-paper": ("elastic", {"threshold": 0.9, "gamma": 0.9, "window": 16, "horizon": 10**9, "reach": 10**9}),
+    "elastic-fast": ("elastic", {"threshold": 0.9, "reach": 10**9}),
+    "elastic": ("elastic", {}),
 }
 
 

@@ -24,8 +24,9 @@ from runtime.statistics import agreement
 SEED = 20261123
 ROUNDS = 2
 NOISE = 0.02
-CAREFUL: dict[str, Any] = {"threshold": 0.995, "gamma": 0.99, "window": 16, "horizon": None}
+CAREFUL: dict[str, Any] = {"threshold": 0.995, "gamma": 0.99, "window": 16, "horizon": None, "reach": 16}
 VALUES: dict[str, tuple[Any, ...]] = {
+    "reach": (None, 8, 12, 16, 24, 32),
     "horizon": (None, 256, 192, 128, 96, 64),
     "gamma": (0.99, 0.98, 0.95, 0.9, 0.8, 0.5),
     "window": (4, 8, 12, 16, 24, 32),
@@ -98,8 +99,8 @@ def calibrate(model: Runtime, target: float, asked: list[Any], gen_length: int) 
 
 
 def whole(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as a request: a horizon of None means no horizon, whatever the bundle's default is."""
-    return options | {"horizon": options["horizon"] or 10**9}
+    """Options as a request: None means no limit, whatever the bundle's default is."""
+    return options | {name: options[name] or 10**9 for name in ("horizon", "reach")}
 
 
 def fitting(model: Runtime, options: dict[str, Any]) -> dict[str, Any]:

@@ -104,6 +104,7 @@ def add_decoding(command: argparse.ArgumentParser) -> None:
     command.add_argument("--no-block-caching", action="store_false", dest="block_caching", default=None)
     command.add_argument("--refresh-scope", choices=SCOPES, help="what a refresh computes (elastic)")
     command.add_argument("--horizon", type=int, help="masks of the answer that are there at once (elastic)")
+    command.add_argument("--reach", type=int, help="positions from its first mask that the window spans (elastic)")
     command.add_argument("--steps", type=int, help="steps of the fixed schedule (full, prefix, dual, interval)")
     command.add_argument("--block-length", type=int, help="length of a block (full, prefix, dual, interval)")
     command.add_argument("--prompt-interval", type=int, help="steps between full refreshes (interval)")

@@ -26,7 +26,7 @@ from runtime.verify import verify
 console = screen()
 DECODING = (
     "window", "threshold", "tokens_per_step", "gamma", "drift", "track_num", "block_caching", "refresh_scope",
-    "horizon", "steps", "block_length", "prompt_interval", "response_interval",
+    "horizon", "reach", "steps", "block_length", "prompt_interval", "response_interval",
 )  # fmt: skip
 
 

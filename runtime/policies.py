@@ -51,6 +51,8 @@ class Elastic:
 
     With `horizon` the answer unrolls as it is filled: no more than that many of
     its masks are there at once, and when half of them are filled as many follow.
+    With `reach` the window ends that many positions after its first mask, so that
+    an uncertain token is settled before what depends on it.
     """
 
     name: ClassVar[str] = "elastic"
@@ -64,6 +66,7 @@ class Elastic:
     block_caching: bool = True
     refresh_scope: str = "all"
     horizon: int | None = None
+    reach: int | None = None
 
     def check(self, capacity: Capacity, gen_length: int) -> None:
         within("window", self.window, 1, capacity.window, "the bundle's capacity; build with a larger --window")
@@ -71,6 +74,8 @@ class Elastic:
         within("gamma", self.gamma, 0.0, 1.0, "a cosine similarity")
         if self.horizon is not None:
             within("horizon", self.horizon, 2 * self.window, 10**9, "no less than two windows")
+        if self.reach is not None:
+            within("reach", self.reach, 1, 10**9, "positions")
         among("drift", self.drift, DRIFTS)
         among("refresh_scope", self.refresh_scope, SCOPES)
         check_threshold(self.threshold)
@@ -79,6 +84,8 @@ class Elastic:
 
     def plan(self, sequence: Sequence, step: int, tracked: Positions) -> Plan:
         window = sequence.open[: self.window]
+        if self.reach is not None:
+            window = window[window < window[0] + self.reach]
         if step == 0:
             return Plan(None, window, self.tokens_per_step)
         ahead = window if self.block_caching else sequence.open

@@ -6,9 +6,10 @@ Resumable with --json: a study that is in the file is not made again.
 
 Models are random, of the demo's shape but for what is varied, on ONNX Runtime.
 Generations commit a fixed number of tokens per step, so that every point has the
-same schedule. A step's floor is the same matrix products alone, at the same
-shapes, in sessions of their own, and the bytes it must read over the bandwidth
-measured here. Prints one JSON line.
+same schedule, and gamma says whether layers are refreshed: at 0 never. A step's
+floor is the same matrix products alone, at the same shapes, in sessions of their
+own, and the bytes it must read over the bandwidth measured here. Prints one JSON
+line.
 """
 
 import argparse
@@ -170,7 +171,9 @@ def exponent(points: list[dict[str, Any]], over: str, cost: str) -> float:
 
 def answers(work: Path) -> dict[str, Any]:
     ways: tuple[tuple[str, str, dict[str, Any]], ...] = (
-        ("full", "full", {}), ("elastic", "elastic", {}), ("elastic, horizon 128", "elastic", {"horizon": 128}),
+        ("full", "full", {}), ("elastic, a refresh a step", "elastic", {"gamma": 1.0}),
+        ("elastic, no refresh", "elastic", {"gamma": 0.0}),
+        ("the same, horizon 128", "elastic", {"gamma": 0.0, "horizon": 128}),
     )  # fmt: skip
     found = {}
     with loaded(work) as demo:
@@ -182,7 +185,9 @@ def answers(work: Path) -> dict[str, Any]:
 
 def prompts(work: Path) -> dict[str, Any]:
     with loaded(work) as demo:
-        points = [generation(demo, n, 128, "elastic") | {"total": n + 128} for n in (1, 100, 300, 500, 700, 900)]
+        points = [
+            generation(demo, n, 128, "elastic", gamma=0.0) | {"total": n + 128} for n in (1, 100, 300, 500, 700, 900)
+        ]
     return {"points": points, "exponent": exponent(points, "total", "seconds")}
 
 

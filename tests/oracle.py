@@ -147,7 +147,7 @@ class Oracle:
         self, prompt_ids: Sequence[int], gen_length: int, window: int = 16, threshold: float | None = 0.9,
         tokens_per_step: int | None = None, gamma: float = 0.9, track_num: int = 1, drift: str = "row",
         block_caching: bool = True, refresh_scope: str = "all", eos_id: int | None = None, stop_at_eos: bool = True,
-        mask_id: int | None = None, horizon: int | None = None,
+        mask_id: int | None = None, horizon: int | None = None, reach: int | None = None,
     ) -> Run:  # fmt: skip
         """Decode gen_length tokens after the prompt. eos_id and mask_id default to those of the config."""
         if (threshold is None) == (tokens_per_step is None):
@@ -179,9 +179,9 @@ class Oracle:
 
         while True:
             left, fresh = sum(ids[i] == mask_id for i in everywhere), list[int]()
-            reach = gen_length if horizon is None else horizon
-            if run.eos_at is None and (not everywhere or left <= reach // 2):
-                ids += [mask_id] * min(reach - left, longest - len(ids))
+            most = gen_length if horizon is None else horizon
+            if run.eos_at is None and (not everywhere or left <= most // 2):
+                ids += [mask_id] * min(most - left, longest - len(ids))
                 fresh, everywhere = list(range(len(everywhere), len(ids))), list(range(len(ids)))
                 if run.steps and fresh:  # the answer unrolls: its new masks are computed before anything looks at them
                     H[0, fresh] = self.tensors["wte.weight"][[ids[i] for i in fresh]]
@@ -191,7 +191,7 @@ class Oracle:
             fillable = [i for i in masked if run.eos_at is None or i <= run.eos_at]
             if not fillable:
                 return run
-            view = fillable[:window]
+            view = [i for i in fillable[:window] if reach is None or i < fillable[0] + reach]
             # "All remaining masks" are those still to be filled: masks after the EOS are no queries, only keys.
             active = sorted({*tracked, *committed, *(view if block_caching else fillable)})
             rows = active if run.steps else everywhere

@@ -70,7 +70,7 @@ def sigma_gap(got: Run, expected: Run) -> float:
 
 def elastic_rows(
     run: Run, prompt_length: int, layers: int, window: int, block_caching: bool = True, refresh_scope: str = "all",
-    **_: Any,
+    reach: int | None = None, **_: Any,
 ) -> list[int]:  # fmt: skip
     """Rows that each step of `run` has to compute, summed over layers: the active ones up to the trigger, after it all
     (or all but the masks the step does not look at)."""
@@ -81,7 +81,8 @@ def elastic_rows(
         masked |= set(range(there, length))
         there = length
         open_ = [p for p in masked if p <= end]
-        seen = min(window, len(open_)) if block_caching else len(open_)
+        near = [p for p in sorted(open_)[:window] if reach is None or p < min(open_) + reach]
+        seen = len(near) if block_caching else len(open_)
         wide = length if refresh_scope == "all" or number == 0 else length - len(masked) + seen
         ran = layers if step.trigger is None else step.trigger + 1
         rows.append(step.active * ran + wide * (layers - ran) + (step.unrolled * layers if number else 0))

@@ -1,4 +1,4 @@
-"""An answer that unrolls: no more masks than the horizon, the same tokens on every back end."""
+"""An answer that unrolls, and a window that reaches only so far: the same tokens on every back end."""
 
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"window": 4, "horizon": 8, "threshold": 0.3},
     {"window": 4, "horizon": 12, "tokens_per_step": 3, "gamma": 0.999},
     {"window": 8, "horizon": 16, "threshold": 0.5, "gamma": 0.99, "refresh_scope": "near"},
+    {"window": 8, "horizon": 20, "threshold": 0.3, "reach": 5, "gamma": 0.98},
+    {"window": 8, "reach": 3, "tokens_per_step": 2, "refresh_scope": "near", "gamma": 0.999},
     {"window": 4, "horizon": 9, "tokens_per_step": 1, "block_caching": False, "track_num": 2},
 ]
 
@@ -61,6 +63,14 @@ def test_masks_that_never_unrolled_stay_masks(golden: runtime.Runtime) -> None:
     out = golden.generate(PROMPT, gen_length=48, window=4, horizon=8, eos_id=likely)
     assert len(out.sequence) == len(PROMPT) + 48 and out.sequence[-1] == golden.model.config.mask_id
     assert out.eos_at is not None and 0 < out.share < 1
+
+
+def test_the_window_reaches_no_further(golden: runtime.Runtime) -> None:
+    out = run(golden, window=16, reach=5, threshold=0.3)
+    assert all(event.window[-1] < event.window[0] + 5 for event in out.trace)
+    assert any(event.window[-1] - event.window[0] >= 5 for event in run(golden, window=16, threshold=0.3).trace)
+    with refused(OptionError, "reach", "positions", "0"):
+        run(golden, window=8, reach=0)
 
 
 def test_too_near_a_horizon_is_refused(golden: runtime.Runtime) -> None:

@@ -97,7 +97,7 @@ def test_limits_are_allowed() -> None:
     check("elastic", window=32, track_num=4, gamma=1.0, threshold=1.0)
     check("elastic", window=np.int64(1), track_num=1, gamma=0, threshold=1, drift="head", refresh_scope="near")
     check("elastic", tokens_per_step=8, window=8)
-    check("elastic", window=8, horizon=16)
+    check("elastic", window=8, horizon=16, reach=1)
     for name in BLOCKED:
         check(name, block_length=1)
         check(name, block_length=GEN, steps=GEN)
@@ -111,7 +111,7 @@ def test_options_of_other_policies_are_refused(name: str) -> None:
     values = {
         "window": 4, "threshold": 0.5, "tokens_per_step": 1, "gamma": 0.5, "drift": "row", "track_num": 1,
         "block_caching": False, "refresh_scope": "near", "steps": 8, "block_length": 8, "prompt_interval": 5,
-        "response_interval": 2, "horizon": 32,
+        "response_interval": 2, "horizon": 32, "reach": 8,
     }  # fmt: skip
     assert set(values) == {f.name for cls in POLICIES.values() for f in fields(cls)}
     own = {f.name for f in fields(POLICIES[name])}

@@ -34,7 +34,7 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )  # fmt: skip
 DECODING = (  # what a checkpoint may set for the policy elastic
-    "threshold", "gamma", "drift", "track_num", "window", "horizon", "block_caching", "refresh_scope",
+    "threshold", "gamma", "drift", "track_num", "window", "horizon", "reach", "block_caching", "refresh_scope",
 )  # fmt: skip
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
 AGAIN = "download or save the checkpoint again"
