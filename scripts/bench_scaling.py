@@ -283,6 +283,9 @@ def plot(found: dict[str, Any], file: Path) -> None:
         shares = [100 * p["drift_share"] for p in points]
         right.semilogx([p["width"] for p in points], shares, marker="o", label=f"length {length}")
     right.set(xlabel="width", ylabel="% of a reuse step", title="drift test and probe", ylim=(0, None))
+    for axes in (middle, right):
+        axes.set_xticks([128, 256, 512, 1024, 2048], labels=["128", "256", "512", "1024", "2048"])
+        axes.minorticks_off()
     for axes in (left, middle, right):
         axes.legend(fontsize=8)
         axes.grid(True, which="major", alpha=0.3)
