@@ -22,6 +22,7 @@ from engines.backends import versions
 from engines.errors import OptionError
 from runtime import profile, tasks
 from runtime.api import Runtime
+from runtime.drawing import figure, save
 from runtime.evaluate import STEPS, shown
 
 SEED = 20261122
@@ -135,29 +136,19 @@ def machine(models: Sequence[Runtime]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def figure_class() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OptionError("--plot needs matplotlib; pip install matplotlib, or leave it out") from error
-    return Figure
-
-
 def plot(figures: dict[str, Any], file: Path) -> None:
     """Bars of tokens per second with exact match written beside them, as PNG; beside it the profile, if taken."""
-    Figure = figure_class()
     if "profile" in figures:
-        profile.plot(figures["profile"], file.with_stem(f"{file.stem}_profile"), Figure)
+        profile.plot(figures["profile"], file.with_stem(f"{file.stem}_profile"))
     rows = figures["cases"][::-1]
-    chart = Figure(figsize=(8, 0.45 * len(rows) + 1.2), layout="constrained")
+    chart = figure(8, 0.45 * len(rows) + 1.2)
     axes = chart.subplots()
     bars = axes.barh([row["case"] for row in rows], [row["tokens_per_second"] for row in rows], color="tab:blue")
     labels = [f"{row['times_faster']:.1f}x, {row['exact_match']:.0%} right" for row in rows]
     axes.bar_label(bars, labels, padding=4)
     axes.set_xlabel(f"tokens per second, ratios to {figures['baseline']}")
     axes.margins(x=0.25)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    chart.savefig(file, dpi=150)
+    save(chart, file)
 
 
 def write(figures: dict[str, Any], file: Path) -> None:

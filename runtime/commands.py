@@ -15,7 +15,7 @@ from engines.console import screen
 from engines.errors import BundleError, DeviceError, OptionError, PromptError
 from runtime import calibrate, profile
 from runtime.api import Runtime, load
-from runtime.bench import bench, cases, figure_class, plot, prompts, report, write
+from runtime.bench import bench, cases, plot, prompts, report, write
 from runtime.controller import StepEvent
 from runtime.evaluate import compare, evaluate, key_of, summary
 from runtime.policies import Elastic
@@ -100,7 +100,7 @@ def generate_command(args: argparse.Namespace) -> None:
 
 
 def trace_command(args: argparse.Namespace) -> None:
-    figure, prompt = figure_class(), read_prompt(args)
+    prompt = read_prompt(args)
     if args.policy not in (None, "elastic"):
         raise OptionError(f"trace draws the policy elastic, which tests for drift; {args.policy} does not")
     with opened(args) as model, Trace(args.json) as trace:
@@ -109,10 +109,7 @@ def trace_command(args: argparse.Namespace) -> None:
             trace.write(event)
         chosen, _ = model.resolve("elastic", decoding(args))
         assert isinstance(chosen, Elastic)
-        try:
-            draw_trace(out.trace, model.bundle.config.layers, chosen.gamma, args.plot, figure)
-        except OSError as error:
-            raise OptionError(f"cannot write {args.plot} ({error.strerror}); choose another --plot") from error
+        draw_trace(out.trace, model.bundle.config.layers, chosen.gamma, args.plot)
     print(out.text)
     refreshed = sum(event.trigger is not None for event in out.trace)
     console.print(f"{out.steps} steps, {refreshed} with a refresh; drawn to {args.plot}")

@@ -54,6 +54,8 @@ def evaluate(
     """
     if limit < 1:
         raise OptionError(f"limit must be at least 1, got {limit}")
+    if few_shot < 0:
+        raise OptionError(f"few-shot must be a number of tokens, or 0 for none, got {few_shot}")
     key = key_of(model, family, policy, options, few_shot)
     results = read(file, key)
     hidden = not console.is_terminal

@@ -7,7 +7,7 @@ the first computes everything, a refresh everything from a layer on.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from engines.errors import OptionError
 from engines.session import Model
 from runtime.api import Runtime
 from runtime.controller import Controller, StepEvent
+from runtime.drawing import figure, save
 from runtime.generate import Request, stream
 from runtime.policies import make_policy
 
@@ -127,9 +128,9 @@ def rows(found: dict[str, dict[str, float]]) -> list[list[str]]:
     return table
 
 
-def plot(found: dict[str, dict[str, float]], file: Path, figure: Callable[..., Any]) -> None:
+def plot(found: dict[str, dict[str, float]], file: Path) -> None:
     """Stacked bars, one for each kind of step, each as a share of its time, as PNG."""
-    chart = figure(figsize=(8, 0.7 * len(found) + 1.6), layout="constrained")
+    chart = figure(8, 0.7 * len(found) + 1.6)
     axes = chart.subplots()
     left = np.zeros(len(found))
     totals = np.array([sum(slices[s] for s in SLICES) for slices in found.values()])
@@ -141,5 +142,4 @@ def plot(found: dict[str, dict[str, float]], file: Path, figure: Callable[..., A
     axes.set_xlabel("share of a step")
     axes.invert_yaxis()
     axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.25 - 0.1 / len(found)), frameon=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    chart.savefig(file, dpi=150)
+    save(chart, file)

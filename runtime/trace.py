@@ -4,12 +4,12 @@ Everything is read from the step events, which `generate --trace` writes too.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.controller import StepEvent
+from runtime.drawing import figure, save
 
 
 def computed(trace: list[StepEvent], layers: int) -> NDArray[np.int64]:
@@ -31,9 +31,9 @@ def similarity(trace: list[StepEvent], layers: int) -> NDArray[np.float64]:
     return found
 
 
-def plot(trace: list[StepEvent], layers: int, gamma: float, file: Path, figure: Any) -> None:
+def plot(trace: list[StepEvent], layers: int, gamma: float, file: Path) -> None:
     """Four panels over the steps, as PNG."""
-    chart = figure(figsize=(11, 7), layout="constrained")
+    chart = figure(11, 7)
     (upper, right), (lower, last) = chart.subplots(2, 2)
     steps = np.arange(len(trace))
     upper.imshow(computed(trace, layers), aspect="auto", cmap="Blues", vmin=0, vmax=2, interpolation="nearest")
@@ -52,5 +52,4 @@ def plot(trace: list[StepEvent], layers: int, gamma: float, file: Path, figure: 
     lower.set(title="positions", xlabel="step", ylabel="position")
     last.bar(steps, [len(event.committed) for event in trace])
     last.set(title="commits", xlabel="step", ylabel="tokens")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    chart.savefig(file, dpi=130)
+    save(chart, file)

@@ -30,7 +30,8 @@ import export
 import runtime
 from engines.session import Watch
 from engines.spec import ModelConfig
-from runtime.bench import figure_class, machine
+from runtime.bench import machine
+from runtime.drawing import figure, save
 from runtime.profile import SLICES, profile
 from scripts.make_random_checkpoint import SHAPES, make_checkpoint
 
@@ -265,7 +266,7 @@ def studies(work: Path, file: Path | None) -> dict[str, Any]:
 
 def plot(found: dict[str, Any], file: Path) -> None:
     """Cost over answer, length and width, each on two logarithmic axes, and the drift test's share."""
-    chart = figure_class()(figsize=(12, 3.6), layout="constrained")
+    chart = figure(12, 3.6)
     left, middle, right = chart.subplots(1, 3)
     for name, study in found["studies"]["answer"].items():
         points = study["points"]
@@ -289,8 +290,7 @@ def plot(found: dict[str, Any], file: Path) -> None:
     for axes in (left, middle, right):
         axes.legend(fontsize=8)
         axes.grid(True, which="major", alpha=0.3)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    chart.savefig(file, dpi=150)
+    save(chart, file)
 
 
 def main() -> None:

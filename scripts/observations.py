@@ -25,7 +25,8 @@ import export
 import runtime
 from engines.models.reference import attention_rows
 from runtime import tasks
-from runtime.bench import figure_class, machine
+from runtime.bench import machine
+from runtime.drawing import figure, save
 from runtime.evaluate import STEPS
 from runtime.sampler import choose
 from runtime.sequence import Sequence
@@ -96,7 +97,7 @@ def summary(seen: dict[str, list[Any]], layers: int) -> dict[str, Any]:
 
 
 def plot(found: dict[str, Any], file: Path) -> None:
-    chart = figure_class()(figsize=(12, 3.6), layout="constrained")
+    chart = figure(12, 3.6)
     left, middle, right = chart.subplots(1, 3)
     edges = np.array(found["distance_edges"])
     for layer, masses in enumerate(found["attention_a_far_mask"]):
@@ -112,8 +113,7 @@ def plot(found: dict[str, Any], file: Path) -> None:
     right.plot(layers, found["other_drift"], marker="o", label="mean of the others")
     right.set(xlabel="layer", ylabel="1 - cosine of keys, a step", title="(3) the witness")
     right.legend(fontsize=8)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    chart.savefig(file, dpi=130)
+    save(chart, file)
 
 
 def main() -> None:

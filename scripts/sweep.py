@@ -18,7 +18,8 @@ import export
 import runtime
 from engines.spec import DRIFTS
 from runtime import tasks
-from runtime.bench import figure_class, machine
+from runtime.bench import machine
+from runtime.drawing import figure, save
 from runtime.evaluate import problems
 from runtime.statistics import wilson
 
@@ -71,7 +72,7 @@ def run(model: runtime.Runtime, point: dict[str, Any], limit: int, gen_length: i
 
 def plot(found: list[dict[str, Any]], file: Path) -> None:
     """Accuracy against speed of all points with the front, then accuracy and refreshes over each numeric option."""
-    chart = figure_class()(figsize=(12, 4.2), layout="constrained")
+    chart = figure(12, 4.2)
     left, middle, right = chart.subplots(1, 3)
     for name, values in SWEEPS.items():
         along = [point for value in values for point in found if point["options"] == DEFAULT | {name: value}]
@@ -99,8 +100,7 @@ def plot(found: list[dict[str, Any]], file: Path) -> None:
     right.set(xlabel="% of layer-rows computed", ylabel="exact match, %", title="drift tests at equal cost")
     middle.legend(fontsize=7)
     right.legend(fontsize=7)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    chart.savefig(file, dpi=130)
+    save(chart, file)
 
 
 def main() -> None:

@@ -26,8 +26,9 @@ from engines.eager import EagerModel, EagerWalk
 from engines.session import Reuse, Watch
 from engines.spec import DRIFTS
 from runtime import tasks
-from runtime.bench import figure_class, machine
+from runtime.bench import machine
 from runtime.controller import Controller, StepEvent
+from runtime.drawing import figure, save
 from runtime.evaluate import STEPS, shown
 from runtime.generate import Request, stream
 from runtime.policies import Elastic
@@ -106,14 +107,13 @@ def summary(steps: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def plot(steps: list[dict[str, float]], file: Path) -> None:
-    chart = figure_class()(figsize=(12, 3.2), layout="constrained")
+    chart = figure(12, 3.2)
     error = [step["error"] for step in steps]
     for axes, kind in zip(chart.subplots(1, len(DRIFTS), sharey=True), DRIFTS, strict=True):
         axes.loglog([max(1e-6, 1 - step[kind]) for step in steps], np.maximum(error, 1e-6), ".", ms=3, alpha=0.5)
         axes.set(xlabel="1 - sigma", title=kind)
     chart.axes[0].set_ylabel("error of the step")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    chart.savefig(file, dpi=130)
+    save(chart, file)
 
 
 def main() -> None:

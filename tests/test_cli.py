@@ -524,6 +524,7 @@ def test_eval_with_solved_problems_before_each(call: Call, text_bundle: Path, tm
 def test_eval_refuses(call: Call, text_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ("eval", text_bundle, "--task", "sums", "--gen-length", 16)
     failed(call(runtime.cli.main, *argv, "--limit", 0), 2, "limit must be at least 1", "0")
+    failed(call(runtime.cli.main, *argv, "--limit", 1, "--few-shot", -5), 2, "few-shot", "tokens", "-5")
     failed(call(runtime.cli.main, *argv, "--task", "chess"), 2, "--task", "invalid choice", "sums", "--help")
     failed(call(runtime.cli.main, *argv, "--limit", 1, "--json", tmp_path), 2, "Is a directory", "choose another file")
     (tmp_path / "file").write_text("")

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime.bench import figure_class
 from runtime.cli import main
 from runtime.trace import computed, plot, similarity
 
@@ -25,7 +24,7 @@ def test_what_each_layer_computed(golden: runtime.Runtime) -> None:
 
 def test_drawing(golden: runtime.Runtime, tmp_path: Path) -> None:
     out = golden.generate([3, 1, 4], gen_length=16, window=8)
-    plot(out.trace, golden.bundle.config.layers, 0.9, tmp_path / "deep" / "trace.png", figure_class())
+    plot(out.trace, golden.bundle.config.layers, 0.9, tmp_path / "deep" / "trace.png")
     assert (tmp_path / "deep" / "trace.png").read_bytes().startswith(b"\x89PNG\r\n")
 
 
@@ -36,3 +35,6 @@ def test_the_command(text_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "steps" in capsys.readouterr().out and file.stat().st_size > 1000 and events.read_text().count("\n") > 0
     assert main([*argv, "--policy", "full"]) == 2
     assert "trace draws the policy elastic" in capsys.readouterr().err
+    for bad in (tmp_path / "t.xyz", file / "below" / "t.png"):
+        assert main([*argv, "--plot", str(bad)]) == 2
+        assert f"cannot draw to {bad}" in capsys.readouterr().err
