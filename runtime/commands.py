@@ -192,8 +192,6 @@ def bench_command(args: argparse.Namespace) -> None:
         figures = report(measured, args.baseline, args.prompt_length, args.gen_length)
         if args.profile:
             figures["profile"] = profile_of(models, args)
-    if args.plot:
-        plot(figures, args.plot)
     if args.json:
         write(figures, args.json)
     table = Table(
@@ -213,6 +211,8 @@ def bench_command(args: argparse.Namespace) -> None:
         for line in profile.rows(figures["profile"]):
             split.add_row(*line)
         console.print(split)
+    if args.plot:
+        plot(figures, args.plot)
     print(json.dumps(figures))
 
 
