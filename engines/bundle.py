@@ -23,7 +23,7 @@ from engines.errors import BundleError, NewerBundleError
 from engines.spec import Capacity, ModelConfig, strict
 
 FORMAT = "elastic-bundle"
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 STAMPS = "stamps"
 REBUILD = "build it again with `python -m export build`"

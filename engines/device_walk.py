@@ -186,7 +186,7 @@ class DeviceWalk(SteppedWalk):
         """The whole pass at once, unless it has other rows than were captured; then layer by layer."""
         if not self.optimistic or rows not in (self.filled or rows,) or len(watch.window) > self.capacity.window:
             return super().reuse(rows, watch, gamma)
-        self._point_head(watch.window)
+        self._point_head(watch.readers)
         self._prepare(watch, embed=False)
         graph = self.graphs.get(watch.kind)
         if graph is not None:
@@ -199,7 +199,7 @@ class DeviceWalk(SteppedWalk):
             self.cuda.launch(graph)
         self.unembedded = 0
         result = self.result.fetch()
-        self.predicted = {int(slot): place for place, slot in enumerate(watch.window)}
+        self.predicted = {int(slot): place for place, slot in enumerate(watch.readers)}
         return Reuse.of(result["sigma"].tolist(), list(result["probe"].copy()), gamma)
 
     def _pass(self, rows: int, watch: Watch) -> None:

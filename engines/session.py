@@ -30,13 +30,15 @@ class Watch:
     """What the drift test and the probe look at in one step, all of it in slots.
 
     `tracked` and `window` are row numbers within the active set; `probe_keys`
-    [S] marks the keys that may be tracked; `kind` is the drift test's variant.
+    [S] marks the keys that may be tracked; `kind` is the drift test's variant;
+    `readers` are the rows that predict the window.
     """
 
     kind: str
     tracked: Slots
     window: Slots
     probe_keys: NDArray[np.bool_]
+    readers: Slots
 
 
 @dataclass(frozen=True)

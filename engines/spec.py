@@ -26,7 +26,11 @@ def strict(cls: type, values: dict[str, Any], where: str) -> Any:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The numbers of a transformer, as read by its family. `vocab` counts the logits' columns."""
+    """A transformer's numbers and switches, as read by its family. `vocab` counts the logits' columns.
+
+    The row of position p predicts position p + `shift`, which is 0 or 1; position
+    0 is predicted by its own. `eot_id` is the token that ends a turn of a chat.
+    """
 
     family: str
     layers: int
@@ -44,6 +48,9 @@ class ModelConfig:
     tied: bool  # the head's matrix is the embedding, transposed
     mask_id: int
     eos_id: int
+    eot_id: int | None = None
+    shift: int = 0
+    qk_norm: bool = False  # Q and K are normalised per head before the rotary
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -61,7 +68,8 @@ class Capacity:
     `max_length` positions of prompt and answer together, `window` masks
     predicted per step, `track_num` tracked keys per layer, `max_batch`
     sequences. `rows` is the least number of slots: two windows (this step's
-    masks and last step's commits) and each layer's tracked keys.
+    masks and last step's commits), one more where other rows predict the masks
+    (`ModelConfig.shift`), and each layer's tracked keys.
     """
 
     max_length: int
@@ -71,8 +79,9 @@ class Capacity:
     rows: int
 
     @classmethod
-    def of(cls, layers: int, max_length: int, window: int, track_num: int, max_batch: int) -> "Capacity":
-        return cls(max_length, window, track_num, max_batch, 2 * window + layers * track_num)
+    def of(cls, config: ModelConfig, max_length: int, window: int, track_num: int, max_batch: int) -> "Capacity":
+        rows = (2 + config.shift) * window + config.layers * track_num
+        return cls(max_length, window, track_num, max_batch, rows)
 
 
 @dataclass(frozen=True)

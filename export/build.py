@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from engines.backends import versions
 from engines.bundle import MANIFEST, STAMPS, Bundle, Manifest, describe, write_manifest
 from engines.errors import INSTALL, BackendError, BundleError, NewerBundleError, OptionError
+from engines.models import tokenizer
 from engines.spec import PRECISIONS, Capacity, ModelConfig, PartSpec, Port, part_specs
 from engines.weights import SIZES
 from export.compilers import COMPILERS, check_options, chosen, compiler_folders, engine_bytes
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 DEMO = Path(__file__).parent / "demo"
 DEFAULTS = {"policy": "elastic", "threshold": 0.9, "gamma": 0.9, "drift": "row", "track_num": 1}
-WINDOW = 16  # LLaDA's default window
 LOCK = ".lock"
 Progress = Callable[[str, int, int], None]  # what is being made, its number, of how many
 
@@ -132,9 +132,9 @@ def plan(
         raise BackendError(f"a build needs {error.name}, which is not installed; {remedy}") from error
     source: Checkpoint = open_checkpoint(DEMO if str(checkpoint) == "demo" else checkpoint)
     limit = source.config.max_length
-    length = limit if max_length is None else max_length
+    length = min(limit, source.family.length or limit) if max_length is None else max_length
     if window is None:
-        window = min(source.decoding().get("window", WINDOW), length)
+        window = min(source.decoding()["window"], length)
     for option, value, top in (
         ("max_length", length, limit), ("window", window, length), ("track_num", track_num, length),
         ("max_batch", max_batch, 1024),
@@ -145,7 +145,7 @@ def plan(
     if root.resolve() == source.directory.resolve():
         raise OptionError(f"--out must not be the checkpoint's own folder {source.directory}")
     config = replace(source.config, max_length=length)
-    capacity = Capacity.of(config.layers, length, window, track_num, max_batch)
+    capacity = Capacity.of(config, length, window, track_num, max_batch)
     return Build(root, source, config, capacity, precision, names, flavour, capabilities, weights)
 
 
@@ -187,11 +187,9 @@ def clear_the_way(job: Build, force: bool) -> bool:
 
 def strangers(job: Build) -> list[str]:
     """Files in the way that no build has written."""
-    from engines.models.checkpoint import TOKENIZER_FILES
-
     own = {LOCK}
     if (job.root / STAMPS).is_dir():
-        own |= {STAMPS, MANIFEST, "onnx", "engines", "config.json", "calibration.json", *TOKENIZER_FILES}
+        own |= {STAMPS, MANIFEST, "onnx", "engines", "config.json", "calibration.json", *tokenizer.FILES}
     return sorted(p.name for p in job.root.iterdir() if p.name.removesuffix(".tmp") not in own)
 
 
@@ -215,15 +213,18 @@ def run(job: Build) -> None:
     for source in (job.checkpoint.directory / "config.json", *job.checkpoint.tokenizer_files()):
         shutil.copyfile(source, job.root / source.name)
         job.files[source.name] = describe(job.root / source.name)
+    if tokenizer.needs_writing(job.checkpoint.directory):
+        path = job.root / tokenizer.TOKENIZER
+        tokenizer.write_tokenizer(job.checkpoint.directory, job.checkpoint.family.split, path)
+        job.files[path.name] = describe(path)
     engines = {name: COMPILERS[name](job) for name in job.backends}
     sweep(job)
     decoding = job.checkpoint.decoding()
-    window = decoding.get("window", WINDOW)
     write_manifest(
         job.root,
         Manifest(
             model=job.config.to_json(), capacity=dict(vars(job.capacity)), precision=job.precision,
-            defaults=DEFAULTS | decoding | {"window": min(window, job.capacity.window)},
+            defaults=DEFAULTS | decoding | {"window": min(decoding["window"], job.capacity.window)},
             parts=job.parts, engines=engines, tools=versions(), files=job.files,
             checkpoint={"name": job.checkpoint.directory.name, "identity": job.checkpoint.identity},
         ),

@@ -42,6 +42,9 @@ def projections(g: Graph, config: ModelConfig) -> tuple[str, str, str]:
         for name, heads in (("q", config.heads), ("k", config.kv_heads), ("v", config.kv_heads))
     )
 
+    if config.qk_norm:
+        q, k = (g.norm(x, f"{name}_norm", config.norm_eps) for name, x in (("q", q), ("k", k)))
+
     def rotate(x: str) -> str:
         turned = g.op("RotaryEmbedding", g.cast(x, "fp32"), cos, sin, "positions")
         return g.cast(turned, g.dtype, "fp32")

@@ -88,7 +88,7 @@ def differences(model: Model, reference: Model, ids: NDArray[np.int64]) -> Itera
         passes = []
         for walk, keys in zip(walks, eligible, strict=True):
             walk.embed(np.roll(ids, number)[:rows])
-            passes.append(walk.reuse(rows, Watch(kind, tracked, window, keys), gamma=0.0))
+            passes.append(walk.reuse(rows, Watch(kind, tracked, window, keys, window), gamma=0.0))
         yield Difference.of(f"drift_{kind}", *(np.array(outcome.sigma[:1]) for outcome in passes))
     found = [set(outcome.probes[0].tolist()) for outcome in passes]
     yield Difference("probe", float(found[0] != found[1]), float(found[0] != found[1]), 1.0)

@@ -7,6 +7,7 @@ Text is turned into ids here; everything below sees ids only.
 """
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,12 @@ from numpy.typing import NDArray
 
 from engines import backends
 from engines.bundle import Bundle
-from engines.errors import OptionError
 from runtime.controller import StepEvent
 from runtime.generate import Output, Request, stream
 from runtime.policies import Policy, make_policy
 from runtime.text import Text
 
-REQUEST = ("gen_length", "temperature", "seed", "stop_at_eos", "stop", "eos_id")
+REQUEST = tuple(field.name for field in fields(Request) if field.name != "prompt_ids")
 
 
 class Runtime:
@@ -56,15 +56,13 @@ class Runtime:
         """Decode step by step: a StepEvent for each step, then the Output.
 
         `prompt` is a user's text, chat messages, or ids [P]. Options are those
-        of the policy (see `runtime.policies`) and gen_length, temperature, seed,
-        stop_at_eos, stop; None means not given. Raises OptionError for one the
+        of the policy (see `runtime.policies`) and of `runtime.generate.Request`;
+        None means not given. Raises OptionError for one the
         policy does not use, PromptError for a prompt that cannot be decoded.
         """
         is_text = isinstance(prompt, str) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], dict))
         ids = self.text.prompt(prompt) if is_text else prompt
         chosen, given = self.resolve(policy, options)
-        if given.get("seed") is not None and not given.get("temperature"):
-            raise OptionError("a seed has no effect without temperature; give --temperature, or leave the seed out")
         request = Request(ids, **given)
         return stream(self.model, request, chosen, self.text.decode if self.has_text else None)
 

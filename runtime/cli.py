@@ -8,7 +8,7 @@ from engines.console import Parser, run
 from engines.spec import DRIFTS
 from runtime import commands as do
 from runtime.bench import POLICY_CASES
-from runtime.policies import POLICIES, SCOPES
+from runtime.policies import ALGORITHMS, POLICIES, REMASKING, SCOPES
 from runtime.tasks import FAMILIES
 
 DEFAULT_BUNDLE = Path("bundles/demo")
@@ -25,7 +25,12 @@ def parser() -> argparse.ArgumentParser:
     add_decoding(make)
     make.add_argument("--gen-length", type=int, help="masks to fill (default 256)")
     make.add_argument("--temperature", type=float, help="Gumbel noise on the logits (default 0: arg-max)")
-    make.add_argument("--seed", type=int, help="of the noise")
+    make.add_argument("--top-p", type=float, help="draw from the most probable tokens of this probability together")
+    make.add_argument("--top-k", type=int, help="draw from this many most probable tokens")
+    make.add_argument("--seed", type=int, help="of what is drawn by chance")
+    make.add_argument("--logits-eos-inf", action="store_true", default=None, help="never say EOS")
+    make.add_argument("--confidence-eos-eot-inf", action="store_true", default=None,
+                      help="say EOS and the end of a turn last")  # fmt: skip
     make.add_argument("--stop", help="end the text before this string")
     make.add_argument("--no-stop-at-eos", action="store_false", dest="stop_at_eos", default=None)
     make.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -105,8 +110,13 @@ def add_decoding(command: argparse.ArgumentParser) -> None:
     command.add_argument("--refresh-scope", choices=SCOPES, help="what a refresh computes (elastic)")
     command.add_argument("--horizon", type=int, help="masks of the answer that are there at once (elastic)")
     command.add_argument("--reach", type=int, help="positions from its first mask that the window spans (elastic)")
-    command.add_argument("--steps", type=int, help="steps of the fixed schedule (full, prefix, dual, interval)")
+    command.add_argument("--steps", type=int, help="steps of the fixed schedule (all but elastic)")
     command.add_argument("--block-length", type=int, help="length of a block (full, prefix, dual, interval)")
+    command.add_argument("--remasking", choices=REMASKING, help="what a fixed schedule ranks masks by (full, …)")
+    command.add_argument("--cfg-scale", type=float, help="classifier-free guidance (full, timesteps)")
+    command.add_argument("--alg", choices=ALGORITHMS, help="what masks are ranked by (timesteps)")
+    command.add_argument("--alg-temp", type=float, help="temperature of drawing by rank (timesteps)")
+    command.add_argument("--eps", type=float, help="time of the last step (timesteps)")
     command.add_argument("--prompt-interval", type=int, help="steps between full refreshes (interval)")
     command.add_argument("--response-interval", type=int, help="steps between refreshes of the answer (interval)")
 

@@ -14,7 +14,7 @@ from engines.backends import available
 from engines.console import screen
 from engines.errors import BundleError, DeviceError, OptionError, PromptError
 from runtime import calibrate, profile
-from runtime.api import Runtime, load
+from runtime.api import REQUEST, Runtime, load
 from runtime.bench import bench, cases, plot, prompts, report, write
 from runtime.controller import StepEvent
 from runtime.evaluate import compare, evaluate, key_of, summary
@@ -26,7 +26,8 @@ from runtime.verify import verify
 console = screen()
 DECODING = (
     "window", "threshold", "tokens_per_step", "gamma", "drift", "track_num", "block_caching", "refresh_scope",
-    "horizon", "reach", "steps", "block_length", "prompt_interval", "response_interval",
+    "horizon", "reach", "steps", "block_length", "remasking", "cfg_scale", "alg", "alg_temp", "eps",
+    "prompt_interval", "response_interval",
 )  # fmt: skip
 
 
@@ -83,7 +84,7 @@ class Trace:
 
 def generate_command(args: argparse.Namespace) -> None:
     prompt = read_prompt(args)
-    request = {name: getattr(args, name) for name in ("gen_length", "temperature", "seed", "stop", "stop_at_eos")}
+    request = {name: getattr(args, name, None) for name in REQUEST}
     with opened(args) as model, Trace(args.trace) as trace:
         for event in model.stream(prompt, args.policy, **decoding(args), **request):
             if isinstance(event, StepEvent):

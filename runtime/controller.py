@@ -16,7 +16,7 @@ from engines.errors import BackendError
 from engines.session import Reuse, Slots, Walk, Watch
 from runtime.cache import SlotMap
 from runtime.policies import Elastic, Plan, Policy
-from runtime.sampler import choose, margin, sample
+from runtime.sampler import Sampler, choose, margin
 from runtime.sequence import NONE, Positions, Sequence
 
 
@@ -48,11 +48,8 @@ class StepEvent:
 class Controller:
     """Decodes one sequence with one policy on one walk."""
 
-    def __init__(
-        self, walk: Walk, sequence: Sequence, policy: Policy, temperature: float = 0.0, seed: int | None = None
-    ):
-        self.walk, self.sequence, self.policy = walk, sequence, policy
-        self.temperature, self.rng = temperature, np.random.default_rng(seed)
+    def __init__(self, walk: Walk, sequence: Sequence, policy: Policy, sampler: Sampler):
+        self.walk, self.sequence, self.policy, self.sampler = walk, sequence, policy, sampler
         self.map = SlotMap(walk.slots if walk.filled else len(sequence))
         self.tracked = NONE
         self.steps = 0
@@ -107,10 +104,11 @@ class Controller:
         self._track(self._positions(probes))
         return len(self.sequence) * self.walk.config.layers
 
-    def _embed(self, count: int) -> None:
-        """Embed the ids of the first slots; any id does for a dummy."""
+    def _embed(self, count: int, hidden: int = 0) -> None:
+        """Embed the ids of the first slots, the first `hidden` positions as [MASK]; any id does for a dummy."""
         positions = self.map.position_at[:count]
-        self.walk.embed(self.sequence.ids[np.where(positions < len(self.sequence), positions, 0)])
+        ids = self.sequence.ids[np.where(positions < len(self.sequence), positions, 0)]
+        self.walk.embed(np.where(positions < hidden, self.sequence.mask_id, ids) if hidden else ids)
 
     def _fill(self, active: Positions) -> int:
         """Bring the active positions to the first slots, and as many dummies as the walk wants; returns the rows."""
@@ -161,7 +159,8 @@ class Controller:
         eligible = np.zeros(self.walk.slots, bool)
         eligible[slots[: len(self.sequence)]] = True
         eligible[slots[self.sequence.masked]] = False
-        return Watch(self.policy.drift, slots[self.tracked], slots[plan.candidates], eligible)
+        readers = slots[self.sequence.readers(plan.candidates)]
+        return Watch(self.policy.drift, slots[self.tracked], slots[plan.candidates], eligible, readers)
 
     def _positions(self, probes: list[Slots]) -> Positions:
         """The positions of the tracked slots of some layers, at most `track_num` a layer."""
@@ -177,12 +176,25 @@ class Controller:
 
     def _commit(self, plan: Plan, tokens: Positions, confidence: np.ndarray) -> tuple[np.ndarray, float]:
         """Fill the candidates that the policy takes; which those are, and the decision's margin."""
-        taken = choose(confidence, self.policy.threshold, plan.commits)
+        ranks = self.sampler.order(tokens, confidence)
+        if plan.chance is not None:
+            taken, close = np.flatnonzero(self.sampler.rng.random(len(tokens)) < plan.chance), 1.0
+        else:
+            taken = choose(ranks, self.policy.threshold, plan.commits)
+            close = margin(ranks, self.policy.threshold, plan.commits)
         self.sequence.commit(plan.candidates[taken], tokens[taken])
-        return taken, margin(confidence, self.policy.threshold, plan.commits)
+        return taken, close
 
     def _predict(self, candidates: Positions) -> tuple[Positions, np.ndarray]:
-        rows = self.map.slot_of[candidates]
-        if self.temperature == 0:
+        """A token for each candidate, and how sure it is."""
+        rows = self.map.slot_of[self.sequence.readers(candidates)]
+        guidance = getattr(self.policy, "cfg_scale", 0.0)
+        if self.sampler.greedy and not guidance:
             return self.walk.head(rows)
-        return sample(self.walk.logits(rows), self.sequence.mask_id, self.temperature, self.rng)
+        logits = self.walk.logits(rows)
+        if guidance:  # every row is computed at every step, so the forward without the prompt may overwrite the caches
+            self._embed(len(self.map.slot_of), hidden=self.sequence.prompt_length)
+            self.walk.whole(len(self.map.slot_of), None)
+            blind = self.walk.logits(rows)
+            logits = blind + (guidance + 1) * (logits - blind)
+        return self.sampler.draw(logits)

@@ -16,6 +16,7 @@ from engines.errors import OptionError, PromptError
 from engines.session import Model, check_ids
 from runtime.controller import Controller, StepEvent
 from runtime.policies import Policy, within
+from runtime.sampler import Sampler
 from runtime.sequence import Positions, Sequence
 
 
@@ -30,6 +31,10 @@ class Request:
     stop_at_eos: bool = True
     stop: str | None = None
     eos_id: int | None = None  # another end token than the model's
+    top_p: float = 1.0
+    top_k: int | None = None
+    logits_eos_inf: bool = False  # EOS is never said
+    confidence_eos_eot_inf: bool = False  # EOS and the end of a turn are said last
 
 
 @dataclass(frozen=True)
@@ -95,15 +100,15 @@ def stream(
     """
     prompt = prompt_array(request.prompt_ids, model, request.gen_length)
     policy.check(model.capacity, request.gen_length)
-    check_request(request, model, decode is not None)
+    check_request(request, policy, model, decode is not None)
     decode = decode or spelled
     with model.exclusive():
         eos = model.config.eos_id if request.eos_id is None else request.eos_id
         ends = eos if request.stop_at_eos else None
         horizon = getattr(policy, "horizon", None)
-        sequence = Sequence.start(prompt, request.gen_length, model.config.mask_id, ends, horizon)
+        sequence = Sequence.start(prompt, request.gen_length, model.config.mask_id, ends, horizon, model.config.shift)
         walk = model.walk(len(sequence), len(sequence) + sequence.room)
-        controller = make(walk, sequence, policy, request.temperature, request.seed)
+        controller = make(walk, sequence, policy, sampler_of(request, policy, model))
         trace: list[StepEvent] = []
         stopped = False
         began = time.perf_counter()
@@ -124,12 +129,31 @@ def stream(
     )  # fmt: skip
 
 
-def check_request(request: Request, model: Model, has_text: bool) -> None:
-    """Check what lies outside of prompt and policy; raises OptionError."""
+def sampler_of(request: Request, policy: Policy, model: Model) -> Sampler:
+    config = model.config
+    eos = config.eos_id if request.eos_id is None else request.eos_id
+    late = (eos,) if config.eot_id is None else (eos, config.eot_id)
+    return Sampler(
+        (config.mask_id,), policy.ranking, float(request.temperature), float(request.top_p), request.top_k,
+        (eos,) if request.logits_eos_inf else (), late if request.confidence_eos_eot_inf else (), request.seed,
+    )  # fmt: skip
+
+
+def check_request(request: Request, policy: Policy, model: Model, has_text: bool) -> None:
+    """Check what lies outside of the prompt; raises OptionError."""
+    if not (isinstance(request.top_p, Real) and 0 < float(request.top_p) <= 1):
+        raise OptionError(f"top_p must lie in (0, 1] (a probability), got {request.top_p}")
+    if request.top_k is not None:
+        within("top_k", request.top_k, 1, model.config.vocab, "the vocabulary")
     if not (isinstance(request.temperature, Real) and 0 <= float(request.temperature) < math.inf):
         raise OptionError(f"temperature must be a number from 0 up, got {request.temperature}")
     if request.seed is not None:
         within("seed", request.seed, 0, 2**64 - 1, "64 bits")
+    drawn = request.temperature > 0
+    if request.seed is not None and not (drawn or policy.ranking.by_chance):
+        raise OptionError("a seed has no effect without temperature; give --temperature, or leave the seed out")
+    if (request.top_p < 1 or request.top_k is not None) and not (drawn or policy.ranking.tempered):
+        raise OptionError("top_p and top_k have no effect without temperature; give --temperature, or leave them out")
     if request.eos_id is not None:
         within("eos_id", request.eos_id, 0, model.config.vocab - 1, "the vocabulary")
     if request.stop is not None and not (request.stop and has_text):

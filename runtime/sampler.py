@@ -1,12 +1,16 @@
-"""From predictions to commits: which candidates are taken, and sampling with temperature.
+"""From predictions to commits: tokens, how sure they are, and which candidates are taken.
 
 Knows neither positions nor devices: arrays in, indices out.
 """
+
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
+Tokens = NDArray[np.int64]
+CHUNK = 64  # rows at a time: in float64 those of a large vocabulary are many
 
 
 def choose(confidence: Floats, threshold: float | None, commits: int | None) -> NDArray[np.int64]:
@@ -26,26 +30,124 @@ def margin(confidence: Floats, threshold: float | None, commits: int | None) -> 
     """How far the nearest candidate is from being chosen otherwise: tells float noise from error."""
     ranked = sorted(confidence.tolist(), reverse=True)  # of a handful of numbers, quicker than in an array
     if commits is not None:
-        return float(ranked[commits - 1] - ranked[commits]) if commits < len(ranked) else 1.0
+        return float(ranked[commits - 1] - ranked[commits]) if 0 < commits < len(ranked) else 1.0
     assert threshold is not None
     bar = min(threshold, ranked[0])
     return float(min((abs(other - bar) for other in ranked[1:]), default=1.0))
 
 
-def sample(
-    logits: Floats, mask_id: int, temperature: float, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], Floats]:
-    """Tokens and their probabilities for logits [W, V], with Gumbel noise in float64.
+@dataclass(frozen=True)
+class Ranking:
+    """What a policy ranks candidates by.
 
-    arg-max of logits − T·log(−log u), u uniform: LLaDA's exp(logits) / (−log u)^T,
-    on the log scale. [MASK] is never drawn. The confidence is the token's
-    softmax probability without temperature, over all columns.
+    `kind`: the token's `probability`, its `margin` over the second most probable
+    token, the negative `entropy` of all, or `random` numbers. With a
+    `temperature` ranks are drawn instead: k candidates without replacement, with
+    probabilities softmax(rank / temperature). `tempered` takes the probabilities
+    after temperature, top-k and top-p, as the token is drawn; else before.
     """
-    wide = logits.astype(np.float64)
-    uniform = np.maximum(rng.random(wide.shape), np.finfo(np.float64).tiny)
-    noisy = wide - temperature * np.log(-np.log(uniform))
-    noisy[:, mask_id] = -np.inf
-    token = noisy.argmax(-1)
-    peak = wide.max(-1, keepdims=True)
-    total = np.exp(wide - peak).sum(-1)
-    return token, np.exp(np.take_along_axis(wide - peak, token[:, None], -1)[:, 0]) / total
+
+    kind: str = "probability"
+    temperature: float = 0.0
+    tempered: bool = False
+
+    @property
+    def by_chance(self) -> bool:
+        return self.kind == "random" or self.temperature > 0
+
+
+@dataclass
+class Sampler:
+    """Draws tokens from logits and ranks them.
+
+    `barred` ids are never drawn; with `hidden` ids the logits of these are taken
+    as minus infinity, so that they have no probability either. Candidates whose
+    token is one of `late` rank lowest. Randomness comes from `seed`.
+    """
+
+    barred: tuple[int, ...]
+    ranking: Ranking = field(default_factory=Ranking)
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    hidden: tuple[int, ...] = ()
+    late: tuple[int, ...] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(self.seed)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether arg-max and its probability are all that is needed."""
+        drawn = self.temperature > 0 or self.filters or self.ranking.by_chance
+        return not drawn and self.ranking.kind == "probability" and not self.hidden
+
+    @property
+    def filters(self) -> bool:
+        return self.top_p < 1 or self.top_k is not None
+
+    def draw(self, logits: Floats) -> tuple[Tokens, Floats]:
+        """Tokens [W] and what they are ranked by [W], for logits [W, V], in float64.
+
+        At T = 0 a token is the arg-max, else a draw from softmax(logits / T).
+        """
+        chunks = [self._draw(logits[row : row + CHUNK]) for row in range(0, len(logits), CHUNK)]
+        tokens, ranks = map(np.concatenate, zip(*chunks, strict=True))
+        return tokens, ranks
+
+    def _draw(self, logits: Floats) -> tuple[Tokens, Floats]:
+        plain: Floats = logits.astype(np.float64)
+        plain[:, list(self.hidden)] = -np.inf
+        tempered = plain / self.temperature if self.temperature else plain
+        allowed: Floats = tempered.copy()
+        allowed[:, list(self.barred)] = -np.inf
+        if self.filters:
+            allowed = filtered(allowed, self.top_k, self.top_p)
+            tempered = allowed
+        tokens = (allowed + self.noise(allowed.shape) if self.temperature else allowed).argmax(-1)
+        return tokens, self.rank(tokens, tempered if self.ranking.tempered else plain)
+
+    def noise(self, shape: int | tuple[int, ...]) -> Floats:
+        """Gumbel noise: the arg-max of logits with it is a draw from their softmax."""
+        uniform = np.maximum(self.rng.random(shape), np.finfo(np.float64).tiny)
+        noise: Floats = -np.log(-np.log(uniform))
+        return noise
+
+    def rank(self, tokens: Tokens, logits: Floats) -> Floats:
+        """How sure each of `tokens` is, by the policy's ranking."""
+        if self.ranking.kind == "random":
+            return self.rng.random(len(tokens))
+        odds = np.exp(logits - logits.max(-1, keepdims=True))
+        probabilities = odds / odds.sum(-1, keepdims=True)
+        if self.ranking.kind == "margin":
+            second, first = np.partition(probabilities, -2, axis=-1)[:, -2:].T
+            return np.asarray(first - second)
+        if self.ranking.kind == "entropy":
+            return np.asarray((probabilities * np.log(probabilities + 1e-10)).sum(-1))
+        return np.asarray(np.take_along_axis(probabilities, tokens[:, None], -1)[:, 0])
+
+    def order(self, tokens: Tokens, ranks: Floats) -> Floats:
+        """The ranks by which candidates are chosen: drawn ones under a temperature, and late tokens last."""
+        if self.ranking.temperature:
+            ranks = np.add(ranks / self.ranking.temperature, self.noise(len(ranks)))
+        return np.where(np.isin(tokens, self.late), -np.inf, ranks) if self.late else ranks
+
+
+def filtered(logits: Floats, top_k: int | None, top_p: float) -> Floats:
+    """Logits [W, V] with minus infinity for all but the `top_k` highest, and then for all but the fewest whose
+    probabilities add up to more than `top_p`; the highest always stays."""
+    if top_k is not None and top_k < logits.shape[-1]:
+        bar = np.partition(logits, -top_k, axis=-1)[:, -top_k, None]
+        logits = np.where(logits < bar, -np.inf, logits)
+    if top_p < 1:
+        order = np.argsort(-logits, axis=-1, kind="stable")
+        ranked = np.take_along_axis(logits, order, -1)
+        odds = np.exp(ranked - ranked[:, :1])
+        before = np.cumsum(odds / odds.sum(-1, keepdims=True), axis=-1)
+        beyond = np.roll(before > top_p, 1, axis=-1)
+        beyond[:, 0] = False
+        ranked = np.where(beyond, -np.inf, ranked)
+        logits = np.empty_like(ranked)
+        np.put_along_axis(logits, order, ranked, -1)
+    return logits

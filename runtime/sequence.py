@@ -19,7 +19,8 @@ class Sequence:
     `eos_id` is None where decoding does not stop at EOS. `last` holds the
     positions of the latest commit, `end` the lowest EOS position of the first
     step that committed one: masks after it are not to be filled any more.
-    `room` counts masks of the answer that are not there yet.
+    `room` counts masks of the answer that are not there yet. The row of position
+    p predicts position p + `shift`.
     """
 
     ids: Positions
@@ -29,14 +30,16 @@ class Sequence:
     last: Positions = field(default_factory=NONE.copy)
     end: int | None = None
     room: int = 0
+    shift: int = 0
     _masked: Positions | None = None  # found once a step
 
     @classmethod
     def start(
-        cls, prompt: Positions, gen_length: int, mask_id: int, eos_id: int | None, horizon: int | None = None
-    ) -> "Sequence":
+        cls, prompt: Positions, gen_length: int, mask_id: int, eos_id: int | None, horizon: int | None = None,
+        shift: int = 0,
+    ) -> "Sequence":  # fmt: skip
         """A prompt and `gen_length` masks, of which only the first `horizon` are there at first."""
-        sequence = cls(prompt.astype(np.int64), len(prompt), mask_id, eos_id, room=gen_length)
+        sequence = cls(prompt.astype(np.int64), len(prompt), mask_id, eos_id, room=gen_length, shift=shift)
         sequence.grow(horizon or gen_length)
         return sequence
 
@@ -63,6 +66,10 @@ class Sequence:
         """Masks still to be filled: those not after the end."""
         masked = self.masked
         return masked if self.end is None else masked[masked <= self.end]
+
+    def readers(self, positions: Positions) -> Positions:
+        """The positions whose rows predict `positions`; the first position's row predicts itself too."""
+        return np.maximum(positions - self.shift, 0) if self.shift else positions
 
     @property
     def done(self) -> bool:

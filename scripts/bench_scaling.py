@@ -89,7 +89,9 @@ def step(model: runtime.Runtime, length: int, rows: int, window: int = WINDOW) -
     engine, config = model.model, model.bundle.config
     walk = engine.walk(length)
     walk.embed(np.arange(length) % 1000)
-    watch = Watch("row", np.arange(window, window + tracked), np.arange(window), np.ones(length, bool))
+    watch = Watch(
+        "row", np.arange(window, window + tracked), np.arange(window), np.ones(length, bool), np.arange(window)
+    )
     walk.whole(length, watch)
     floor = products(config, rows, length)
     whole, reuse, watching, alone = [], [], [], []

@@ -24,7 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engines import flavour
-from engines.models.llada import LLADA
+from engines.models.families.llada import FAMILY as LLADA
 from engines.spec import Capacity, PartSpec, layer_spec
 from export import tensorrt
 from export.part import Target, write_part
@@ -38,7 +38,7 @@ def write_layer(shape: str, length: int, window: int, work: Path) -> tuple[Path,
     config = LLADA.read_config(COMMON | SHAPES[shape] | {"torch_dtype": "float16"})
     layers = config.layers
     config = replace(config, max_length=min(length, config.max_length))
-    capacity = Capacity.of(layers, config.max_length, window, 1, 1)
+    capacity = Capacity.of(config, config.max_length, window, 1, 1)
     generator = torch.Generator().manual_seed(0)
     d, kv = config.d_model, config.kv_heads * config.head_size
     shapes = {

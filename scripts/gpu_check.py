@@ -95,7 +95,7 @@ def steps(model: Model, length: int, window: int, sync: Callable[[], None]) -> d
     everything = walk.slots if walk.filled else length
     walk.embed(np.ones(everything, np.int64))
     eligible = np.arange(walk.slots) < length
-    watch = Watch("row", np.arange(min(8, filled)), np.arange(8, 8 + window), eligible)
+    watch = Watch("row", np.arange(min(8, filled)), np.arange(8, 8 + window), eligible, np.arange(8, 8 + window))
     walk.whole(everything, watch)
 
     def reuse() -> None:
@@ -124,7 +124,9 @@ def host_share(model: Model, length: int, window: int) -> float:
     cuda.sync = sync
     try:
         walk = model.walk(length)
-        watch = Watch("row", np.arange(4), np.arange(4, 4 + window), np.arange(walk.slots) < length)
+        watch = Watch(
+            "row", np.arange(4), np.arange(4, 4 + window), np.arange(walk.slots) < length, np.arange(4, 4 + window)
+        )
         for number in range(REPEATS + 3):
             if number == 3:
                 waited, began = 0.0, time.perf_counter()

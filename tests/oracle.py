@@ -70,6 +70,7 @@ class Oracle:
         self.tensors = {name.removeprefix("model.transformer."): t.to(dtype) for name, t in tensors.items()}
         self.layers, self.heads, self.width = config["n_layers"], config["n_heads"], config["d_model"]
         self.kv_heads = config.get("n_kv_heads") or self.heads
+        self.shift = config.get("shift", 0)  # the row of position p predicts position p + shift
         if len(self.tensors["wte.weight"]) != (config.get("embedding_size") or config["vocab_size"]):
             raise ValueError(f"embedding_size does not agree with the {len(self.tensors['wte.weight'])} rows of wte")
 
@@ -193,7 +194,8 @@ class Oracle:
                 return run
             view = [i for i in fillable[:window] if reach is None or i < fillable[0] + reach]
             # "All remaining masks" are those still to be filled: masks after the EOS are no queries, only keys.
-            active = sorted({*tracked, *committed, *(view if block_caching else fillable)})
+            readers = [max(i - self.shift, 0) for i in view]  # the rows that predict the window
+            active = sorted({*tracked, *committed, *(view if block_caching else fillable), *readers})
             rows = active if run.steps else everywhere
             step, probed = Step(len(rows), [], None, [], [], len(ids), len(fresh)), set[int]()
 
@@ -216,7 +218,7 @@ class Oracle:
                         spared = {*masked} - {*active} if refresh_scope == "near" else set[int]()
                         rows = sorted({*everywhere} - spared)
 
-            tokens = choose(self.head(H[-1, view]), threshold, tokens_per_step, mask_id, run)
+            tokens = choose(self.head(H[-1, readers]), threshold, tokens_per_step, mask_id, run)
             for row, token in tokens.items():
                 ids[view[row]] = token
             committed = step.committed = [view[row] for row in tokens]

@@ -45,6 +45,8 @@ def test_prompts(golden: runtime.Runtime, prompt: Any, words: tuple[str, ...]) -
     [({"gen_length": 0}, ("gen_length", "1 … 512", "0")), ({"gen_length": 513}, ("gen_length", "1 … 512", "513")),
      ({"gen_length": 2.5}, ("gen_length", "2.5")), ({"temperature": -0.5}, ("temperature", "from 0 up", "-0.5")),
      ({"temperature": float("nan")}, ("temperature", "nan")), ({"temperature": float("inf")}, ("temperature", "inf")),
+     ({"top_p": 0.0, "temperature": 1.0}, ("top_p", "(0, 1]", "0.0")), ({"top_p": 0.5}, ("top_p", "temperature")),
+     ({"top_k": 0, "temperature": 1.0}, ("top_k", "1 … 256", "0")), ({"top_k": 5}, ("top_k", "no effect")),
      ({"temperature": "hot"}, ("temperature", "hot")),
      ({"seed": 1}, ("seed", "no effect without temperature", "--temperature", "leave")),
      ({"seed": 1, "temperature": 0.0}, ("seed", "no effect without temperature")),
@@ -80,6 +82,53 @@ def test_the_longest_that_fits(golden: runtime.Runtime) -> None:
     assert out.steps == 1 and len(out.sequence) == 512
 
 
+# Options of the published decoders
+
+
+def test_guidance_moves_away_from_what_the_prompt_does_not_say(golden: runtime.Runtime) -> None:
+    """One commit: the arg-max of un + (s + 1) · (logits − un), as two plain forwards have them."""
+    ids = np.array([PROMPT + [255] * 4])
+    blind = np.where(np.arange(12) < 8, 255, ids)
+    seen, unseen = golden.logits(ids)[0, 8:], golden.logits(blind)[0, 8:]
+    for scale in (0.5, 1.5):
+        wanted = (unseen + (scale + 1) * (seen - unseen)).astype(np.float64)
+        wanted[:, 255] = -np.inf
+        for policy in ("full", "timesteps"):
+            out = golden.generate(PROMPT, policy, gen_length=4, steps=1, cfg_scale=scale, stop_at_eos=False)
+            assert out.ids == wanted.argmax(-1).tolist() and out.steps == 1
+    with refused(OptionError, "policy elastic does not use cfg_scale"):
+        golden.generate(PROMPT, gen_length=4, cfg_scale=1.0)
+
+
+@pytest.mark.parametrize("policy", list(POLICIES))
+def test_an_end_that_is_never_said_or_last(golden: runtime.Runtime, policy: str) -> None:
+    free = golden.generate(PROMPT, policy, gen_length=16, stop_at_eos=False)
+    end = free.ids[5]
+    never = golden.generate(PROMPT, policy, gen_length=16, eos_id=end, logits_eos_inf=True)
+    assert end not in never.sequence[8:] and never.eos_at is None
+    late = golden.generate(PROMPT, policy, gen_length=16, eos_id=end, confidence_eos_eot_inf=True, stop_at_eos=False)
+    for event in late.trace:
+        assert end not in event.tokens or set(event.tokens) == {end} or event.committed == event.window
+
+
+def test_random_remasking(golden: runtime.Runtime) -> None:
+    """An order drawn by chance, as many commits a step as ever; its seed fixes it."""
+    options: dict[str, Any] = {"gen_length": 16, "steps": 8, "block_length": 8, "remasking": "random"}
+    first, again, other = (golden.generate(PROMPT, "full", seed=seed, **options) for seed in (1, 1, 2))
+    assert first.sequence == again.sequence and [len(e.committed) for e in first.trace] == [2] * 8
+    assert [e.committed for e in first.trace] != [e.committed for e in other.trace]
+
+
+def test_masks_by_chance(golden: runtime.Runtime) -> None:
+    out = golden.generate(PROMPT, "timesteps", gen_length=16, steps=8, alg="origin", seed=3, stop_at_eos=False)
+    counts = [len(event.committed) for event in out.trace]
+    assert sum(counts) == 16 and out.steps <= 8 and 255 not in out.sequence and len(set(counts)) > 1
+    drawn = golden.generate(
+        PROMPT, "timesteps", gen_length=16, alg="entropy", alg_temp=0.5, temperature=0.7, top_p=0.9, seed=3
+    )
+    assert 255 not in drawn.sequence
+
+
 # Answers
 
 
@@ -93,14 +142,14 @@ def test_an_answer(golden: runtime.Runtime, policy: str) -> None:
     ids[:8] = PROMPT
     for number, event in enumerate(events):
         assert event.step == number and event.seconds > 0
-        assert len(event.committed) == len(event.tokens) == len(event.confidences) >= 1
+        assert len(event.committed) == len(event.tokens) == len(event.confidences) >= (policy != "timesteps")
         assert set(event.committed) <= set(event.window) <= set(np.flatnonzero(ids == 255).tolist())
         assert 0 < event.rows <= 4 * 24 and all(0 <= c <= 1.000001 for c in event.confidences)
         ids[event.committed] = event.tokens
     assert ids.tolist() == out.sequence and 255 not in out.sequence
     assert out.ids == out.sequence[8:] and out.tokens == 16 and out.eos_at is None
     assert out.share == sum(e.rows for e in events) / (out.steps * 4 * 24) <= 1
-    assert (out.share == 1) == (policy == "full")
+    assert (out.share == 1) == (policy in ("full", "timesteps"))
     assert out.seconds >= sum(e.seconds for e in events) > 0
     assert golden.generate(PROMPT, policy, gen_length=16).sequence == out.sequence, "the same again"
 

@@ -16,7 +16,7 @@ from runtime.cache import SlotMap
 from runtime.policies import CACHED_THRESHOLD, POLICIES, Elastic, Full, Plan, make_policy
 from runtime.sequence import NONE, Sequence
 
-CAPACITY = Capacity.of(layers=4, max_length=128, window=32, track_num=4, max_batch=1)
+CAPACITY = Capacity(max_length=128, window=32, track_num=4, max_batch=1, rows=80)
 GEN = 32
 MASK, EOS = 99, 98
 BLOCKED = ("full", "prefix", "dual", "interval")
@@ -51,6 +51,12 @@ def walk(policy: Any, sequence: Sequence) -> list[Plan]:
      ("elastic", {"window": 33}, ("window", "1 … 32", "capacity", "build with a larger --window", "33")),
      ("elastic", {"window": 4.0}, ("window", "1 … 32", "4.0")), ("elastic", {"window": True}, ("window", "True")),
      ("elastic", {"window": "4"}, ("window", "1 … 32")),
+     ("full", {"remasking": "low"}, ("remasking", "low_confidence, random", "'low'")),
+     ("dual", {"remasking": "random"}, ("remasking random", "threshold", "give steps")),
+     ("full", {"cfg_scale": -1.0}, ("cfg_scale", "-1.0")), ("timesteps", {"cfg_scale": "x"}, ("cfg_scale", "x")),
+     ("timesteps", {"alg": "greedy"}, ("alg", "maskgit_plus", "'greedy'")),
+     ("timesteps", {"steps": 0}, ("steps", "0")), ("timesteps", {"eps": 2.0}, ("eps", "0.0 … 1.0", "2.0")),
+     ("timesteps", {"alg_temp": -1.0}, ("alg_temp", "-1.0")),
      ("elastic", {"track_num": 0}, ("track_num", "1 … 4", "0")),
      ("elastic", {"track_num": 5}, ("track_num", "1 … 4", "capacity", "build with --track-num", "5")),
      ("elastic", {"threshold": 0.0}, ("threshold", "(0, 1]", "0.0")),
@@ -111,7 +117,8 @@ def test_options_of_other_policies_are_refused(name: str) -> None:
     values = {
         "window": 4, "threshold": 0.5, "tokens_per_step": 1, "gamma": 0.5, "drift": "row", "track_num": 1,
         "block_caching": False, "refresh_scope": "near", "steps": 8, "block_length": 8, "prompt_interval": 5,
-        "response_interval": 2, "horizon": 32, "reach": 8,
+        "response_interval": 2, "horizon": 32, "reach": 8, "remasking": "random", "cfg_scale": 0.5, "alg": "entropy",
+        "alg_temp": 0.1, "eps": 0.01,
     }  # fmt: skip
     assert set(values) == {f.name for cls in POLICIES.values() for f in fields(cls)}
     own = {f.name for f in fields(POLICIES[name])}
@@ -132,8 +139,32 @@ def test_unknown_options_are_refused(name: str) -> None:
 
 
 def test_unknown_policies_are_refused() -> None:
-    with refused(OptionError, "'plastic'", "choose from elastic, full, prefix, dual, interval"):
+    with refused(OptionError, "'plastic'", "choose from elastic, full, timesteps, prefix, dual, interval"):
         make_policy("plastic", {})
+
+
+def test_timesteps_commit_the_share_of_time_that_passes() -> None:
+    """Numbers of the published schedule: none at the first of 32 steps, two at the last."""
+    for steps, wanted in ((32, [0, *[1] * 30, 2]), (16, [1, *[2] * 14, 3]), (1, [32]), (3, [10, 10, 12])):
+        plans = walk(make_policy("timesteps", {"steps": steps}), start(gen_length=32))
+        assert [plan.commits for plan in plans] == wanted and all(plan.active is None for plan in plans)
+    plan = make_policy("timesteps", {"alg": "origin", "steps": 4, "eps": 0.0}).plan(start(), 2, NONE)
+    assert plan.chance == 0.5 and plan.commits is None
+
+
+def test_rows_that_predict_other_positions_are_active() -> None:
+    """With a shift of one, the row before each candidate; block caches begin a block with its first mask alone."""
+    sequence = Sequence.start(np.arange(4), 8, MASK, EOS, shift=1)
+    for name, options, wanted in (
+        ("elastic", {"window": 2}, [3, 4, 5]), ("interval", {"block_length": 4}, [3, 4, 5, 6, 7]),
+    ):  # fmt: skip
+        active = make_policy(name, options).plan(sequence, 1, NONE).active
+        assert active is not None and active.tolist() == wanted
+    for name in ("prefix", "dual"):
+        assert make_policy(name, {"block_length": 4}).plan(sequence, 0, NONE).candidates.tolist() == [4]
+        by_count = make_policy(name, {"block_length": 4, "steps": 4}).plan(sequence, 0, NONE)
+        assert by_count.candidates.tolist() == [4, 5, 6, 7]
+    assert sequence.readers(np.array([0, 1, 5])).tolist() == [0, 0, 4]
 
 
 def test_rivals() -> None:

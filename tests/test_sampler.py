@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.sampler import choose, margin, sample
+from runtime.sampler import Ranking, Sampler, choose, filtered, margin
 
 confidences = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=20).map(lambda c: np.array(c, np.float32))
 thresholds = st.floats(0.01, 1)
@@ -75,7 +75,7 @@ def test_margins() -> None:
 
 def test_same_seed_same_tokens() -> None:
     logits = np.random.default_rng(1).normal(size=(6, 50)).astype(np.float32)
-    first, again, other = (sample(logits, 49, 1.0, np.random.default_rng(seed)) for seed in (5, 5, 6))
+    first, again, other = (Sampler((49,), temperature=1.0, seed=seed).draw(logits) for seed in (5, 5, 6))
     assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
     assert not np.array_equal(first[0], other[0])
 
@@ -85,7 +85,7 @@ def test_tokens_are_drawn_from_the_softmax(temperature: float) -> None:
     """20,000 draws: frequencies within five standard errors of softmax(logits / T), [MASK] left out."""
     logits = np.array([1.0, -0.5, 0.25, 2.0, 9.0], np.float32)  # the last is [MASK], by far the likeliest
     count = 20_000
-    token, _ = sample(np.tile(logits, (count, 1)), 4, temperature, np.random.default_rng(0))
+    token, _ = Sampler((4,), temperature=temperature, seed=0).draw(np.tile(logits, (count, 1)))
     wanted = np.exp(logits[:4].astype(np.float64) / temperature)
     wanted /= wanted.sum()
     found = np.bincount(token, minlength=5) / count
@@ -98,7 +98,7 @@ def test_tokens_are_drawn_from_the_softmax(temperature: float) -> None:
 def test_without_noise_it_is_the_arg_max() -> None:
     logits = np.random.default_rng(2).normal(size=(8, 30)).astype(np.float32)
     logits[:, 7] = 100
-    token, _ = sample(logits, 7, 0.0, np.random.default_rng(0))
+    token, _ = Sampler((7,)).draw(logits)
     allowed = np.delete(logits, 7, axis=1).argmax(-1)
     assert np.array_equal(token, allowed + (allowed >= 7))
 
@@ -106,9 +106,75 @@ def test_without_noise_it_is_the_arg_max() -> None:
 def test_confidence_is_the_softmax_without_temperature() -> None:
     """Over all columns, [MASK] included, and safe for large logits."""
     logits = np.array([[2.0, 1.0, 3.0], [2000.0, 1000.0, 1999.0]], np.float32)
-    token, confidence = sample(logits, 2, 0.5, np.random.default_rng(3))
+    token, confidence = Sampler((2,), temperature=0.5, seed=3).draw(logits)
     wide = logits.astype(np.float64)
     softmax = np.exp(wide - wide.max(-1, keepdims=True))
     softmax /= softmax.sum(-1, keepdims=True)
     assert np.allclose(confidence, softmax[[0, 1], token], rtol=1e-12)
     assert set(token.tolist()) <= {0, 1}
+
+
+LOGITS = np.log(np.array([[0.5, 0.3, 0.15, 0.05], [0.25, 0.25, 0.26, 0.24]]))
+
+
+def test_top_k_and_top_p() -> None:
+    """The highest always stays; equals of the last stay too."""
+
+    def kept(top_k: int | None, top_p: float) -> list[list[int]]:
+        return [np.flatnonzero(np.isfinite(row)).tolist() for row in filtered(LOGITS, top_k, top_p)]
+
+    assert kept(2, 1.0) == [[0, 1], [0, 1, 2]] and kept(4, 1.0) == kept(None, 1.0) == [[0, 1, 2, 3]] * 2
+    assert kept(None, 0.6) == [[0, 1], [0, 1, 2]], "the fewest that together have more"
+    assert kept(None, 1e-9) == [[0], [2]]
+    assert kept(1, 0.5) == [[0], [2]]
+    tokens, _ = Sampler((3,), temperature=5.0, top_k=1, seed=0).draw(np.tile(LOGITS, (50, 1)))
+    assert set(tokens.tolist()) == {0, 2}
+    masked, _ = Sampler((0,), temperature=1.0, top_p=0.1, seed=0).draw(LOGITS)
+    assert masked.tolist() == [1, 2], "[MASK] leaves before the filter, so that something is left"
+
+
+def test_rankings() -> None:
+    def ranks(kind: str) -> Any:
+        return Sampler((3,), Ranking(kind)).draw(LOGITS)[1]
+
+    assert np.allclose(ranks("probability"), [0.5, 0.26]) and np.allclose(ranks("margin"), [0.2, 0.01])
+    probabilities = np.exp(LOGITS)
+    assert np.allclose(ranks("entropy"), (probabilities * np.log(probabilities)).sum(-1))
+    first, again = (Sampler((3,), Ranking("random"), seed=4).draw(LOGITS)[1] for _ in range(2))
+    assert np.array_equal(first, again) and len(set(first.tolist())) == 2
+
+
+def test_a_tempered_ranking_sees_what_was_drawn_from() -> None:
+    _, plain = Sampler((), Ranking(), temperature=0.5, seed=1).draw(LOGITS)
+    tokens, tempered = Sampler((), Ranking(tempered=True), temperature=0.5, seed=1).draw(LOGITS)
+    sharpened = np.exp(2 * LOGITS) / np.exp(2 * LOGITS).sum(-1, keepdims=True)
+    assert np.allclose(tempered, sharpened[[0, 1], tokens])
+    assert np.allclose(plain, np.exp(LOGITS)[[0, 1], tokens])
+
+
+def test_hidden_and_late_tokens() -> None:
+    sampler = Sampler((3,), hidden=(0,), late=(2,))
+    tokens, confidence = sampler.draw(LOGITS)
+    assert tokens.tolist() == [1, 2] and np.allclose(confidence, [0.6, 0.26 / 0.75])
+    assert sampler.order(tokens, confidence).tolist() == [confidence[0], -np.inf]
+    assert choose(sampler.order(tokens[1:], confidence[1:]), 0.9, None).tolist() == [0], "late, but not never"
+    assert not sampler.greedy and Sampler((3,), late=(2,)).greedy
+
+
+def test_drawing_by_rank() -> None:
+    """k of n without replacement, likelier where the rank is higher."""
+    sampler = Sampler((), Ranking(temperature=1.0), seed=0)
+    counts = np.zeros(3)
+    for _ in range(2000):
+        ranks = sampler.order(np.zeros(3, np.int64), np.log([0.7, 0.2, 0.1]))
+        counts[choose(ranks, None, 1)] += 1
+    print(counts / 2000)
+    assert (np.abs(counts / 2000 - [0.7, 0.2, 0.1]) < 5 * np.sqrt(0.21 / 2000)).all()
+
+
+def test_rows_are_drawn_in_order_however_many() -> None:
+    logits = np.random.default_rng(0).normal(size=(150, 9))
+    whole = Sampler((8,), temperature=1.0, seed=3).draw(logits)
+    again = Sampler((8,), temperature=1.0, seed=3)
+    parts = [again.draw(rows) for rows in (logits[:64], logits[64:128], logits[128:])]
+    assert np.array_equal(whole[0], np.concatenate([tokens for tokens, _ in parts]))

@@ -1,12 +1,13 @@
 """Model families and their checkpoints: what a family says about itself.
 
-`registry` finds a family, a file like `llada` is one, `checkpoint` reads the
-weights and `reference` computes the parts. Importing this package imports none
-of them. Nothing here knows a tensor library, a file format or a single family.
+`families` holds a file for each, `registry` finds the one of a config, `keys`
+reads a config's values, `checkpoint` the weights, and `reference` computes the
+parts. Importing this package imports none of them. Nothing here knows a tensor
+library, a file format or a single family.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from engines.spec import ModelConfig
@@ -24,10 +25,16 @@ class Weight(NamedTuple):
 class Family:
     """A format of checkpoints that share their config keys and weight names.
 
-    `read_config` turns the keys of config.json into numbers and refuses what is
-    not implemented (CheckpointError). `weights` maps the local names of a part
-    of `ModelConfig.parts` to tensors. `ignorable` are shell patterns of tensors
-    that a checkpoint may hold though no part reads them.
+    `read_config` turns the keys of config.json into numbers and switches of
+    `ModelConfig`, which say what the parts compute and which row predicts a
+    position, and refuses what is not implemented (CheckpointError). `weights`
+    maps the local names of a part of `ModelConfig.parts` to tensors.
+    `ignorable` are shell patterns of tensors that a checkpoint may hold though
+    no part reads them. `decoding` are the decoding defaults of a bundle,
+    `length` the length it is built for where the config allows a longer one
+    than the model was trained on. `end_of_turn` is the text of the special
+    token that ends a turn of a chat. `split` is the pre-tokenizer's pattern of
+    checkpoints that are published with vocab.json and merges.txt alone.
     """
 
     name: str
@@ -36,3 +43,7 @@ class Family:
     read_config: Callable[[dict[str, Any]], ModelConfig]
     weights: Callable[[ModelConfig, str], dict[str, Weight]]
     ignorable: tuple[str, ...] = ()
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    length: int | None = None
+    end_of_turn: str | None = None
+    split: str | None = None

@@ -12,7 +12,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -24,20 +24,17 @@ from safetensors import SafetensorError, safe_open
 from engines.errors import CheckpointError
 from engines.models import Family
 from engines.models.registry import find_family
+from engines.models.tokenizer import AGAIN, FILES, PAIRS, needs_writing, special_id
 from engines.spec import ModelConfig
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = ("F32", "F16", "BF16")
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-    "generation_config.json",
-)  # fmt: skip
 DECODING = (  # what a checkpoint may set for the policy elastic
     "threshold", "gamma", "drift", "track_num", "window", "horizon", "reach", "block_caching", "refresh_scope",
 )  # fmt: skip
+WINDOW: dict[str, Any] = {"window": 16}  # where a family names none
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
-AGAIN = "download or save the checkpoint again"
 
 
 @dataclass(frozen=True)
@@ -65,25 +62,26 @@ class Checkpoint:
 
     def tokenizer_files(self) -> list[Path]:
         """The files of the tokenizer and the generation defaults that the checkpoint has."""
-        return [path for name in TOKENIZER_FILES if (path := self.directory / name).is_file()]
+        pairs = () if needs_writing(self.directory) else PAIRS
+        return [p for name in FILES if (p := self.directory / name).is_file() and name not in pairs]
 
     def decoding(self) -> dict[str, Any]:
-        """How the checkpoint wants to be decoded: `elastic` of generation_config.json, {} where it says nothing.
+        """How the checkpoint wants to be decoded: `elastic` of generation_config.json over its family's defaults.
 
         Raises CheckpointError for a file that is no JSON object, or an option nobody knows.
         """
         path = self.directory / "generation_config.json"
         if not path.is_file():
-            return {}
+            return WINDOW | dict(self.family.decoding)
         try:
             content = json.loads(path.read_text())
-            found = content.get("elastic", {})
+            found = dict(content.get("elastic", {}))
             unknown = sorted(set(found) - set(DECODING))
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{path} is no JSON object of generation defaults ({error}); {AGAIN}") from error
         if unknown:
             raise CheckpointError(f"{path}: elastic has unknown options {unknown}; they are {', '.join(DECODING)}")
-        return dict(found)
+        return WINDOW | dict(self.family.decoding) | found
 
     def part(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors of one part by local name, in the stored type; matrices as [in, out] views.
@@ -115,7 +113,7 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
         raise CheckpointError(f"{directory} is not a directory; give the folder that holds config.json")
     raw = _json_object(directory / "config.json")
     family = find_family(raw)
-    config = family.read_config(raw)
+    config = replace(family.read_config(raw), eot_id=special_id(directory, family.end_of_turn))
     index = _index(directory)
     shards: dict[str, Path] = {}
     headers: dict[str, tuple[tuple[int, ...], str]] = {}  # tensor -> shape, type

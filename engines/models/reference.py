@@ -2,9 +2,9 @@
 
 Functions of plain tensors, with the ports of `engines.spec`. Weights are a
 dictionary of a part's local names; matrices lie as [in, out], so that a part
-computes x @ W. The architecture is LLaDA's (arXiv 2502.09992): pre-norm RMSNorm,
-rotary embeddings with half-split rotation, grouped-query attention without a
-causal mask, SwiGLU. Nothing here knows a checkpoint, a bundle or a policy.
+computes x @ W. Pre-norm RMSNorm, rotary embeddings with half-split rotation,
+grouped-query attention without a causal mask, SwiGLU (arXiv 2502.09992); biases
+and norms of Q and K as the config's switches have them. Nothing here knows a checkpoint, a bundle or a policy.
 """
 
 from typing import TypeAlias
@@ -69,6 +69,8 @@ def layer(
     batch, rows, _ = hidden.shape
     normed = rms_norm(hidden, weights["attn_norm.weight"], config.norm_eps)
     q, k, v = (linear(weights, f"{name}_proj", normed).view(batch, rows, -1, config.head_size) for name in "qkv")
+    if config.qk_norm:
+        q, k = (rms_norm(x, weights[f"{n}_norm.weight"], config.norm_eps) for n, x in (("q", q), ("k", k)))
     cos, sin = (table[positions] for table in tables)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     k_cache[:, :, write_index : write_index + rows] = k.transpose(1, 2)

@@ -1,17 +1,16 @@
 """The family LLaDA, in the format of GSAI-ML/LLaDA-8B-Instruct (arXiv 2502.09992).
 
-Every key of config.json is implemented, harmless, or refused by name. An absent
-key counts as null, and null means what it means to the published config class;
-a key whose null has no implemented meaning is required. Nothing here knows where
-a checkpoint lies, how tensors are stored, or how a layer computes.
+LLaDA-8B-Base, LLaDA-8B-Instruct and LLaDA-1.5 are of it. An absent key counts as
+null, and null means what it means to the published config class; a key whose
+null has no implemented meaning is required. Nothing here knows where a
+checkpoint lies, how tensors are stored, or how a layer computes.
 """
 
 import json
-import sys
 from typing import Any
 
-from engines.errors import CheckpointError
 from engines.models import Family, Weight
+from engines.models.keys import Keys, expect
 from engines.spec import ModelConfig
 
 # Keys that are read; the first group is never guessed.
@@ -42,23 +41,23 @@ HARMLESS = frozenset((
 
 def read_config(raw: dict[str, Any]) -> ModelConfig:
     """The numbers of a LLaDA config.json; raises CheckpointError naming the key that is wrong."""
-    keys = _Keys(raw)
+    keys = Keys("llada", raw, REQUIRED, OPTIONAL, FIXED, HARMLESS)
     d_model, heads = keys.count("d_model"), keys.count("n_heads")
     vocab = keys.count("vocab_size")
     columns = keys.count("embedding_size", vocab)
     head_size = d_model // heads
-    _expect(d_model % heads == 0, "d_model", d_model, f"a multiple of n_heads ({heads})")
-    _expect(head_size % 2 == 0, "d_model", d_model, f"an even number per head ({heads} heads), for the rotary")
+    expect(d_model % heads == 0, "d_model", d_model, f"a multiple of n_heads ({heads})")
+    expect(head_size % 2 == 0, "d_model", d_model, f"an even number per head ({heads} heads), for the rotary")
     kv_heads = _kv_heads(keys, heads)
-    _expect(columns >= vocab, "embedding_size", columns, f"at least vocab_size ({vocab})")
+    expect(columns >= vocab, "embedding_size", columns, f"at least vocab_size ({vocab})")
     bias, tied = keys.flag("include_bias", False), keys.flag("weight_tying")
     norm_bias = keys.flag("bias_for_layer_norm", bias)
-    _expect(not norm_bias, "bias_for_layer_norm", norm_bias, "false (null means the value of include_bias)")
-    _expect(keys.flag("tie_word_embeddings", tied) == tied, "tie_word_embeddings", not tied, "equal to weight_tying")
+    expect(not norm_bias, "bias_for_layer_norm", norm_bias, "false (null means the value of include_bias)")
+    expect(keys.flag("tie_word_embeddings", tied) == tied, "tie_word_embeddings", not tied, "equal to weight_tying")
     exact = "mlp_hidden_size" in keys.given
     mlp_size = keys.count("mlp_hidden_size") if exact else keys.count("mlp_ratio", 4) * d_model
     mask_id, eos_id = keys.token("mask_token_id", vocab), keys.token("eos_token_id", vocab)
-    _expect(mask_id != eos_id, "mask_token_id", mask_id, "another id than eos_token_id")
+    expect(mask_id != eos_id, "mask_token_id", mask_id, "another id than eos_token_id")
     return ModelConfig(
         family="llada",
         layers=keys.count("n_layers"),
@@ -111,59 +110,7 @@ def weights(config: ModelConfig, part: str) -> dict[str, Weight]:
     return found
 
 
-def _expect(holds: bool, key: str, value: Any, wanted: str) -> None:
-    """Raise CheckpointError unless `holds`: `key` has `value` where `wanted` is needed."""
-    if not holds:
-        raise CheckpointError(
-            f"config.json: {key} is {json.dumps(value)}, expected {wanted}; "
-            "correct it, or use a checkpoint this family implements"
-        )
-
-
-class _Keys:
-    """The keys of a config that are given, checked by name; null counts as absent."""
-
-    def __init__(self, raw: dict[str, Any]) -> None:
-        self.given = {key: value for key, value in raw.items() if value is not None}
-        unknown = sorted(set(self.given) - HARMLESS - FIXED.keys() - {*REQUIRED, *OPTIONAL})
-        missing = [key for key in REQUIRED if key not in self.given]
-        if unknown:
-            listed = ", ".join(f"{key} = {json.dumps(self.given[key])}" for key in unknown)
-            raise CheckpointError(
-                f"config.json: the family llada does not know {listed}; "
-                "remove the key if it does not change the model's numbers"
-            )
-        if missing:
-            raise CheckpointError(
-                f"config.json: {', '.join(missing)} missing or null; take them from the model's published config"
-            )
-        for key, value in FIXED.items():
-            came = self.given.get(key, value)
-            _expect(type(came) is type(value) and came == value, key, came, json.dumps(value))
-
-    def count(self, key: str, default: int | None = None) -> int:
-        value: Any = self.given.get(key, default)
-        _expect(type(value) is int and value > 0, key, value, "a positive integer")
-        return int(value)
-
-    def token(self, key: str, vocab: int) -> int:
-        value = self.given[key]
-        _expect(type(value) is int and 0 <= value < vocab, key, value, f"an id below vocab_size ({vocab})")
-        return int(value)
-
-    def number(self, key: str) -> float:
-        value = self.given[key]
-        positive = type(value) in (int, float) and 0 < value <= sys.float_info.max
-        _expect(positive, key, value, "a positive number")
-        return float(value)
-
-    def flag(self, key: str, default: bool | None = None) -> bool:
-        value = self.given.get(key, default)
-        _expect(type(value) is bool, key, value, "true or false")
-        return bool(value)
-
-
-def _kv_heads(keys: _Keys, heads: int) -> int:
+def _kv_heads(keys: Keys, heads: int) -> int:
     """Key/value heads: n_kv_heads, which multi_query_attention stands for if absent and must agree with if given."""
     if "multi_query_attention" not in keys.given:
         kv_heads = keys.count("n_kv_heads", heads)
@@ -172,16 +119,18 @@ def _kv_heads(keys: _Keys, heads: int) -> int:
         implied = 1 if multi_query else heads
         kv_heads = keys.count("n_kv_heads", implied)
         wanted = f"{implied}, as multi_query_attention is {json.dumps(multi_query)}"
-        _expect(kv_heads == implied, "n_kv_heads", kv_heads, wanted)
-    _expect(heads % kv_heads == 0, "n_kv_heads", kv_heads, f"a divisor of n_heads ({heads})")
+        expect(kv_heads == implied, "n_kv_heads", kv_heads, wanted)
+    expect(heads % kv_heads == 0, "n_kv_heads", kv_heads, f"a divisor of n_heads ({heads})")
     return kv_heads
 
 
-LLADA = Family(
+FAMILY = Family(
     name="llada",
     model_type="llada",
     architectures=("LLaDAModelLM",),
     read_config=read_config,
     weights=weights,
     ignorable=("*.rotary_emb.inv_freq",),
+    decoding={"window": 16},  # arXiv 2510.14973
+    end_of_turn="<|eot_id|>",
 )

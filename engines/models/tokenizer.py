@@ -1,0 +1,78 @@
+"""The tokenizer files of a checkpoint: special tokens by their text, and tokenizer.json where there is none.
+
+Some checkpoints are published with vocab.json and merges.txt, which byte-level
+BPE was trained to, and leave the rest to code; a bundle holds data only, so the
+same tokenizer is written as tokenizer.json. Nothing here knows a family.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engines.errors import CheckpointError
+
+TOKENIZER = "tokenizer.json"
+SETTINGS = "tokenizer_config.json"
+PAIRS = ("vocab.json", "merges.txt")
+FILES = (TOKENIZER, SETTINGS, "special_tokens_map.json", "chat_template.jinja", "generation_config.json", *PAIRS)
+AGAIN = "download or save the checkpoint again"
+
+
+def special_id(directory: Path, text: str | None) -> int | None:
+    """The id of the special token that is written `text`; None where the checkpoint has none, or no tokenizer.
+
+    Raises CheckpointError for a file that cannot be read.
+    """
+    for name in (SETTINGS, TOKENIZER):
+        for token in added_tokens(directory / name):
+            if text is not None and token.get("content") == text:
+                return int(token["id"])
+    return None
+
+
+def added_tokens(path: Path) -> list[dict[str, Any]]:
+    """The added tokens that a tokenizer's file lists, {"id", "content", …}."""
+    if not path.is_file():
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if path.name == TOKENIZER:
+            return list(content.get("added_tokens") or [])
+        return [{"id": int(key)} | value for key, value in (content.get("added_tokens_decoder") or {}).items()]
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no JSON object of a tokenizer ({error}); {AGAIN}") from error
+
+
+def needs_writing(directory: Path) -> bool:
+    """Whether the checkpoint has the pair of files instead of tokenizer.json."""
+    return not (directory / TOKENIZER).is_file() and all((directory / name).is_file() for name in PAIRS)
+
+
+def write_tokenizer(directory: Path, split: str | None, path: Path) -> None:
+    """Write the checkpoint's byte-level BPE as tokenizer.json; `split` is the pattern that splits text into words.
+
+    Raises CheckpointError where the files do not make a tokenizer, or no pattern is known.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    if split is None:
+        raise CheckpointError(f"{directory} has no {TOKENIZER}, and its family does not say how to split text; {AGAIN}")
+    try:
+        tokenizer = Tokenizer(models.BPE.from_file(*(str(directory / name) for name in PAIRS)))
+    except Exception as error:  # the library raises plain Exception
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{directory}: {' and '.join(PAIRS)} make no tokenizer ({reason}); {AGAIN}") from error
+    tokenizer.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(Regex(split), behavior="isolated")
+    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pieces])
+    tokenizer.decoder = decoders.ByteLevel()
+    for token in sorted(added_tokens(directory / SETTINGS), key=lambda token: int(token["id"])):
+        made = AddedToken(token["content"], special=bool(token.get("special")), normalized=False)
+        (tokenizer.add_special_tokens if made.special else tokenizer.add_tokens)([made])
+        if tokenizer.token_to_id(token["content"]) != token["id"]:
+            raise CheckpointError(
+                f"{directory / SETTINGS}: {token['content']!r} has id {token['id']}, expected "
+                f"{tokenizer.token_to_id(token['content'])} as the next of {PAIRS[0]}; {AGAIN}"
+            )
+    tokenizer.save(str(path))
