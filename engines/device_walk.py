@@ -39,7 +39,9 @@ class DeviceModel(Model):
     cuda: Cuda
     weights: dict[str, Ports]
     capturable: bool  # whether what an engine queues may be captured as a graph
-    walks: dict[int, "DeviceWalk"]  # by slots: memory and graphs serve one sequence after the other
+    walks: dict[
+        tuple[int, int], "DeviceWalk"
+    ]  # by slots and place: memory and graphs serve one sequence after the other
 
     def engine(self, part: str, slots: int) -> Engine:
         """The engine of `part` for walks of `slots` slots."""
@@ -49,18 +51,18 @@ class DeviceModel(Model):
         """Slots of a walk that has room for `length` positions and a reuse pass's dummies."""
         raise NotImplementedError
 
-    def walk(self, length: int, limit: int | None = None) -> "DeviceWalk":
-        slots = self.slots_of(limit or length)
-        if slots not in self.walks:
+    def walk(self, length: int, limit: int | None = None, place: int = 0) -> "DeviceWalk":
+        key = self.slots_of(limit or length), place
+        if key not in self.walks:
             known = len(self.cuda.owned)
             try:
-                self.walks[slots] = DeviceWalk(self, slots)
+                self.walks[key] = DeviceWalk(self, key[0])
             except BackendError:
                 for address in self.cuda.owned[known:]:
                     self.cuda.free(address)
                 raise
-        self.walks[slots].start(length)
-        return self.walks[slots]
+        self.walks[key].start(length)
+        return self.walks[key]
 
     def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         logits = []

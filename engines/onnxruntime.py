@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from engines.bundle import Bundle
 from engines.errors import BackendError, DeviceError, OptionError
-from engines.session import Model, Walk
+from engines.session import Model, Pass, Reuse, Walk
 from engines.spec import layer_name, unfused_specs
 
 ort.set_default_logger_severity(3)
@@ -85,14 +86,15 @@ class OnnxRuntimeModel(Model):
         self.threads = share_threads(threads)
         self.sessions = {spec.name: self._open(spec.name) for spec in unfused_specs(self.config)}
         self.layers = [self.sessions[layer_name(i)] for i in range(self.config.layers)]
-        self.memory: dict[str, NDArray[np.float32]] = {}
+        self.memory: dict[tuple[int, str], NDArray[np.float32]] = {}
+        self.pool = ThreadPoolExecutor(self.threads)
 
-    def space(self, name: str, *shape: int) -> NDArray[np.float32]:
-        """Memory for an array, the same for one sequence after the other: fresh pages are slow."""
+    def space(self, place: int, name: str, *shape: int) -> NDArray[np.float32]:
+        """Memory for an array, the same for one sequence after the other at a place: fresh pages are slow."""
         size = math.prod(shape)
-        if name not in self.memory or size > len(self.memory[name]):
-            self.memory[name] = np.empty(size + size // 4, np.float32)
-        return self.memory[name][:size].reshape(shape)
+        if (place, name) not in self.memory or size > len(self.memory[place, name]):
+            self.memory[place, name] = np.empty(size + size // 4, np.float32)
+        return self.memory[place, name][:size].reshape(shape)
 
     def _open(self, part: str) -> ort.InferenceSession:
         path = self.bundle.graph(part, self.backend)
@@ -107,11 +109,16 @@ class OnnxRuntimeModel(Model):
     def device(self) -> str:
         return f"CPU, {self.threads} threads, onnxruntime {ort.__version__}"
 
-    def walk(self, length: int, limit: int | None = None) -> Walk:
-        """Memory for one sequence; the next walk takes it over."""
+    def walk(self, length: int, limit: int | None = None, place: int = 0) -> Walk:
         from engines.onnxruntime_walk import OnnxRuntimeWalk
 
-        return OnnxRuntimeWalk(self, length, limit or length)
+        return OnnxRuntimeWalk(self, length, limit or length, place)
+
+    def reuse(self, passes: list[Pass]) -> list[Reuse]:
+        """Side by side on the cores: the operators of one pass are too small to keep them all busy."""
+        if len(passes) == 1:
+            return super().reuse(passes)
+        return list(self.pool.map(lambda due: due.walk.reuse(due.rows, due.watch, due.gamma), passes))
 
     def run(self, part: str, outputs: list[str], **feeds: Any) -> list[Any]:
         began = time.perf_counter()
@@ -146,6 +153,7 @@ class OnnxRuntimeModel(Model):
 
     def close(self) -> None:
         super().close()
+        self.pool.shutdown()
         self.sessions.clear()
         self.memory.clear()
         self.layers = []

@@ -7,6 +7,7 @@ tracked tokens and of the window behind, and one run of the drift test looks at
 those of all layers. Nothing here knows windows, gamma or text.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,17 +27,17 @@ GRAIN = 8  # watched rows are rounded up to a multiple, so that few steps need m
 class OnnxRuntimeWalk(Walk):
     """The caches of one sequence, in the model's memory; `limit` is the most it may be extended to."""
 
-    def __init__(self, model: "OnnxRuntimeModel", length: int, limit: int):
+    def __init__(self, model: "OnnxRuntimeModel", length: int, limit: int, place: int):
         c = model.config
         super().__init__(c, length, slots=length)
-        self.model = model
+        self.model, self.space = model, partial(model.space, place)
         # A cache is planes of slots; K and V lie side by side, so that a row moves through both at once.
         self.planes = {"h": c.layers + 1, "q": c.layers, "kv": 2 * c.layers * c.kv_heads}
         self.width = {"h": c.d_model, "q": c.heads * c.head_size, "kv": c.head_size}
         for name, planes in self.planes.items():
-            model.space(name, planes, limit, self.width[name])
+            self.space(name, planes, limit, self.width[name])
         for name in ("attention", "before"):
-            model.space(name, c.layers, c.heads, model.capacity.rows, limit)
+            self.space(name, c.layers, c.heads, model.capacity.rows, limit)
         self.positions = np.arange(length)[None, None]
         self.write_index = np.zeros(1, np.int64)
         self.recall = model.sessions["recall"].io_binding()
@@ -46,7 +47,7 @@ class OnnxRuntimeWalk(Walk):
         length = self.length + len(slots)
         assert np.array_equal(slots, np.arange(self.length, length)), "positions follow one another"
         for name, cache in self.caches.items():
-            wider = self.model.space(name, self.planes[name], length, self.width[name])
+            wider = self.space(name, self.planes[name], length, self.width[name])
             for plane in range(self.planes[name] - 1, 0, -1):  # the last first: planes move up in the same memory
                 wider[plane, : self.length] = cache[plane]
         self.positions = np.concatenate([self.positions, slots[None, None]], axis=2)
@@ -56,7 +57,7 @@ class OnnxRuntimeWalk(Walk):
     def _bind(self) -> None:
         """Lay the caches out for the length and bind what does not change until the next: them, and where rows go."""
         c, length = self.config, self.length
-        self.caches = {n: self.model.space(n, planes, length, self.width[n]) for n, planes in self.planes.items()}
+        self.caches = {n: self.space(n, planes, length, self.width[n]) for n, planes in self.planes.items()}
         self.h = self.caches["h"].reshape(c.layers + 1, 1, length, c.d_model)
         self.q = self.caches["q"].reshape(c.layers, 1, length, c.heads, c.head_size)
         self.k, self.v = self.caches["kv"].reshape(2, c.layers, 1, c.kv_heads, length, c.head_size)
@@ -91,7 +92,7 @@ class OnnxRuntimeWalk(Walk):
 
     def _rows(self, name: str, count: int) -> NDArray[np.float32]:
         """Memory for `count` attention rows of each layer and head."""
-        return self.model.space(name, self.config.layers, self.config.heads, count, self.length)
+        return self.space(name, self.config.layers, self.config.heads, count, self.length)
 
     def _first(self, name: str, rows: int) -> list[ort.OrtValue]:
         """The first rows of a cache, one value a layer; made once, for that takes as long as a small operator."""

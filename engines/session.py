@@ -118,6 +118,16 @@ class Walk(ABC):
         """Overwrite H [A, d] of the first slots; for verification."""
 
 
+@dataclass(frozen=True)
+class Pass:
+    """A reuse pass that is due: the arguments of `Walk.reuse`."""
+
+    walk: Walk
+    rows: int
+    watch: Watch
+    gamma: float
+
+
 class SteppedWalk(Walk):
     """A walk that tests and probes each layer right after it has run."""
 
@@ -175,8 +185,16 @@ class Model(ABC):
         """Where the model runs, for people: threads or the GPU's name, and versions."""
 
     @abstractmethod
-    def walk(self, length: int, limit: int | None = None) -> Walk:
-        """Memory for one sequence of `length` positions that may be extended to `limit` (None: `length`)."""
+    def walk(self, length: int, limit: int | None = None, place: int = 0) -> Walk:
+        """Memory for one sequence of `length` positions that may be extended to `limit` (None: `length`).
+
+        Sequences that are decoded side by side have different places; the next walk at a place may take over the
+        memory of the one before.
+        """
+
+    def reuse(self, passes: list[Pass]) -> list[Reuse]:
+        """Run the reuse passes of walks at different places; the outcome of each is what it would be alone."""
+        return [due.walk.reuse(due.rows, due.watch, due.gamma) for due in passes]
 
     @abstractmethod
     def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -73,7 +73,7 @@ def build(
     max_length: int | None = None,
     window: int | None = None,
     track_num: int = 1,
-    max_batch: int = 1,
+    max_batch: int = 16,
     flavour: str | None = None,
     capabilities: list[str] | None = None,
     weights: str | None = None,

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--max-length", type=int, help="positions of prompt and answer (default: the checkpoint's)")
     make.add_argument("--window", type=int, help="largest window at run time (default: the checkpoint's own, or 16)")
     make.add_argument("--track-num", type=int, default=1, help="largest track_num at run time (default 1)")
-    make.add_argument("--max-batch", type=int, default=1, help="largest batch at run time (default 1)")
+    make.add_argument("--max-batch", type=int, default=16, help="most sequences decoded side by side (default 16)")
     make.add_argument("--flavour", choices=list(FLAVOURS), help="of TensorRT (default: the first installed)")
     make.add_argument("--capability", action="append", dest="capabilities", metavar="N.N",
                       help="compute capability to build TensorRT engines for (repeatable)")  # fmt: skip

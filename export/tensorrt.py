@@ -53,7 +53,7 @@ def compile_plans(build: "Build") -> dict[str, Any]:
         for count in slots:
             model = prepare(build.root / source["graph"], count)
             chosen = profiles(spec, build.capacity, count)
-            key = digest(model, chosen, flavour, capabilities, build.capacity.max_batch)
+            key = digest(model, chosen, flavour, capabilities)
             if key not in made:
                 made[key] = compile_plan(build, f"{spec.name}_{count}", key, model, chosen, flavour, capabilities)
             plans[str(count)] = made[key]["plan"]
@@ -98,8 +98,12 @@ def lengths(capacity: Capacity) -> list[int]:
 
 
 def profiles(spec: PartSpec, capacity: Capacity, slots: int) -> list[dict[str, Span]]:
-    """The spans of a part's dynamic axes in each profile: reuse, whole, general (those the part has)."""
+    """The spans of a part's dynamic axes in each profile: reuse, whole, general (those the part has).
+
+    Only a reuse pass is run for several sequences at once.
+    """
     rows, window = capacity.rows, capacity.window
+    several, one = {"B": (1, 1, capacity.max_batch)}, {"B": (1, 1, 1)}
 
     def fixed(value: int) -> Span:
         return value, value, value
@@ -107,12 +111,12 @@ def profiles(spec: PartSpec, capacity: Capacity, slots: int) -> list[dict[str, S
     kind = spec.name.partition("_")[0]
     any_rows = 1, rows, slots
     if kind in ("embed", "layer"):
-        return [{"A": fixed(rows)}, {"A": fixed(slots)}, {"A": any_rows}]
+        return [several | {"A": fixed(rows)}, one | {"A": fixed(slots)}, one | {"A": any_rows}]
     if kind == "head":
-        return [{"A": fixed(slots), "W": fixed(window)}, {"A": fixed(slots), "W": fixed(rows)}]
+        return [several | {"A": fixed(slots), "W": fixed(window)}, one | {"A": fixed(slots), "W": fixed(rows)}]
     if kind == "drift":
-        return [{"A": fixed(rows), "T": fixed(rows)}, {"A": any_rows, "T": any_rows}]
-    return [{"W": fixed(rows)}, {"W": any_rows}]
+        return [several | {"A": fixed(rows), "T": fixed(rows)}, one | {"A": any_rows, "T": any_rows}]
+    return [several | {"W": fixed(rows)}, one | {"W": any_rows}]
 
 
 def prepare(path: Any, slots: int) -> onnx.ModelProto:
@@ -131,13 +135,11 @@ def prepare(path: Any, slots: int) -> onnx.ModelProto:
     return model
 
 
-def digest(
-    model: onnx.ModelProto, spans: list[dict[str, Span]], flavour: Flavour, capabilities: list[str], batch: int
-) -> str:
+def digest(model: onnx.ModelProto, spans: list[dict[str, Span]], flavour: Flavour, capabilities: list[str]) -> str:
     """Names what a plan is made from: graph, profiles, compiler and targets."""
     code = inspect.getsource(sys.modules[__name__])
     content = hashlib.sha256(model.SerializeToString(deterministic=True))
-    content.update(json.dumps([spans, flavour.name, flavour.version, capabilities, batch, code]).encode())
+    content.update(json.dumps([spans, flavour.name, flavour.version, capabilities, code]).encode())
     return content.hexdigest()
 
 
@@ -151,7 +153,7 @@ def compile_plan(
     (build.root / FOLDER).mkdir(parents=True, exist_ok=True)
     files = stamped(build.root, stamp, key, [plan, notes])
     if files is None:
-        content, layers = serialize(name, model, spans, flavour, capabilities, build.capacity.max_batch)
+        content, layers = serialize(name, model, spans, flavour, capabilities)
         write_atomically(build.root / plan, content)
         write_atomically(build.root / notes, json.dumps(layers).encode())
         files = {file: describe(build.root / file) for file in (plan, notes)}
@@ -161,8 +163,7 @@ def compile_plan(
 
 
 def serialize(
-    name: str, model: onnx.ModelProto, spans: list[dict[str, Span]], flavour: Flavour, capabilities: list[str],
-    batch: int,
+    name: str, model: onnx.ModelProto, spans: list[dict[str, Span]], flavour: Flavour, capabilities: list[str]
 ) -> tuple[bytes, dict[str, int]]:  # fmt: skip
     """Parse, check that native layers stayed whole, and build; returns the plan and the layers by kind."""
     trt = flavour.module
@@ -190,7 +191,7 @@ def serialize(
             for value in model.graph.input}  # fmt: skip
     for span in spans:
         profile = builder.create_optimization_profile()
-        for port, dims in shapes(axes, span | {"B": (1, 1, batch)}):
+        for port, dims in shapes(axes, span):
             profile.set_shape(port, *dims)
         config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)

@@ -6,7 +6,7 @@
 Text is turned into ids here; everything below sees ids only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from engines import backends
 from engines.bundle import Bundle
 from runtime.controller import StepEvent
-from runtime.generate import Output, Request, stream
+from runtime.generate import Output, Request, stream, stream_batch
 from runtime.policies import Policy, make_policy
 from runtime.text import Text
 
@@ -60,11 +60,30 @@ class Runtime:
         None means not given. Raises OptionError for one the
         policy does not use, PromptError for a prompt that cannot be decoded.
         """
-        is_text = isinstance(prompt, str) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], dict))
-        ids = self.text.prompt(prompt) if is_text else prompt
         chosen, given = self.resolve(policy, options)
-        request = Request(ids, **given)
-        return stream(self.model, request, chosen, self.text.decode if self.has_text else None)
+        return stream(self.model, Request(self.ids_of(prompt), **given), chosen, self.decode)
+
+    def stream_batch(
+        self, prompts: Sequence[Any], policy: str | None = None, **options: Any
+    ) -> Iterator[tuple[int, StepEvent | Output]]:
+        """Decode several prompts side by side: (number of the prompt, StepEvent or Output), as each step ends.
+
+        The tokens of a prompt are those that it has alone; see `stream` for the
+        arguments. Raises OptionError for more prompts than the bundle was built for.
+        """
+        chosen, given = self.resolve(policy, options)
+        requests = [Request(self.ids_of(prompt), **given) for prompt in prompts]
+        return stream_batch(self.model, requests, chosen, self.decode)
+
+    def ids_of(self, prompt: str | list[dict[str, str]] | Any) -> Any:
+        """The ids of a text or messages; ids as they are."""
+        is_text = isinstance(prompt, str) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], dict))
+        return self.text.prompt(prompt) if is_text else prompt
+
+    @property
+    def decode(self) -> Callable[[Any], str] | None:
+        """Turns ids to text, if the bundle has a tokenizer."""
+        return self.text.decode if self.has_text else None
 
     def resolve(self, policy: str | None, options: dict[str, Any]) -> tuple[Policy, dict[str, Any]]:
         """The policy that options and the bundle's defaults make, and the options that are the request's."""
@@ -82,6 +101,11 @@ class Runtime:
         *_, output = self.stream(prompt, policy, **options)
         assert isinstance(output, Output)
         return output
+
+    def generate_batch(self, prompts: Sequence[Any], policy: str | None = None, **options: Any) -> list[Output]:
+        """Decode several prompts to the end; see `stream_batch` for the arguments."""
+        done = {n: event for n, event in self.stream_batch(prompts, policy, **options) if isinstance(event, Output)}
+        return [done[number] for number in range(len(prompts))]
 
 
 def load(bundle: str | Path, backend: str = "auto", **options: Any) -> Runtime:

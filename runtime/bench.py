@@ -94,9 +94,9 @@ def cases(models: Sequence[Runtime], names: Iterable[str]) -> list[Case]:
     return found
 
 
-def prompts(model: Runtime, count: int, length: int) -> Iterator[tuple[Any, tasks.Problem]]:
+def prompts(model: Runtime, count: int, length: int, seed: int = 0) -> Iterator[tuple[Any, tasks.Problem]]:
     """`count` held-out problems, the families in turn, behind as many solved ones as `length` tokens hold."""
-    rng = random.Random(SEED)
+    rng = random.Random(SEED + seed)
     for number in range(count):
         family = tasks.FAMILIES[number % len(tasks.FAMILIES)]
         problem = tasks.generate(family, rng, "test", rng.randint(*STEPS[family]))

@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     speed.add_argument("--gen-length", type=int, default=512, help="masks to fill (default 512)")
     speed.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     speed.add_argument("--profile", action="store_true", help="also split the steps of elastic on onnxruntime")
+    speed.add_argument("--batches", metavar="N,…", help="also decode as many sequences side by side, as 1,2,4,8,16")
     speed.add_argument("--json", type=Path, help="write the figures to this file too")
     speed.add_argument("--plot", type=Path, help="write a bar chart to this PNG file")
     speed.set_defaults(call=do.bench_command)

@@ -20,6 +20,7 @@ from runtime.controller import StepEvent
 from runtime.evaluate import compare, evaluate, key_of, summary
 from runtime.policies import Elastic
 from runtime.tasks import FAMILIES
+from runtime.throughput import throughput
 from runtime.trace import plot as draw_trace
 from runtime.verify import verify
 
@@ -193,6 +194,8 @@ def bench_command(args: argparse.Namespace) -> None:
         figures = report(measured, args.baseline, args.prompt_length, args.gen_length)
         if args.profile:
             figures["profile"] = profile_of(models, args)
+        if args.batches:
+            figures["batches"] = batches_of(models, args)
     if args.json:
         write(figures, args.json)
     table = Table(
@@ -212,9 +215,26 @@ def bench_command(args: argparse.Namespace) -> None:
         for line in profile.rows(figures["profile"]):
             split.add_row(*line)
         console.print(split)
+    if args.batches:
+        side = Table("side by side", "tokens/s", "times faster than the first", "sequences as alone")
+        for row in figures["batches"]:
+            side.add_row(
+                f"{row['backend']} {row['batch']}", f"{row['tokens_per_second']:.0f}", f"{row['times_faster']:.2f}",
+                f"{row['equal_to_alone']} of {row['sequences']}",
+            )  # fmt: skip
+        console.print(side)
     if args.plot:
         plot(figures, args.plot)
     print(json.dumps(figures))
+
+
+def batches_of(models: list[Runtime], args: argparse.Namespace) -> list[dict[str, Any]]:
+    try:
+        sizes = [int(size) for size in args.batches.split(",")]
+    except ValueError as error:
+        raise OptionError(f"--batches takes whole numbers, as 1,2,4; got {args.batches!r}") from error
+    count = max(sizes) * -(-args.limit // max(sizes))
+    return [row for model in models for row in throughput(model, sizes, count, args.prompt_length, args.gen_length)]
 
 
 def profile_of(models: list[Runtime], args: argparse.Namespace) -> Any:

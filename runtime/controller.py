@@ -7,13 +7,14 @@ confidences.
 """
 
 import time
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from engines.errors import BackendError
-from engines.session import Reuse, Slots, Walk, Watch
+from engines.session import Pass, Reuse, Slots, Walk, Watch
 from runtime.cache import SlotMap
 from runtime.policies import Elastic, Plan, Policy
 from runtime.sampler import Sampler, choose, margin
@@ -56,6 +57,18 @@ class Controller:
 
     def step(self) -> StepEvent:
         """Run one denoising step; the sequence must have a mask to fill."""
+        stages = self.stages()
+        try:
+            due = next(stages)
+            while True:
+                due = stages.send(due.walk.reuse(due.rows, due.watch, due.gamma))
+        except StopIteration as end:
+            event: StepEvent = end.value
+            return event
+
+    def stages(self) -> Generator[Pass, Reuse, StepEvent]:
+        """One step that stops where its reuse pass is due, so that those of several sequences can be run as one:
+        yields the pass, is sent its outcome, and returns the event. A step without one does not yield."""
         began = time.perf_counter()
         unrolled = self._unroll()
         plan = self.policy.plan(self.sequence, self.steps, self.tracked)
@@ -65,7 +78,14 @@ class Controller:
             active = len(plan.active)
             count = self._fill(plan.active)
             self._embed(count)
-            reuse, rows = self._reuse(plan, active, count)
+            watch = self._watch(plan)
+            if watch is None:
+                self.walk.whole(count, None)
+                reuse, rows = Reuse([], None, []), active * self.walk.config.layers
+            else:
+                assert isinstance(self.policy, Elastic)
+                reuse = yield Pass(self.walk, count, watch, self.policy.gamma)
+                rows = self._refresh(plan, reuse, active)
         tokens, confidence = self._predict(plan.candidates)
         if not np.isfinite(confidence).all():
             raise BackendError(
@@ -117,15 +137,9 @@ class Controller:
         self._bring(np.concatenate([active, dummies]))
         return len(active) + missing
 
-    def _reuse(self, plan: Plan, active: int, count: int) -> tuple[Reuse, int]:
-        """Run the first `count` rows, `active` of them active, and refresh the layers after one that drifted."""
+    def _refresh(self, plan: Plan, reuse: Reuse, active: int) -> int:
+        """Refresh the layers after one that drifted in a reuse pass of `active` rows; returns the rows run by both."""
         layers = self.walk.config.layers
-        watch = self._watch(plan)
-        if watch is None:
-            self.walk.whole(count, None)
-            return Reuse([], None, []), active * layers
-        assert isinstance(self.policy, Elastic)
-        reuse = self.walk.reuse(count, watch, self.policy.gamma)
         tracked = self._positions(reuse.probes)
         rows = active * len(reuse.probes)
         if reuse.trigger is not None and reuse.trigger + 1 < layers:
@@ -134,7 +148,7 @@ class Controller:
             tracked = np.concatenate([tracked, self._positions(probes)])
             rows += min(count, len(self.sequence)) * (layers - reuse.trigger - 1)
         self._track(tracked)
-        return reuse, rows
+        return rows
 
     def _widen(self, plan: Plan) -> int:
         """Bring what a refresh computes to the first slots: all, or all but the masks beyond the window."""

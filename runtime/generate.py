@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from engines.errors import OptionError, PromptError
-from engines.session import Model, check_ids
+from engines.session import Model, Pass, check_ids
 from runtime.controller import Controller, StepEvent
 from runtime.policies import Policy, within
 from runtime.sampler import Sampler
@@ -87,6 +87,60 @@ def prompt_array(prompt: Any, model: Model, gen_length: int) -> Positions:
     return ids.astype(np.int64)
 
 
+class Decoding:
+    """One request under way: its controller, and what its answer will be."""
+
+    def __init__(
+        self, model: Model, request: Request, policy: Policy, decode: Callable[[Positions], str] | None,
+        make: Callable[..., Controller] = Controller, place: int = 0,
+    ):  # fmt: skip
+        prompt = prompt_array(request.prompt_ids, model, request.gen_length)
+        policy.check(model.capacity, request.gen_length)
+        check_request(request, policy, model, decode is not None)
+        self.model, self.request, self.policy, self.decode = model, request, policy, decode or spelled
+        self.make, self.place = make, place
+        config = model.config
+        self.eos = config.eos_id if request.eos_id is None else request.eos_id
+        ends, horizon = self.eos if request.stop_at_eos else None, getattr(policy, "horizon", None)
+        self.sequence = Sequence.start(prompt, request.gen_length, config.mask_id, ends, horizon, config.shift)
+        self.trace: list[StepEvent] = []
+        self.stopped = False
+
+    def begin(self) -> None:
+        """Take the memory that decoding needs."""
+        length = len(self.sequence)
+        walk = self.model.walk(length, length + self.sequence.room, self.place)
+        sampler = sampler_of(self.request, self.policy, self.model)
+        self.controller = self.make(walk, self.sequence, self.policy, sampler)
+        self.began = self.ended = time.perf_counter()
+
+    @property
+    def done(self) -> bool:
+        return self.sequence.done or self.stopped
+
+    def note(self, event: StepEvent) -> StepEvent:
+        """Take a step's event into account."""
+        self.trace.append(event)
+        stop = self.request.stop
+        self.stopped = stop is not None and stop in self.decode(settled(self.sequence, self.eos))
+        self.ended = time.perf_counter()
+        return event
+
+    def output(self) -> Output:
+        """The answer, when decoding is done."""
+        sequence, steps = self.sequence, len(self.trace)
+        answer = settled(sequence, self.eos) if self.stopped else sequence.answer(self.eos)
+        text = self.decode(answer)
+        if self.request.stop is not None:
+            text = text.split(self.request.stop)[0]
+        sequence.grow(sequence.room)  # what was never unrolled is [MASK]
+        possible = steps * self.model.config.layers * len(sequence)
+        return Output(
+            answer.tolist(), text, steps, len(answer), self.ended - self.began,
+            sum(event.rows for event in self.trace) / possible, sequence.ids.tolist(), sequence.end, self.trace,
+        )  # fmt: skip
+
+
 def stream(
     model: Model, request: Request, policy: Policy, decode: Callable[[Positions], str] | None,
     make: Callable[..., Controller] = Controller,
@@ -98,35 +152,52 @@ def stream(
     and OptionError before the first step; BackendError if another thread uses
     the model, or its numbers are not numbers.
     """
-    prompt = prompt_array(request.prompt_ids, model, request.gen_length)
-    policy.check(model.capacity, request.gen_length)
-    check_request(request, policy, model, decode is not None)
-    decode = decode or spelled
+    decoding = Decoding(model, request, policy, decode, make)
     with model.exclusive():
-        eos = model.config.eos_id if request.eos_id is None else request.eos_id
-        ends = eos if request.stop_at_eos else None
-        horizon = getattr(policy, "horizon", None)
-        sequence = Sequence.start(prompt, request.gen_length, model.config.mask_id, ends, horizon, model.config.shift)
-        walk = model.walk(len(sequence), len(sequence) + sequence.room)
-        controller = make(walk, sequence, policy, sampler_of(request, policy, model))
-        trace: list[StepEvent] = []
-        stopped = False
-        began = time.perf_counter()
-        while not sequence.done and not stopped:
-            trace.append(controller.step())
-            yield trace[-1]
-            stopped = request.stop is not None and request.stop in decode(settled(sequence, eos))
-        seconds = time.perf_counter() - began
-    answer = settled(sequence, eos) if stopped else sequence.answer(eos)
-    text = decode(answer)
-    if request.stop is not None:
-        text = text.split(request.stop)[0]
-    sequence.grow(sequence.room)  # what was never unrolled is [MASK]
-    possible = len(trace) * model.config.layers * len(sequence)
-    yield Output(
-        answer.tolist(), text, len(trace), len(answer), seconds, sum(e.rows for e in trace) / possible,
-        sequence.ids.tolist(), sequence.end, trace,
-    )  # fmt: skip
+        decoding.begin()
+        while not decoding.done:
+            yield decoding.note(decoding.controller.step())
+    yield decoding.output()
+
+
+def stream_batch(
+    model: Model, requests: list[Request], policy: Policy, decode: Callable[[Positions], str] | None
+) -> Iterator[tuple[int, StepEvent | Output]]:
+    """Decode several requests side by side: yields (number, event) for each step of each, and (number, Output).
+
+    Each has its own window, drift decisions and end; its tokens are those that it
+    has alone. Reuse passes of all run as one, whole passes and refreshes one after
+    the other. Raises what `stream` does, and OptionError for more requests than
+    the bundle was built for, or none.
+    """
+    within("the number of prompts", len(requests), 1, model.capacity.max_batch, "build with a larger --max-batch")
+    decodings = [Decoding(model, request, policy, decode, place=place) for place, request in enumerate(requests)]
+    with model.exclusive():
+        for decoding in decodings:
+            decoding.begin()
+        running = dict(enumerate(decodings))
+        while running:
+            for number, event in step_all(model, {n: decoding.controller for n, decoding in running.items()}):
+                yield number, running[number].note(event)
+            for number in [n for n, decoding in running.items() if decoding.done]:
+                yield number, running.pop(number).output()
+
+
+def step_all(model: Model, controllers: dict[int, Controller]) -> Iterator[tuple[int, StepEvent]]:
+    """One step of each controller."""
+    stages = {number: controller.stages() for number, controller in controllers.items()}
+    due: dict[int, Pass] = {}
+    for number, stage in stages.items():
+        try:
+            due[number] = next(stage)
+        except StopIteration as end:
+            yield number, end.value
+    outcomes = model.reuse(list(due.values())) if due else []
+    for number, outcome in zip(due, outcomes, strict=True):
+        try:
+            stages[number].send(outcome)
+        except StopIteration as end:
+            yield number, end.value
 
 
 def sampler_of(request: Request, policy: Policy, model: Model) -> Sampler:

@@ -67,7 +67,7 @@ def build(way: str, path: Path, capacity: Capacity, capabilities: list[str]) -> 
     began = time.perf_counter()
     if way == "inputs":
         model = tensorrt.prepare(path, slots)
-        plan, _ = tensorrt.serialize("layer_00", model, spec_profiles, found, capabilities, 1)
+        plan, _ = tensorrt.serialize("layer_00", model, spec_profiles, found, capabilities)
         return time.perf_counter() - began, len(plan)
     trt = found.module
     messages = tensorrt.Messages(trt)
