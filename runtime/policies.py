@@ -303,7 +303,7 @@ def make_policy(name: str, options: dict[str, Any], defaults: dict[str, Any] | N
     for rival in ("tokens_per_step", "steps"):
         if "threshold" in given and rival in given:
             raise OptionError(f"threshold and {rival} exclude each other; give one of them")
-    values = {k: v for k, v in (defaults or {}).items() if k in known and cls is Elastic} | given
+    values = {k: v for k, v in (defaults or {}).items() if k in known and cls in (Elastic, Timesteps)} | given
     if "tokens_per_step" in given:
         values["threshold"] = None
     if issubclass(cls, Blocks) and cls is not Full and "steps" not in given:

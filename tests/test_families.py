@@ -1,6 +1,7 @@
 """Families: what each says of itself, the second against published data, and a third that only a file makes known."""
 
 import json
+import shutil
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import refused
+from conftest import refused, write_tokenizer
 from goldens import DATA, confidence_gap, trajectory_difference
 from oracle import Oracle
 from parity import BACKENDS, NOISE, compare
@@ -26,6 +27,7 @@ from engines.models.families.dream import FAMILY as DREAM
 from engines.models.registry import find_family, known
 from export.verify import verify as verify_parts
 from runtime.verify import verify as verify_tokens
+from scripts.make_random_checkpoint import make_checkpoint
 
 GOLDEN = DATA / "dream-tiny"
 PUBLISHED = {  # Dream-org/Dream-v0-Instruct-7B
@@ -37,6 +39,21 @@ PUBLISHED = {  # Dream-org/Dream-v0-Instruct-7B
     "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": None,
     "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.46.2", "use_cache": True,
     "use_mrope": False, "use_sliding_window": False, "vocab_size": 152064,
+}  # fmt: skip
+PUBLISHED_LLADA = {  # GSAI-ML/LLaDA-8B-Instruct; LLaDA-8B-Base and LLaDA-1.5 have the same numbers
+    "activation_type": "silu", "alibi": False, "alibi_bias_max": 8.0, "architectures": ["LLaDAModelLM"],
+    "attention_dropout": 0.0, "attention_layer_norm": False, "attention_layer_norm_with_affine": True,
+    "auto_map": {"AutoConfig": "configuration_llada.LLaDAConfig", "AutoModel": "modeling_llada.LLaDAModelLM",
+                 "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM"},
+    "bias_for_layer_norm": False, "block_group_size": 1, "block_type": "llama", "d_model": 4096,
+    "embedding_dropout": 0.0, "embedding_size": 126464, "eos_token_id": 126081, "flash_attention": False,
+    "include_bias": False, "include_qkv_bias": False, "init_cutoff_factor": None, "init_device": "meta",
+    "init_fn": "mitchell", "init_std": 0.02, "input_emb_norm": False, "layer_norm_type": "rms",
+    "layer_norm_with_affine": True, "mask_token_id": 126336, "max_sequence_length": 4096, "mlp_hidden_size": 12288,
+    "mlp_ratio": 4, "model_type": "llada", "multi_query_attention": None, "n_heads": 32, "n_kv_heads": 32,
+    "n_layers": 32, "pad_token_id": 126081, "precision": "amp_bf16", "residual_dropout": 0.0, "rms_norm_eps": 1e-05,
+    "rope": True, "rope_full_precision": True, "rope_theta": 500000.0, "scale_logits": False,
+    "transformers_version": "4.46.3", "use_cache": False, "vocab_size": 126464, "weight_tying": False,
 }  # fmt: skip
 NAMES = {  # the golden checkpoint's tensors by the oracle's names
     "model.embed_tokens": "wte", "model.norm": "ln_f", "lm_head": "ff_out", "model.layers": "blocks",
@@ -70,6 +87,37 @@ def oracle() -> Oracle:
         "n_kv_heads": raw["num_key_value_heads"], "include_qkv_bias": True, "shift": 1,
     }  # fmt: skip
     return Oracle(raw | config, tensors)
+
+
+# The first, as it is published
+
+
+def test_a_published_llada_config() -> None:
+    """Every key is known; later versions of the library that saved it add their own."""
+    for extra in ({}, {"bos_token_id": 126080, "dtype": "bfloat16", "transformers_version": "4.57.6"}):
+        config = find_family(PUBLISHED_LLADA | extra).read_config(PUBLISHED_LLADA | extra)
+        assert (config.layers, config.d_model, config.heads, config.kv_heads) == (32, 4096, 32, 32)
+        assert (config.mask_id, config.eos_id, config.vocab, config.max_length) == (126336, 126081, 126464, 4096)
+        assert (config.mlp_size, config.shift, config.qk_norm, config.tied) == (12288, 0, False, False)
+
+
+def test_a_directory_as_published(tmp_path: Path) -> None:
+    """All keys of the config, shards and index, tokenizer, template and generation defaults: built and asked."""
+    small = {"d_model": 64, "n_heads": 4, "n_kv_heads": 4, "n_layers": 2, "mlp_hidden_size": 96, "rope_theta": 5e5}
+    numbers = {"vocab_size": 280, "embedding_size": 280, "mask_token_id": 256, "eos_token_id": 257, "pad_token_id": 257}
+    folder = make_checkpoint(tmp_path / "checkpoint", PUBLISHED_LLADA | small | numbers, "bf16", shard_bytes=1)
+    assert json.loads((folder / "config.json").read_text())["precision"] == "amp_bf16"
+    write_tokenizer(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["added_tokens_decoder"] = {"261": {"content": "<|eot_id|>", "special": True}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    defaults = {"_from_model_config": True, "bos_token_id": 126080, "eos_token_id": 126081}
+    (folder / "generation_config.json").write_text(json.dumps(defaults))
+    bundle = export.build(folder, tmp_path / "bundle", precision="fp16")
+    with runtime.load(bundle, "onnxruntime", threads=1) as loaded:
+        assert loaded.bundle.config.eot_id == 261 and loaded.bundle.manifest.defaults["window"] == 16
+        said = loaded.generate("Hi", gen_length=16, confidence_eos_eot_inf=True)
+        assert said.steps and 256 not in said.sequence[-16:]
 
 
 # The second family
@@ -165,6 +213,17 @@ def test_its_defaults(bundle: Path, tmp_path: Path) -> None:
     with runtime.load(job, "eager", threads=1) as loaded:
         assert loaded.bundle.manifest.defaults["window"] == loaded.bundle.capacity.window == 32
     assert DREAM.length == 2048
+
+
+def test_generation_defaults_of_its_schedule(tmp_path: Path) -> None:
+    """The published generation_config.json names the algorithm; null says nothing."""
+    folder = Path(shutil.copytree(GOLDEN, tmp_path / "dream"))
+    content = {"alg": "origin", "alg_temp": None, "eps": 0.001, "steps": 512, "mask_token_id": None, "top_p": None}
+    (folder / "generation_config.json").write_text(json.dumps(content))
+    with runtime.load(export.build(folder, tmp_path / "bundle", backends=[]), "eager", threads=1) as loaded:
+        chosen, _ = loaded.resolve("timesteps", {})
+        assert vars(chosen) == {"steps": None, "alg": "origin", "alg_temp": 0.0, "eps": 0.001, "cfg_scale": 0.0}
+        assert vars(loaded.resolve("timesteps", {"alg": "entropy"})[0])["alg"] == "entropy"
 
 
 def test_both_verify(bundle: Path) -> None:

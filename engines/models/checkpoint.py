@@ -30,6 +30,7 @@ from engines.spec import ModelConfig
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = ("F32", "F16", "BF16")
+SCHEDULE = "alg", "alg_temp", "eps"  # of generation_config.json itself, where a published driver reads them
 DECODING = (  # what a checkpoint may set for the policy elastic
     "threshold", "gamma", "drift", "track_num", "window", "horizon", "reach", "block_caching", "refresh_scope",
 )  # fmt: skip
@@ -66,7 +67,9 @@ class Checkpoint:
         return [p for name in FILES if (p := self.directory / name).is_file() and name not in pairs]
 
     def decoding(self) -> dict[str, Any]:
-        """How the checkpoint wants to be decoded: `elastic` of generation_config.json over its family's defaults.
+        """How the checkpoint wants to be decoded: generation_config.json over its family's defaults.
+
+        Read are `elastic`, and the keys of a schedule of time steps beside it.
 
         Raises CheckpointError for a file that is no JSON object, or an option nobody knows.
         """
@@ -77,6 +80,7 @@ class Checkpoint:
             content = json.loads(path.read_text())
             found = dict(content.get("elastic", {}))
             unknown = sorted(set(found) - set(DECODING))
+            found |= {name: content[name] for name in SCHEDULE if content.get(name) is not None}
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{path} is no JSON object of generation defaults ({error}); {AGAIN}") from error
         if unknown:
