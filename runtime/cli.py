@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
     prompt = make.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", help="the user's text; - reads it from standard input")
     prompt.add_argument("--prompt-ids", type=Path, help="a file of ids: a JSON list, or numbers separated by space")
+    prompt.add_argument("--prompts", type=Path, help="a file of prompts, one a line, decoded side by side")
     add_decoding(make)
     make.add_argument("--gen-length", type=int, help="masks to fill (default 256)")
     make.add_argument("--temperature", type=float, help="Gumbel noise on the logits (default 0: arg-max)")

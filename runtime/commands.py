@@ -84,8 +84,10 @@ class Trace:
 
 
 def generate_command(args: argparse.Namespace) -> None:
-    prompt = read_prompt(args)
     request = {name: getattr(args, name, None) for name in REQUEST}
+    if args.prompts is not None:
+        return generate_all(args, read_lines(args.prompts), request)
+    prompt = read_prompt(args)
     with opened(args) as model, Trace(args.trace) as trace:
         for event in model.stream(prompt, args.policy, **decoding(args), **request):
             if isinstance(event, StepEvent):
@@ -99,6 +101,23 @@ def generate_command(args: argparse.Namespace) -> None:
             f"[{model.backend}] {event.tokens} tokens in {event.steps} steps, {event.seconds:.3f} s, "
             f"{event.tokens / event.seconds:.1f} tokens/s, {event.share:.1%} of layer-rows computed"
         )
+
+
+def generate_all(args: argparse.Namespace, prompts: list[str], request: dict[str, Any]) -> None:
+    """Answer the prompts of a file, as many side by side as the bundle was built for."""
+    if args.trace is not None:
+        raise OptionError("--trace writes the steps of one prompt; give --prompt, or leave --trace out")
+    if not prompts:
+        raise PromptError(f"{args.prompts} holds no prompt; write one a line")
+    with opened(args) as model:
+        size = model.bundle.capacity.max_batch
+        for start in range(0, len(prompts), size):
+            outs = model.generate_batch(prompts[start : start + size], args.policy, **decoding(args), **request)
+            for number, out in enumerate(outs, start + 1):
+                if args.json:
+                    print(json.dumps({"prompt": number} | out.to_json() | {"backend": model.backend}))
+                else:
+                    print(f"[{number}] {out.text}")
 
 
 def trace_command(args: argparse.Namespace) -> None:

@@ -1,12 +1,13 @@
 """Several sequences side by side: each is decoded as it is alone, whatever shares its batch."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import refused, sentence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import BACKENDS, NOISE, difference, recorded
@@ -14,6 +15,7 @@ from parity import BACKENDS, NOISE, difference, recorded
 import export
 import runtime
 from engines.errors import BackendError, OptionError, PromptError
+from runtime.cli import main
 from runtime.generate import Output
 from runtime.policies import POLICIES
 
@@ -82,6 +84,23 @@ def test_text(text_bundle: Path) -> None:
     with runtime.load(text_bundle, "onnxruntime", threads=1) as model:
         outs = model.generate_batch(["Hi", [{"role": "user", "content": "a longer one"}]], gen_length=8)
         assert [out.text for out in outs] == [model.generate(p, gen_length=8).text for p in ("Hi", "a longer one")]
+
+
+def test_the_command(text_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each prompt of a file, in order; more than a batch holds come batch by batch."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(["Hi", "", *(f"number {n}" for n in range(17))]))
+    given = ["generate", str(text_bundle), "--prompts", str(file), "--gen-length", "8", "--threads", "1"]
+    assert main([*given, "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["prompt"] for line in lines] == list(range(1, 19))
+    with runtime.load(text_bundle, "onnxruntime", threads=1) as model:
+        assert lines[17]["ids"] == model.generate("number 16", gen_length=8).ids
+    assert main(given) == 0 and capsys.readouterr().out.startswith("[1] ")
+    file.write_text("\n")
+    for extra, words in (([], ("no prompt", "one a line")), (["--trace", "t"], ("--trace", "one prompt"))):
+        assert main([*given, *extra]) != 0
+        sentence(capsys.readouterr().err, *words)
 
 
 def test_what_is_refused(golden: runtime.Runtime, tiny_checkpoint: Path, tmp_path: Path) -> None:
