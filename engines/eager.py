@@ -86,6 +86,7 @@ class EagerWalk(SteppedWalk):
         self.q = zeros(layers, 1, slots, config.heads, size)
         self.k = zeros(layers, 1, config.kv_heads, slots, size)
         self.v = zeros(layers, 1, config.kv_heads, slots, size)
+        self.given: Tensor | None = None
         self.positions = torch.arange(slots, device=model.place)[None]
         self.key_mask = self.positions < length
 
@@ -105,9 +106,16 @@ class EagerWalk(SteppedWalk):
             for tensor in (self.k[:, 0], self.v[:, 0]):
                 tensor[:, :, to] = tensor[:, :, where]
 
+    def give(self, embeddings: NDArray[np.float32]) -> None:
+        self.given = torch.from_numpy(embeddings).to(self.h)
+
     @torch.inference_mode()
     def embed(self, ids: Slots) -> None:
-        self.h[0, :, : len(ids)] = reference.embed(self.model.weights["embed"], self.rows(ids)[None])
+        known = np.minimum(ids, self.config.vocab - 1)
+        self.h[0, :, : len(ids)] = reference.embed(self.model.weights["embed"], self.rows(known)[None])
+        if self.given is not None:
+            rows = np.flatnonzero(ids >= self.config.vocab)
+            self.h[0, 0, self.rows(rows)] = self.given[self.rows(ids[rows] - self.config.vocab)]
 
     @torch.inference_mode()
     def layer(self, index: int, rows: int) -> None:

@@ -38,6 +38,7 @@ class OnnxRuntimeWalk(Walk):
             self.space(name, planes, limit, self.width[name])
         for name in ("attention", "before"):
             self.space(name, c.layers, c.heads, model.capacity.rows, limit)
+        self.given: NDArray[np.float32] | None = None
         self.positions = np.arange(length)[None, None]
         self.write_index = np.zeros(1, np.int64)
         self.recall = model.sessions["recall"].io_binding()
@@ -105,8 +106,16 @@ class OnnxRuntimeWalk(Walk):
             for cache in (*self.caches.values(), self.positions[0]):
                 cache[:, target] = cache[:, source]
 
+    def give(self, embeddings: NDArray[np.float32]) -> None:
+        self.given = embeddings
+
     def embed(self, ids: Slots) -> None:
-        (self.h[0, :, : len(ids)],) = self.model.run("embed", ["hidden"], ids=ids[None])
+        vocab = self.config.vocab
+        known = ids if self.given is None else np.minimum(ids, vocab - 1)
+        (self.h[0, :, : len(ids)],) = self.model.run("embed", ["hidden"], ids=known[None])
+        if self.given is not None:
+            rows = np.flatnonzero(ids >= vocab)
+            self.h[0, 0, rows] = self.given[ids[rows] - vocab]
 
     def layer(self, index: int, rows: int) -> None:
         binding = self.bindings[index]

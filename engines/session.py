@@ -81,6 +81,13 @@ class Walk(ABC):
     def move(self, target: Slots, source: Slots) -> None:
         """Copy the slots `source` to `target`, as if at once: H, Q, K and V of all layers, and positions."""
 
+    def give(self, embeddings: NDArray[np.float32]) -> None:
+        """Let ids from `config.vocab` on stand for the rows of `embeddings` [n, d]; before anything is embedded.
+
+        Raises BackendError where a back end has no such way in.
+        """
+        raise BackendError("this back end takes no embeddings; use --backend onnxruntime or eager")
+
     @abstractmethod
     def embed(self, ids: Slots) -> None:
         """Embed ids [A] into H of the first layer at slots 0 … A-1."""
@@ -216,7 +223,7 @@ class Model(ABC):
             raise PromptError("ids have rows of different lengths; give an integer array [B, N]") from error
         if array.ndim != 2 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
             raise PromptError(f"ids must be a non-empty integer array [B, N], got {array.dtype} {list(array.shape)}")
-        check_ids(array, self.config)
+        check_ids(array, self.config.vocab)
         if array.shape[1] > self.capacity.max_length:
             raise PromptError(
                 f"{array.shape[1]} ids exceed the bundle's length {self.capacity.max_length}; "
@@ -244,11 +251,11 @@ class _Exclusive:
         self.lock.release()
 
 
-def check_ids(ids: NDArray[Any], config: ModelConfig) -> None:
+def check_ids(ids: NDArray[Any], vocab: int) -> None:
     """Raises PromptError if an id lies outside the vocabulary."""
-    outside = ids[(ids < 0) | (ids >= config.vocab)]
+    outside = ids[(ids < 0) | (ids >= vocab)]
     if outside.size:
-        raise PromptError(f"id {outside.flat[0]} lies outside the vocabulary of {config.vocab}; check the tokenizer")
+        raise PromptError(f"id {outside.flat[0]} lies outside the vocabulary of {vocab}; check the tokenizer")
 
 
 def slots_for(capacity: Capacity, length: int) -> int:

@@ -25,6 +25,7 @@ class Request:
     """What to decode and how, apart from the policy."""
 
     prompt_ids: Any  # int array [P]
+    embeddings: Any = None  # float32 [n, d], for which the prompt has the ids V … V + n - 1 (V: vocabulary)
     gen_length: int = 256
     temperature: float = 0.0
     seed: int | None = None
@@ -61,8 +62,9 @@ class Output:
         }
 
 
-def prompt_array(prompt: Any, model: Model, gen_length: int) -> Positions:
-    """Check a prompt's ids against the model; raises PromptError or OptionError."""
+def prompt_array(prompt: Any, model: Model, gen_length: int, given: int = 0) -> Positions:
+    """Check a prompt's ids, `given` of which lie beyond the vocabulary, against the model; raises PromptError or
+    OptionError."""
     try:
         ids = np.asarray(prompt)
     except ValueError as error:
@@ -72,7 +74,7 @@ def prompt_array(prompt: Any, model: Model, gen_length: int) -> Positions:
         raise PromptError(f"the prompt is {what}; it needs at least one id, as in [1, 2, 3]")
     if not np.issubdtype(ids.dtype, np.integer):
         raise PromptError(f"prompt ids must be integers, got {ids.dtype}; write them as [1, 2, 3]")
-    check_ids(ids, model.config)
+    check_ids(ids, model.config.vocab + given)
     if (ids == model.config.mask_id).any():
         raise PromptError(
             f"the prompt contains the mask id {model.config.mask_id}, which only decoding may place; leave it out"
@@ -94,7 +96,8 @@ class Decoding:
         self, model: Model, request: Request, policy: Policy, decode: Callable[[Positions], str] | None,
         make: Callable[..., Controller] = Controller, place: int = 0,
     ):  # fmt: skip
-        prompt = prompt_array(request.prompt_ids, model, request.gen_length)
+        given = 0 if request.embeddings is None else len(checked(request.embeddings, model))
+        prompt = prompt_array(request.prompt_ids, model, request.gen_length, given)
         policy.check(model.capacity, request.gen_length)
         check_request(request, policy, model, decode is not None)
         self.model, self.request, self.policy, self.decode = model, request, policy, decode or spelled
@@ -110,6 +113,8 @@ class Decoding:
         """Take the memory that decoding needs."""
         length = len(self.sequence)
         walk = self.model.walk(length, length + self.sequence.room, self.place)
+        if self.request.embeddings is not None:
+            walk.give(np.ascontiguousarray(self.request.embeddings, np.float32))
         sampler = sampler_of(self.request, self.policy, self.model)
         self.controller = self.make(walk, self.sequence, self.policy, sampler)
         self.began = self.ended = time.perf_counter()
@@ -198,6 +203,19 @@ def step_all(model: Model, controllers: dict[int, Controller]) -> Iterator[tuple
             stages[number].send(outcome)
         except StopIteration as end:
             yield number, end.value
+
+
+def checked(embeddings: Any, model: Model) -> Any:
+    """`embeddings`, if they are float rows of the model's width; raises PromptError if not."""
+    shape, kind = np.shape(embeddings), np.asarray(embeddings).dtype
+    if len(shape) != 2 or shape[1] != model.config.d_model or not np.issubdtype(kind, np.floating):
+        raise PromptError(
+            f"embeddings must be floats of shape [n, {model.config.d_model}], got {kind} {list(shape)}; "
+            "give one row for each id beyond the vocabulary"
+        )
+    if not np.isfinite(embeddings).all():
+        raise PromptError("embeddings hold NaN or Inf, expected finite numbers; check what they come from")
+    return embeddings
 
 
 def sampler_of(request: Request, policy: Policy, model: Model) -> Sampler:

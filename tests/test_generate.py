@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import refused
+from parity import BACKENDS
+from safetensors.numpy import load_file
 
 import runtime
 from engines.errors import OptionError, PromptError
@@ -127,6 +129,35 @@ def test_masks_by_chance(golden: runtime.Runtime) -> None:
         PROMPT, "timesteps", gen_length=16, alg="entropy", alg_temp=0.5, temperature=0.7, top_p=0.9, seed=3
     )
     assert 255 not in drawn.sequence
+
+
+# Embeddings in place of ids
+
+
+@pytest.mark.parametrize("policy", list(POLICIES))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_given_embeddings_are_as_good_as_ids(golden_bundle: Path, policy: str, backend: str) -> None:
+    """A prompt in which some ids are replaced by their own rows of the table: the same run, whatever the policy."""
+    table = load_file(next(golden_bundle.glob("onnx/embed*.safetensors")))["wte.weight"]
+    ids = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])
+    swapped = ids.copy()
+    swapped[2:7] = 256 + np.arange(5)
+    with runtime.load(golden_bundle, backend, threads=1) as model:
+        plain = model.generate(ids, policy, gen_length=24)
+        given = model.generate(swapped, policy, gen_length=24, embeddings=table[ids[2:7]])
+        again = model.generate_batch([swapped, ids[:3].tolist()], policy, gen_length=24, embeddings=table[ids[2:7]])
+    assert given.sequence[10:] == again[0].sequence[10:] == plain.sequence[10:] and given.steps == plain.steps
+    assert [e.tracked for e in given.trace] == [e.tracked for e in plain.trace]
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "words"),
+    [(np.zeros((2, 3)), ("[n, 64]", "[2, 3]")), (np.zeros((2, 64), int), ("floats", "int64")),
+     (np.full((2, 64), np.nan), ("NaN", "finite")), (np.zeros((1, 64)), ("id 257", "vocabulary of 257"))],
+)  # fmt: skip
+def test_embeddings_that_are_refused(golden: runtime.Runtime, embeddings: Any, words: tuple[str, ...]) -> None:
+    with refused(PromptError, *words):
+        golden.generate([1, 256, 257], gen_length=4, embeddings=embeddings)
 
 
 # Answers
