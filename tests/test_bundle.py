@@ -30,7 +30,7 @@ def flip(path: Path, at: int, mask: int = 0xFF) -> None:
 def test_a_bundle_is_what_it_says(golden_bundle: Path) -> None:
     bundle = Bundle.open(str(golden_bundle))
     assert bundle.config.parts == ("embed", "layer_00", "layer_01", "layer_02", "layer_03", "head")
-    assert bundle.capacity == Capacity(512, 32, 4, 1, 2 * 32 + 4 * 4)
+    assert bundle.capacity == Capacity(512, 32, 4, 16, 2 * 32 + 4 * 4)
     assert (bundle.config.mask_id, bundle.config.eos_id, bundle.manifest.precision) == (255, 250, "fp32")
     assert list(bundle.manifest.engines) == ["onnxruntime"]
     on_disk = {p.relative_to(golden_bundle).as_posix() for p in golden_bundle.rglob("*") if p.is_file()}
