@@ -291,8 +291,22 @@ def unfused_specs(config: ModelConfig) -> tuple[PartSpec, ...]:
     return (embed_spec(config, "fp32"), *layers, head_spec(config, "fp32"), *watches)
 
 
+def vision_specs(config: ModelConfig, dtype: str) -> tuple[PartSpec, ...]:
+    """The parts that turn tiles into rows of the language model; none for a model without a vision tower."""
+    vision = config.vision
+    if vision is None:
+        return ()
+    side = vision.image_size
+    features = Port("features", dtype, ("N", vision.patches, vision.width))
+    projected = Port("projected", dtype, ("N", vision.patches, config.d_model))
+    return (
+        PartSpec("tower", (Port("pixels", dtype, ("N", vision.channels, side, side)),), (features,)),
+        PartSpec("projector", (features,), (projected,)),
+    )
+
+
 def part_specs(config: ModelConfig, dtype: str, track_num: int) -> tuple[PartSpec, ...]:
-    """All parts of a bundle as exported: the ones with weights, then the drift tests and the probe."""
+    """All parts of a bundle's language model as exported: the ones with weights, then the drift tests and the probe."""
     layers = (layer_spec(config, dtype, i) for i in range(config.layers))
     drifts = (drift_spec(config, dtype, kind) for kind in DRIFTS)
     return (embed_spec(config, dtype), *layers, head_spec(config, dtype), *drifts, probe_spec(config, dtype, track_num))
