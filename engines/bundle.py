@@ -61,7 +61,7 @@ class Bundle:
         """Read and check the manifest of `root`; raises BundleError with the remedy."""
         root = Path(root)
         manifest = read_manifest(root)
-        config = strict(ModelConfig, manifest.model, f"{root}: model")
+        config = ModelConfig.from_json(manifest.model, f"{root}: model")
         return cls(root, manifest, config, strict(Capacity, manifest.capacity, f"{root}: capacity"))
 
     @property

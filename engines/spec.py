@@ -2,11 +2,12 @@
 
 Axes carry the same letters everywhere: B batch, A active rows, S slots,
 H heads, G key/value heads, D head size, d width, V columns of the logits,
-T tracked rows, W window rows, K tracked keys per layer. Nothing here knows a
-file format, a tensor library or a back end.
+T tracked rows, W window rows, K tracked keys per layer; of images: N tiles,
+P patches of a tile, Dv the vision tower's width. Nothing here knows a file
+format, a tensor library or a back end.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from engines.errors import BundleError
@@ -25,11 +26,56 @@ def strict(cls: type, values: dict[str, Any], where: str) -> Any:
 
 
 @dataclass(frozen=True)
+class VisionConfig:
+    """A vision tower's numbers, and how an image is cut for it.
+
+    A tile is a square of `image_size` pixels. An image is tiled to one of
+    `resolutions` (width, height); tokens of its tiles beyond those of
+    `max_tiles` are scaled down. `layers` are those that are run.
+    """
+
+    image_size: int
+    patch_size: int
+    channels: int
+    layers: int
+    width: int
+    heads: int
+    mlp_size: int
+    norm_eps: float
+    mean: float  # of a channel's values, which lie in 0 … 1
+    deviation: float
+    resolutions: tuple[tuple[int, int], ...]
+    max_tiles: int
+    placeholder: str  # what stands for an image in a prompt
+
+    @property
+    def grid(self) -> int:
+        """Patches along a tile's side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        return self.grid**2
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of the largest tiling, and the whole image as one more."""
+        return 1 + max(width * height for width, height in self.resolutions) // self.image_size**2
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], where: str) -> "VisionConfig":
+        found: VisionConfig = strict(cls, values, where)
+        return replace(found, resolutions=tuple((width, height) for width, height in found.resolutions))
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A transformer's numbers and switches, as read by its family. `vocab` counts the logits' columns.
 
     The row of position p predicts position p + `shift`, which is 0 or 1; position
-    0 is predicted by its own. `eot_id` is the token that ends a turn of a chat.
+    0 is predicted by its own. `eot_id` is the token that ends a turn of a chat,
+    `system` the message that every chat begins with. The `suppressed` ids are
+    never predicted and have no part in a confidence.
     """
 
     family: str
@@ -51,14 +97,29 @@ class ModelConfig:
     eot_id: int | None = None
     shift: int = 0
     qk_norm: bool = False  # Q and K are normalised per head before the rotary
+    suppressed: tuple[int, ...] = ()
+    system: str | None = None
+    vision: VisionConfig | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the parts that carry weights, in the order of a forward pass."""
+        """Names of the language model's parts that carry weights, in the order of a forward pass."""
         return ("embed", *(layer_name(i) for i in range(self.layers)), "head")
+
+    @property
+    def vision_parts(self) -> tuple[str, ...]:
+        """Names of the parts that turn tiles into the language model's rows, in their order."""
+        return ("tower", "projector") if self.vision else ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], where: str) -> "ModelConfig":
+        """What `to_json` gave; raises BundleError for unknown or missing keys."""
+        found: ModelConfig = strict(cls, values, where)
+        vision = values["vision"] and VisionConfig.from_json(values["vision"], f"{where}.vision")
+        return replace(found, suppressed=tuple(found.suppressed), vision=vision)
 
 
 @dataclass(frozen=True)
@@ -230,8 +291,22 @@ def unfused_specs(config: ModelConfig) -> tuple[PartSpec, ...]:
     return (embed_spec(config, "fp32"), *layers, head_spec(config, "fp32"), *watches)
 
 
+def vision_specs(config: ModelConfig, dtype: str) -> tuple[PartSpec, ...]:
+    """The parts that turn tiles into rows of the language model; none for a model without a vision tower."""
+    vision = config.vision
+    if vision is None:
+        return ()
+    side = vision.image_size
+    features = Port("features", dtype, ("N", vision.patches, vision.width))
+    projected = Port("projected", dtype, ("N", vision.patches, config.d_model))
+    return (
+        PartSpec("tower", (Port("pixels", dtype, ("N", vision.channels, side, side)),), (features,)),
+        PartSpec("projector", (features,), (projected,)),
+    )
+
+
 def part_specs(config: ModelConfig, dtype: str, track_num: int) -> tuple[PartSpec, ...]:
-    """All parts of a bundle as exported: the ones with weights, then the drift tests and the probe."""
+    """All parts of a bundle's language model as exported: the ones with weights, then the drift tests and the probe."""
     layers = (layer_spec(config, dtype, i) for i in range(config.layers))
     drifts = (drift_spec(config, dtype, kind) for kind in DRIFTS)
     return (embed_spec(config, dtype), *layers, head_spec(config, dtype), *drifts, probe_spec(config, dtype, track_num))

@@ -8,6 +8,7 @@ graphs, families or decoding.
 
 import fcntl
 import importlib
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from engines.backends import versions
 from engines.bundle import MANIFEST, STAMPS, Bundle, Manifest, describe, write_manifest
 from engines.errors import INSTALL, BackendError, BundleError, NewerBundleError, OptionError
 from engines.models import tokenizer
-from engines.spec import PRECISIONS, Capacity, ModelConfig, PartSpec, Port, part_specs
+from engines.spec import PRECISIONS, Capacity, ModelConfig, PartSpec, Port, part_specs, vision_specs
 from engines.weights import SIZES
 from export.compilers import COMPILERS, check_options, chosen, compiler_folders, engine_bytes
 
@@ -170,8 +171,8 @@ def clear_the_way(job: Build, force: bool) -> bool:
         manifest = found.manifest
         same = manifest.checkpoint["identity"] == job.checkpoint.identity
         quantized = [e["weights"] for n, e in manifest.engines.items() if n in job.backends and "weights" in e]
-        options = (job.capacity, job.precision, quantized and [job.weights])
-        if not same or (found.capacity, manifest.precision, quantized) != options:
+        options = (job.config, job.capacity, job.precision, quantized and [job.weights])
+        if not same or (found.config, found.capacity, manifest.precision, quantized) != options:
             what = "with other options" if same else "of another checkpoint"
             raise BundleError(f"{job.root} is a bundle {what}; choose another --out, or pass --force to replace it")
         texts = (job.checkpoint.directory / "config.json", *job.checkpoint.tokenizer_files())
@@ -207,7 +208,7 @@ def run(job: Build) -> None:
     from export.part import Target
 
     folder = Target(job.root, "onnx", job.precision, job.precision)
-    specs = part_specs(job.config, job.precision, job.capacity.track_num)
+    specs = *part_specs(job.config, job.precision, job.capacity.track_num), *vision_specs(job.config, job.precision)
     written = job.write_parts(folder, specs)
     job.parts = {spec.name: written[spec.name] | ports(spec) for spec in specs}
     for source in (job.checkpoint.directory / "config.json", *job.checkpoint.tokenizer_files()):
@@ -258,6 +259,8 @@ def estimate(job: Build) -> dict[str, int]:
     layer = c.d_model * (2 * c.heads + 2 * c.kv_heads) * c.head_size + 3 * c.d_model * c.mlp_size
     table = c.vocab * c.d_model
     numbers = 2 * table + c.layers * layer
+    of_vision = [job.checkpoint.family.weights(c, part).values() for part in c.vision_parts]
+    numbers += sum(math.prod(weight.shape) for part in of_vision for weight in part)
     disk = numbers * SIZES[job.precision] + engine_bytes(job.backends, job.precision, job.weights, table, numbers)
     return {"disk": disk, "memory": 2 * max(layer, table) * 4}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.backends import installed
 from engines.errors import INSTALL, BackendError, OptionError
-from engines.spec import unfused_specs
+from engines.spec import unfused_specs, vision_specs
 from engines.weights import SIZES
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def compile_onnxruntime(build: "Build") -> dict[str, Any]:
-    """The unfused graphs in fp32: on a CPU half precision costs twice the time.
+    """The unfused graphs, and those of vision, in fp32: on a CPU half precision costs twice the time.
 
     The weights of an fp32 build serve as they are. ONNX Runtime optimises a
     graph when it loads it; rows and slots stay dynamic.
@@ -28,7 +28,8 @@ def compile_onnxruntime(build: "Build") -> dict[str, Any]:
     profiles = {"rows": [1, build.capacity.max_length], "slots": [1, build.capacity.max_length]}
     folder = "onnx" if build.precision == "fp32" and build.weights is None else "engines/onnxruntime"
     target = Target(build.root, folder, "fp32", build.precision, build.weights)
-    parts = build.write_parts(target, unfused_specs(build.config))
+    specs = *unfused_specs(build.config), *vision_specs(build.config, "fp32")
+    parts = build.write_parts(target, specs)
     return {"precision": "fp32", "weights": build.weights, "profiles": profiles, "parts": parts}
 
 

@@ -85,15 +85,23 @@ def head(g: Graph, config: ModelConfig) -> None:
     logits = g.linear(g.norm(rows, "ln_f", config.norm_eps), "ff_out")
     logits = g.op("Identity" if g.dtype == "fp32" else "Cast", logits, name="logits",
                   **({} if g.dtype == "fp32" else {"to": TensorProto.FLOAT}))  # fmt: skip
-    barred = np.zeros(config.vocab, np.float32)
-    barred[config.mask_id] = -np.inf
-    allowed = g.op("Add", logits, g.table("barred", barred))
+    counted = logits
+    if config.suppressed:
+        counted = g.op("Add", logits, g.table("suppressed", barred(config, config.suppressed)))
+    allowed = g.op("Add", counted, g.table("barred", barred(config, (config.mask_id,))))
     g.op("ArgMax", allowed, name="token", axis=-1, keepdims=0)
     last = g.constant([-1])
-    top = g.op("ReduceMax", logits, last, keepdims=1)
-    total = g.op("ReduceSum", g.op("Exp", g.op("Sub", logits, top)), last, keepdims=0)
+    top = g.op("ReduceMax", counted, last, keepdims=1)
+    total = g.op("ReduceSum", g.op("Exp", g.op("Sub", counted, top)), last, keepdims=0)
     best = g.op("Sub", g.op("ReduceMax", allowed, last, keepdims=1), top)
     g.op("Div", g.op("Exp", g.op("Squeeze", best, last)), total, name="confidence")
+
+
+def barred(config: ModelConfig, ids: tuple[int, ...]) -> np.ndarray:
+    """What is added to logits [V] so that `ids` are never the best."""
+    found = np.zeros(config.vocab, np.float32)
+    found[list(ids)] = -np.inf
+    return found
 
 
 def scores(g: Graph, config: ModelConfig, q: str, k: str) -> str:

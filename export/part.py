@@ -24,7 +24,7 @@ from engines import weights as weight_files
 from engines.bundle import STAMPS, describe, write_atomically
 from engines.errors import CheckpointError
 from engines.spec import ModelConfig, PartSpec
-from export import fused, graph, unfused, writers
+from export import fused, graph, unfused, vision, writers
 from export import quantize as quantizing
 from export.quantize import quantize
 
@@ -65,7 +65,7 @@ def write_part(
     root, stem = target.root, f"{target.folder}/{spec.name}"
     (root / target.folder).mkdir(parents=True, exist_ok=True)
     graph_file = f"{stem}.onnx" if spec.form == "fused" else f"{stem}.{spec.form}.onnx"
-    weight_file = f"{stem}.safetensors" if spec.name in config.parts else None
+    weight_file = f"{stem}.safetensors" if spec.name in (*config.parts, *config.vision_parts) else None
     key = "|".join(map(str, (key, target.folder, target.dtype, target.precision, sources_digest())))
 
     def write_weights(path: Path) -> None:
@@ -147,6 +147,6 @@ def chunks(
 @cache
 def sources_digest() -> str:
     """Changes with the code that makes parts, so that no stamp outlives it."""
-    modules = graph, fused, unfused, writers, quantizing, weight_files, specs
+    modules = graph, fused, unfused, vision, writers, quantizing, weight_files, specs
     text = "".join(map(inspect.getsource, modules))
     return hashlib.sha256(f"{onnx.__version__}{text}".encode()).hexdigest()

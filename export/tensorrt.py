@@ -20,7 +20,7 @@ import onnx
 from engines.bundle import STAMPS, describe, write_atomically
 from engines.errors import BackendError, OptionError
 from engines.flavour import CURRENT, Flavour, find
-from engines.spec import Capacity, PartSpec, part_specs
+from engines.spec import Capacity, PartSpec, part_specs, vision_specs
 from export.part import stamped
 
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 FOLDER = "engines/tensorrt"
 CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")  # built for ahead of time unless told otherwise
+USUAL_TILES = 7  # of a photo
 SHORTEST = 512  # positions of the shortest engines
-NATIVE = {"layer": ("ROTARY_EMBEDDING", "KV_CACHE_UPDATE", "ATTENTION_INPUT")}
+NATIVE = {"layer": ("ROTARY_EMBEDDING", "KV_CACHE_UPDATE", "ATTENTION_INPUT"), "tower": ("ATTENTION_INPUT",)}
 Span = tuple[int, int, int]  # least, usual and most of a dynamic axis
 
 
@@ -45,14 +46,16 @@ def compile_plans(build: "Build") -> dict[str, Any]:
     slots = lengths(build.capacity)
     parts: dict[str, Any] = {}
     made: dict[str, dict[str, Any]] = {}  # by what a plan is made from: layers of one shape are compiled once
-    specs = part_specs(build.config, build.precision, build.capacity.track_num)
+    config = build.config
+    specs = *part_specs(config, build.precision, build.capacity.track_num), *vision_specs(config, build.precision)
+    tiles = config.vision.tiles if config.vision else 1
     for number, spec in enumerate(specs, 1):
         build.progress(f"{FOLDER}/{spec.name}", number, len(specs))
         source = build.parts[spec.name]
         plans = {}
         for count in slots:
             model = prepare(build.root / source["graph"], count)
-            chosen = profiles(spec, build.capacity, count)
+            chosen = profiles(spec, build.capacity, count, tiles)
             key = digest(model, chosen, flavour, capabilities)
             if key not in made:
                 made[key] = compile_plan(build, f"{spec.name}_{count}", key, model, chosen, flavour, capabilities)
@@ -62,7 +65,7 @@ def compile_plans(build: "Build") -> dict[str, Any]:
     return {
         "precision": build.precision, "flavour": flavour.name, "version": flavour.version,
         "capabilities": capabilities, "slots": slots, "parts": parts,
-        "profiles": {s.name: [{k: list(v) for k, v in p.items()} for p in profiles(s, build.capacity, slots[-1])]
+        "profiles": {s.name: [{k: list(v) for k, v in p.items()} for p in profiles(s, build.capacity, slots[-1], tiles)]
                      for s in specs},
     }  # fmt: skip
 
@@ -97,10 +100,11 @@ def lengths(capacity: Capacity) -> list[int]:
     return [count + capacity.rows for count in sorted(positions)]
 
 
-def profiles(spec: PartSpec, capacity: Capacity, slots: int) -> list[dict[str, Span]]:
+def profiles(spec: PartSpec, capacity: Capacity, slots: int, tiles: int = 1) -> list[dict[str, Span]]:
     """The spans of a part's dynamic axes in each profile: reuse, whole, general (those the part has).
 
-    Only a reuse pass is run for several sequences at once.
+    Only a reuse pass is run for several sequences at once. Parts that see images have one profile, up to the
+    `tiles` of the largest tiling.
     """
     rows, window = capacity.rows, capacity.window
     several, one = {"B": (1, 1, capacity.max_batch)}, {"B": (1, 1, 1)}
@@ -110,6 +114,8 @@ def profiles(spec: PartSpec, capacity: Capacity, slots: int) -> list[dict[str, S
 
     kind = spec.name.partition("_")[0]
     any_rows = 1, rows, slots
+    if kind in ("tower", "projector"):
+        return [{"N": (1, min(USUAL_TILES, tiles), tiles)}]
     if kind in ("embed", "layer"):
         return [several | {"A": fixed(rows)}, one | {"A": fixed(slots)}, one | {"A": any_rows}]
     if kind == "head":

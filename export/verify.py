@@ -12,6 +12,7 @@ from engines.bundle import Bundle
 from engines.errors import OptionError, ParityError
 from engines.session import Model, Watch
 from engines.spec import DRIFTS, layer_name
+from engines.vision import open_vision
 
 # Of engines, by the bundle's precision or by what their weights are quantised to.
 TOLERANCES = {"fp32": 5e-4, "fp16": 5e-4, "bf16": 5e-4, "int8": 5e-2, "int4": 0.5}
@@ -93,3 +94,18 @@ def differences(model: Model, reference: Model, ids: NDArray[np.int64]) -> Itera
     found = [set(outcome.probes[0].tolist()) for outcome in passes]
     yield Difference("probe", float(found[0] != found[1]), float(found[0] != found[1]), 1.0)
     yield Difference.of("forward", model.logits(ids), reference.logits(ids))
+    if model.config.vision is not None:
+        yield from vision_differences(model, reference)
+
+
+def vision_differences(model: Model, reference: Model) -> Iterator[Difference]:
+    """The vision parts on two random tiles, each on the reference's own input."""
+    ours, theirs = open_vision(model), open_vision(reference)
+    side, channels = ours.config.image_size, ours.config.channels
+    pixels = np.random.default_rng(0).uniform(-1, 1, (2, channels, side, side)).astype(np.float32)
+    features = theirs.tower(pixels)
+    yield Difference.of("tower", ours.tower(pixels), features)
+    yield Difference.of("projector", ours.projector(features), theirs.projector(features))
+    yield Difference.of("newline", ours.newline, theirs.newline)
+    ours.close()
+    theirs.close()

@@ -6,7 +6,7 @@ import onnx
 
 from engines.spec import ModelConfig, PartSpec
 from engines.weights import Entry
-from export import fused, unfused
+from export import fused, unfused, vision
 from export.graph import Graph
 
 
@@ -23,6 +23,8 @@ def build(
             "head": lambda: fused.head(graph, config),
             "drift": lambda: fused.drift(graph, config, detail),
             "probe": lambda: fused.probe(graph, config, int(spec.outputs[0].axes[1])),
+            "tower": lambda: vision.tower(graph, config),
+            "projector": lambda: vision.projector(graph),
         },
         "unfused": {
             "layer": lambda: unfused.layer(graph, config),

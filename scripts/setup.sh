@@ -11,7 +11,7 @@ if [ "$(cat .venv/installed 2>/dev/null)" != "$stamp" ]; then
     "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt torch==2.13.0
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt \
-        -e '.[export,cpu,rtx,eval,dev]'
+        -e '.[export,cpu,rtx,eval,vision,dev]'
     echo "$stamp" >.venv/installed
 fi
 . .venv/bin/activate

@@ -8,6 +8,7 @@ library, a file format or a single family.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from engines.spec import ModelConfig
@@ -18,7 +19,7 @@ class Weight(NamedTuple):
 
     tensor: str  # name in the checkpoint
     shape: tuple[int, ...]  # as stored; a matrix is stored as [out, in]
-    transposed: bool  # handed out as [in, out], because a part computes x @ W
+    transposed: bool  # handed out as [in, out], because a part computes x @ W; further axes count as `in`
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class Family:
     `read_config` turns the keys of config.json into numbers and switches of
     `ModelConfig`, which say what the parts compute and which row predicts a
     position, and refuses what is not implemented (CheckpointError). `weights`
-    maps the local names of a part of `ModelConfig.parts` to tensors.
+    maps the local names of a part of `ModelConfig.parts` or `vision_parts` to
+    tensors. `complete` adds to the keys of config.json what other files of the
+    published directory say.
     `ignorable` are shell patterns of tensors that a checkpoint may hold though
     no part reads them. `decoding` are the decoding defaults of a bundle,
     `length` the length it is built for where the config allows a longer one
@@ -47,3 +50,4 @@ class Family:
     length: int | None = None
     end_of_turn: str | None = None
     split: str | None = None
+    complete: Callable[[Path, dict[str, Any]], dict[str, Any]] = lambda directory, raw: raw

@@ -93,7 +93,7 @@ class Checkpoint:
         They are mapped from the file, not copied. Raises CheckpointError for an
         unknown part, a file that can no longer be read, or a NaN or Inf.
         """
-        if name not in self.config.parts:
+        if name not in (*self.config.parts, *self.config.vision_parts):
             listed = f"{', '.join(self.config.parts[:2])} … {self.config.parts[-1]}"
             raise CheckpointError(f"{self.directory} has no part {name!r}; its parts are {listed}")
         weights = self.family.weights(self.config, name)
@@ -105,7 +105,7 @@ class Checkpoint:
         for weight in weights.values():
             _check_finite(stored[weight.tensor], weight.tensor, name)
         return {
-            local: stored[weight.tensor].t() if weight.transposed else stored[weight.tensor]
+            local: stored[weight.tensor].flatten(1).t() if weight.transposed else stored[weight.tensor]
             for local, weight in weights.items()
         }
 
@@ -117,7 +117,9 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
         raise CheckpointError(f"{directory} is not a directory; give the folder that holds config.json")
     raw = _json_object(directory / "config.json")
     family = find_family(raw)
-    config = replace(family.read_config(raw), eot_id=special_id(directory, family.end_of_turn))
+    config = replace(
+        family.read_config(family.complete(directory, raw)), eot_id=special_id(directory, family.end_of_turn)
+    )
     index = _index(directory)
     shards: dict[str, Path] = {}
     headers: dict[str, tuple[tuple[int, ...], str]] = {}  # tensor -> shape, type
@@ -206,12 +208,13 @@ def _check_tensors(
     directory: Path, family: Family, config: ModelConfig, headers: dict[str, tuple[tuple[int, ...], str]]
 ) -> None:
     """Every weight of every part is there with its shape and a known type, and nothing else is."""
-    if config.layers > len(headers):
+    if config.layers + (config.vision.layers if config.vision else 0) > len(headers):
         raise CheckpointError(
             f"{directory} holds {len(headers)} tensors, too few for the {config.layers} layers of config.json; {AGAIN}"
         )
-    needed = {weight.tensor for part in config.parts for weight in family.weights(config, part).values()}
-    for part in config.parts:
+    parts = (*config.parts, *config.vision_parts)
+    needed = {weight.tensor for part in parts for weight in family.weights(config, part).values()}
+    for part in parts:
         for tensor, shape, _ in family.weights(config, part).values():
             if tensor not in headers:
                 raise CheckpointError(f"{directory} lacks {tensor} {list(shape)} of part {part}; {AGAIN}")

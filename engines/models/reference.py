@@ -88,13 +88,15 @@ def layer(
 def head(config: ModelConfig, weights: Weights, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """hidden [B, W, d] -> token [B, W], confidence [B, W], logits [B, W, V], the last two in float32.
 
-    [MASK] is left out of the arg-max; the softmax stays over all columns.
+    [MASK] is left out of the arg-max; the softmax stays over all columns but the suppressed ones.
     """
     logits = linear(weights, "ff_out", rms_norm(hidden, weights["ln_f.weight"], config.norm_eps)).float()
     allowed = logits.clone()
+    allowed[..., list(config.suppressed)] = -torch.inf
+    total = allowed.logsumexp(-1)
     allowed[..., config.mask_id] = -torch.inf
     best, token = allowed.max(-1)
-    return token, (best - logits.logsumexp(-1)).exp(), logits
+    return token, (best - total).exp(), logits
 
 
 def attention_rows(q: Tensor, k: Tensor, key_mask: Tensor) -> Tensor:

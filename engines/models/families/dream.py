@@ -8,7 +8,7 @@ how a layer computes.
 
 from typing import Any
 
-from engines.models import Family, Weight
+from engines.models import Family, llama
 from engines.models.keys import Keys, expect
 from engines.spec import ModelConfig
 
@@ -56,38 +56,12 @@ def read_config(raw: dict[str, Any]) -> ModelConfig:
     )
 
 
-def weights(config: ModelConfig, part: str) -> dict[str, Weight]:
-    """Local name -> tensor, for the part `part` of `config.parts`."""
-    d, size = config.d_model, config.head_size
-    table = "model.embed_tokens.weight"
-    if part == "embed":
-        return {"wte.weight": Weight(table, (config.vocab, d), False)}
-    if part == "head":
-        return {
-            "ln_f.weight": Weight("model.norm.weight", (d,), False),
-            "ff_out.weight": Weight(table if config.tied else "lm_head.weight", (config.vocab, d), True),
-        }
-    prefix = f"model.layers.{config.parts.index(part) - 1}"
-    found = {
-        "attn_norm.weight": Weight(f"{prefix}.input_layernorm.weight", (d,), False),
-        "ff_norm.weight": Weight(f"{prefix}.post_attention_layernorm.weight", (d,), False),
-        "attn_out.weight": Weight(f"{prefix}.self_attn.o_proj.weight", (d, config.heads * size), True),
-        "ff_proj.weight": Weight(f"{prefix}.mlp.gate_proj.weight", (config.mlp_size, d), True),
-        "up_proj.weight": Weight(f"{prefix}.mlp.up_proj.weight", (config.mlp_size, d), True),
-        "ff_out.weight": Weight(f"{prefix}.mlp.down_proj.weight", (d, config.mlp_size), True),
-    }
-    for name, heads in (("q", config.heads), ("k", config.kv_heads), ("v", config.kv_heads)):
-        found[f"{name}_proj.weight"] = Weight(f"{prefix}.self_attn.{name}_proj.weight", (heads * size, d), True)
-        found[f"{name}_proj.bias"] = Weight(f"{prefix}.self_attn.{name}_proj.bias", (heads * size,), False)
-    return found
-
-
 FAMILY = Family(
     name="dream",
     model_type="Dream",
     architectures=("DreamModel",),
     read_config=read_config,
-    weights=weights,
+    weights=llama.weights,
     ignorable=("*.rotary_emb.inv_freq",),
     decoding={"window": 32},  # arXiv 2510.14973
     length=2048,  # what it was trained on; the config says 131072

@@ -1,0 +1,78 @@
+"""The vision parts on TensorRT: one plan each, weights on the GPU beside the model's.
+
+Memory for one group of tiles is taken when the first image comes and kept.
+Nothing here knows files of images or how tiles become tokens.
+"""
+
+import math
+import time
+
+import numpy as np
+
+from engines.bundle import REBUILD
+from engines.device_memory import narrow, widen
+from engines.errors import DeviceError
+from engines.session import Model
+from engines.spec import vision_specs
+from engines.tensorrt import Plan, TensorRTModel
+from engines.vision import Rows, Vision
+from engines.weights import SIZES, locate
+
+
+class TensorRTVision(Vision):
+    """Tower and projector as deserialised plans, with memory for the ports of a group."""
+
+    group = 8
+
+    def __init__(self, model: Model):
+        super().__init__(model)
+        assert isinstance(model, TensorRTModel)
+        self.cuda, self.precision = model.cuda, self.bundle.manifest.precision
+        self.specs = {spec.name: spec for spec in vision_specs(model.config, self.precision)}
+        self.weights = {part: model._upload(part) for part in self.specs}
+        self.plans = {part: self._load(model, part) for part in self.specs}
+        self.group = min(self.group, self.config.tiles)
+        ports = {port.name: port for spec in self.specs.values() for port in (*spec.inputs, *spec.outputs)}
+        self.shapes = {name: tuple(int(axis) for axis in port.axes[1:]) for name, port in ports.items()}
+        self.places = {
+            name: self.cuda.alloc(self.group * math.prod(shape) * SIZES[self.precision], f"{name} of a group of tiles")
+            for name, shape in self.shapes.items()
+        }
+
+    def _load(self, model: TensorRTModel, part: str) -> Plan:
+        name = next(iter(model.entry["parts"][part]["plans"].values()))  # the same for every length
+        engine = model.runtime.deserialize_cuda_engine(self.bundle.file(name).read_bytes())
+        if engine is None:
+            raise DeviceError(f"{model.flavour.name} cannot load {name} on {self.cuda.name}; {REBUILD}")
+        return Plan(part, engine, {port.name for port in self.specs[part].inputs}, self.cuda)
+
+    @property
+    def newline(self) -> Rows:
+        path = self.bundle.weights("projector")
+        entry = locate(path)["newline"]
+        return widen(np.memmap(path, np.uint8, "r", entry.offset, (entry.length,)), self.precision)
+
+    def tower(self, pixels: Rows) -> Rows:
+        return self._run("tower", pixels)
+
+    def projector(self, features: Rows) -> Rows:
+        return self._run("projector", features)
+
+    def _run(self, part: str, given: Rows) -> Rows:
+        began = time.perf_counter()
+        (source,), (target,) = self.specs[part].inputs, self.specs[part].outputs
+        read = {name: place for name, place in self.weights[part].items() if name != "newline"}
+        for name in (source.name, target.name):
+            read[name] = self.places[name], (len(given), *self.shapes[name])
+        values = narrow(given, self.precision)
+        self.cuda.upload(self.places[source.name], values)
+        self.plans[part].run(0, read)
+        found = np.empty((len(given), math.prod(self.shapes[target.name]) * SIZES[self.precision]), np.uint8)
+        self.cuda.download(found, self.places[target.name])
+        self.cuda.sync()
+        self.model.seconds[part] += time.perf_counter() - began
+        self.model.runs[part] += 1
+        return widen(found, self.precision).reshape(len(given), *self.shapes[target.name])
+
+    def close(self) -> None:
+        self.plans.clear()

@@ -1,0 +1,69 @@
+"""Prompts with images: placeholders among the ids, and the rows that take their place.
+
+An image stands in a prompt as text that no token is made of; among ids it is
+`IMAGE`, which is no token either. Embeddings of text come from whoever holds the
+table. Nothing here knows pixels, files or a tokenizer.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.errors import PromptError
+from runtime.layout import Rows
+
+IMAGE = -200  # an image among ids
+Ids = NDArray[np.int64]
+
+
+def mention(text: str, placeholder: str, images: int) -> str:
+    """A question with a placeholder for each image: those it has, or as many lines before it.
+
+    Raises PromptError if it has some, but not as many as there are images.
+    """
+    count = text.count(placeholder)
+    if count not in (0, images):
+        raise PromptError(
+            f"the prompt mentions {placeholder} {count} times and {images} images are given; make it as many, or "
+            "leave it out of the text"
+        )
+    return text if count else f"{placeholder}\n" * images + text
+
+
+def encode(text: str, placeholder: str, encoder: Callable[[str], Ids], drop: bool = False) -> Ids:
+    """Ids [P] of a prompt, `IMAGE` for each placeholder; the text between is encoded piece by piece.
+
+    `drop` leaves out the first token after each image, as the published code of
+    this kind of model does where its tokenizer adds no token of its own.
+    """
+    first, *others = (encoder(piece) if piece else np.zeros(0, np.int64) for piece in text.split(placeholder))
+    ids = [first]
+    for piece in others:
+        ids += [np.array([IMAGE]), piece[int(drop) :]]
+    return np.concatenate(ids).astype(np.int64)
+
+
+def merge(ids: Ids, images: Sequence[Rows], embed: Callable[[Ids], Rows]) -> Rows:
+    """The rows [L, d] of a prompt: `embed` (ids [A] -> [A, d]) of its text, tokens [n, d] for each image in its order.
+
+    Raises PromptError unless `ids` has as many placeholders as there are images.
+    """
+    text = ids != IMAGE
+    if (count := int(len(ids) - text.sum())) != len(images):
+        raise PromptError(
+            f"the prompt has {count} placeholders for {len(images)} images; it takes one for each, in their order"
+        )
+    if not images:
+        return embed(ids)
+    rows = embed(ids[text]) if text.any() else np.zeros((0, images[0].shape[1]), np.float32)
+    pieces = np.split(rows, np.cumsum(text)[~text])
+    merged = [pieces[0]]
+    for image, piece in zip(images, pieces[1:], strict=True):
+        merged += [image, piece]
+    return np.concatenate(merged).astype(np.float32)
+
+
+def merged_length(ids: Ids, tokens: Sequence[int]) -> int:
+    """The length of the merged prompt, for images of so many `tokens` each."""
+    return int((ids != IMAGE).sum()) + sum(tokens)
