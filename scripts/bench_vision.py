@@ -145,8 +145,8 @@ def main() -> None:
         more = STAGES[args.stage](args.work) or {}
         used = resource.getrusage(resource.RUSAGE_SELF)
         seconds, cpu = time.perf_counter() - began, used.ru_utime + used.ru_stime
-        figures = {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1)}
-        print(json.dumps(figures | {"peak_rss_gib": round(used.ru_maxrss / 2**20, 2)} | more))
+        cost = {"seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1)}
+        print(json.dumps(cost | {"peak_rss_gib": round(used.ru_maxrss / 2**20, 2)} | more))
         return
     if args.work.exists():
         parser.error(f"{args.work} is there already; name a new folder")
