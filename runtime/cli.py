@@ -10,6 +10,7 @@ from runtime import commands as do
 from runtime.bench import POLICY_CASES
 from runtime.policies import ALGORITHMS, POLICIES, REMASKING, SCOPES
 from runtime.tasks import FAMILIES
+from runtime.terminal import chat_command
 
 DEFAULT_BUNDLE = Path("bundles/demo")
 
@@ -24,19 +25,17 @@ def parser() -> argparse.ArgumentParser:
     prompt.add_argument("--prompt-ids", type=Path, help="a file of ids: a JSON list, or numbers separated by space")
     prompt.add_argument("--prompts", type=Path, help="a file of prompts, one a line, decoded side by side")
     add_decoding(make)
-    make.add_argument("--gen-length", type=int, help="masks to fill (default 256)")
-    make.add_argument("--temperature", type=float, help="Gumbel noise on the logits (default 0: arg-max)")
-    make.add_argument("--top-p", type=float, help="draw from the most probable tokens of this probability together")
-    make.add_argument("--top-k", type=int, help="draw from this many most probable tokens")
-    make.add_argument("--seed", type=int, help="of what is drawn by chance")
-    make.add_argument("--logits-eos-inf", action="store_true", default=None, help="never say EOS")
-    make.add_argument("--confidence-eos-eot-inf", action="store_true", default=None,
-                      help="say EOS and the end of a turn last")  # fmt: skip
+    add_request(make)
     make.add_argument("--stop", help="end the text before this string")
-    make.add_argument("--no-stop-at-eos", action="store_false", dest="stop_at_eos", default=None)
     make.add_argument("--json", action="store_true", help="print the result as JSON")
     make.add_argument("--trace", type=Path, help="write a JSON line for each step to this file")
     make.set_defaults(call=do.generate_command)
+    talk = commands.add_parser("chat", help="answer one message after another; at a terminal, masks fill as you watch")
+    add_bundle(talk)
+    talk.add_argument("--system", metavar="TEXT", help="a message of the system before the first turn")
+    add_decoding(talk)
+    add_request(talk)
+    talk.set_defaults(call=chat_command)
     look = commands.add_parser("trace", help="draw what each step of a run did")
     add_bundle(look)
     look.add_argument("--prompt", required=True, help="the user's text; - reads it from standard input")
@@ -121,6 +120,19 @@ def add_decoding(command: argparse.ArgumentParser) -> None:
     command.add_argument("--eps", type=float, help="time of the last step (timesteps)")
     command.add_argument("--prompt-interval", type=int, help="steps between full refreshes (interval)")
     command.add_argument("--response-interval", type=int, help="steps between refreshes of the answer (interval)")
+
+
+def add_request(command: argparse.ArgumentParser) -> None:
+    """Options of what is asked for, whatever the policy."""
+    command.add_argument("--gen-length", type=int, help="masks to fill (default 256)")
+    command.add_argument("--temperature", type=float, help="Gumbel noise on the logits (default 0: arg-max)")
+    command.add_argument("--top-p", type=float, help="draw from the most probable tokens of this probability together")
+    command.add_argument("--top-k", type=int, help="draw from this many most probable tokens")
+    command.add_argument("--seed", type=int, help="of what is drawn by chance")
+    command.add_argument("--logits-eos-inf", action="store_true", default=None, help="never say EOS")
+    command.add_argument("--confidence-eos-eot-inf", action="store_true", default=None,
+                         help="say EOS and the end of a turn last")  # fmt: skip
+    command.add_argument("--no-stop-at-eos", action="store_false", dest="stop_at_eos", default=None)
 
 
 def main(argv: list[str] | None = None) -> int:
