@@ -110,7 +110,7 @@ def compile_part(work: Path, part: str) -> dict[str, Any]:
     graph = tensorrt.prepare(made.root / "onnx" / f"{part}.onnx", LENGTH)
     spans = tensorrt.profiles(spec, made.capacity, LENGTH, vision.tiles)
     began = time.perf_counter()
-    plan, _ = tensorrt.serialize(part, graph, spans, flavour.find("tensorrt_rtx"), [CAPABILITY], 1)
+    plan, _ = tensorrt.serialize(part, graph, spans, flavour.find("tensorrt_rtx"), [CAPABILITY])
     return {"compile_seconds": round(time.perf_counter() - began, 1), "plan_mb": round(len(plan) / 1e6, 2)}
 
 
