@@ -111,6 +111,11 @@ class ModelConfig:
         """Names of the parts that turn tiles into the language model's rows, in their order."""
         return ("tower", "projector") if self.vision else ()
 
+    @property
+    def end_id(self) -> int:
+        """The token that ends an answer: EOS, or the end of a turn where EOS is never predicted."""
+        return self.eot_id if self.eot_id is not None and self.eos_id in self.suppressed else self.eos_id
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

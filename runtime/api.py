@@ -6,6 +6,7 @@
 Text is turned into ids here; everything below sees ids only.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -16,12 +17,16 @@ from numpy.typing import NDArray
 
 from engines import backends
 from engines.bundle import Bundle
+from engines.vision import Vision, open_vision
 from runtime.controller import StepEvent
+from runtime.embeddings import encode, mentioned, numbered, see
 from runtime.generate import Output, Request, stream, stream_batch
+from runtime.images import Source
+from runtime.images import load as load_image
 from runtime.policies import Policy, make_policy
 from runtime.text import Text
 
-REQUEST = tuple(field.name for field in fields(Request) if field.name != "prompt_ids")
+REQUEST = tuple(field.name for field in fields(Request) if field.name not in ("prompt_ids", "image_seconds"))
 
 
 class Runtime:
@@ -31,6 +36,7 @@ class Runtime:
         self.bundle = bundle
         self.model = backends.load(bundle, backend, **options)
         self.text = Text(bundle)
+        self.vision: Vision | None = None  # opened for the first image
 
     def __enter__(self) -> "Runtime":
         return self
@@ -40,6 +46,8 @@ class Runtime:
 
     def close(self) -> None:
         """Give back engines and memory."""
+        if self.vision is not None:
+            self.vision.close()
         self.model.close()
 
     @property
@@ -51,17 +59,20 @@ class Runtime:
         return self.model.logits(ids)
 
     def stream(
-        self, prompt: str | list[dict[str, str]] | Any, policy: str | None = None, **options: Any
-    ) -> Iterator[StepEvent | Output]:
+        self, prompt: str | list[dict[str, str]] | Any, policy: str | None = None, images: Sequence[Source] = (),
+        **options: Any,
+    ) -> Iterator[StepEvent | Output]:  # fmt: skip
         """Decode step by step: a StepEvent for each step, then the Output.
 
-        `prompt` is a user's text, chat messages, or ids [P]. Options are those
-        of the policy (see `runtime.policies`) and of `runtime.generate.Request`;
-        None means not given. Raises OptionError for one the
-        policy does not use, PromptError for a prompt that cannot be decoded.
+        `prompt` is a user's text, chat messages, or ids [P]; `images` are files,
+        bytes or Pillow's, for the places that it has for them or else in front.
+        Options are those of the policy (see `runtime.policies`) and of
+        `runtime.generate.Request`; None means not given. Raises OptionError for one
+        the policy does not use, PromptError for a prompt or an image that cannot be
+        decoded.
         """
         chosen, given = self.resolve(policy, options)
-        return stream(self.model, Request(self.ids_of(prompt), **given), chosen, self.decode)
+        return stream(self.model, self.request(prompt, images, given), chosen, self.decode)
 
     def stream_batch(
         self, prompts: Sequence[Any], policy: str | None = None, **options: Any
@@ -72,13 +83,34 @@ class Runtime:
         arguments. Raises OptionError for more prompts than the bundle was built for.
         """
         chosen, given = self.resolve(policy, options)
-        requests = [Request(self.ids_of(prompt), **given) for prompt in prompts]
-        return stream_batch(self.model, requests, chosen, self.decode)
+        return stream_batch(self.model, [self.request(prompt, (), given) for prompt in prompts], chosen, self.decode)
 
-    def ids_of(self, prompt: str | list[dict[str, str]] | Any) -> Any:
-        """The ids of a text or messages; ids as they are."""
+    def request(self, prompt: Any, images: Sequence[Source], given: dict[str, Any]) -> Request:
+        """What to decode: a text or messages as ids, and the rows that stand for images."""
         is_text = isinstance(prompt, str) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], dict))
-        return self.text.prompt(prompt) if is_text else prompt
+        if not images:
+            return Request(self.text.prompt(prompt) if is_text else prompt, **given)
+        began = time.perf_counter()
+        rows = self.see(images)
+        seconds = time.perf_counter() - began
+        vision, vocab = self.bundle.config.vision, self.bundle.config.vocab
+        assert vision is not None, "`see` has looked"
+        if is_text:
+            text = self.text.render(mentioned(prompt, vision.placeholder, len(images)))
+            ids = encode(text, vision.placeholder, self.text.encode)
+        else:
+            ids = np.asarray(prompt)
+        given = given | {"embeddings": np.concatenate(rows), "image_seconds": seconds}
+        return Request(numbered(ids, rows, vocab), **given)
+
+    def see(self, images: Sequence[Source]) -> list[NDArray[np.float32]]:
+        """The rows [n, d] of the language model that each image becomes.
+
+        Raises OptionError for a model that sees none, PromptError for an image that cannot be decoded.
+        """
+        with self.model.exclusive():
+            self.vision = self.vision or open_vision(self.model)
+            return [see(self.vision, load_image(self.vision.config, image)) for image in images]
 
     @property
     def decode(self) -> Callable[[Any], str] | None:
@@ -96,9 +128,12 @@ class Runtime:
     def has_text(self) -> bool:
         return "tokenizer.json" in self.bundle.manifest.files
 
-    def generate(self, prompt: str | list[dict[str, str]] | Any, policy: str | None = None, **options: Any) -> Output:
+    def generate(
+        self, prompt: str | list[dict[str, str]] | Any, policy: str | None = None, images: Sequence[Source] = (),
+        **options: Any,
+    ) -> Output:  # fmt: skip
         """Decode to the end; see `stream` for the arguments."""
-        *_, output = self.stream(prompt, policy, **options)
+        *_, output = self.stream(prompt, policy, images, **options)
         assert isinstance(output, Output)
         return output
 

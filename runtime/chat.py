@@ -108,7 +108,7 @@ class Chat:
                 f"the {what} left out: with more history and gen_length {self.request.gen_length} "
                 f"the prompt would exceed the bundle's length {self.limit}"
             )
-        eos = self.model.bundle.config.eos_id if self.request.eos_id is None else self.request.eos_id
+        eos = self.model.bundle.config.end_id if self.request.eos_id is None else self.request.eos_id
         mask = self.model.bundle.config.mask_id
         answer = np.full(self.request.gen_length, mask)
         steps = self.model.stream(prompt, self.policy, **self.options)

@@ -23,6 +23,8 @@ def parser() -> argparse.ArgumentParser:
     prompt = make.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", help="the user's text; - reads it from standard input")
     prompt.add_argument("--prompt-ids", type=Path, help="a file of ids: a JSON list, or numbers separated by space")
+    make.add_argument("--image", type=Path, action="append", default=[], metavar="FILE",
+                      help="an image for the prompt (repeatable; for models that see)")  # fmt: skip
     prompt.add_argument("--prompts", type=Path, help="a file of prompts, one a line, decoded side by side")
     add_decoding(make)
     add_request(make)

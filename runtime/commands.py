@@ -84,12 +84,12 @@ class Trace:
 
 
 def generate_command(args: argparse.Namespace) -> None:
-    request = {name: getattr(args, name, None) for name in REQUEST}
+    request: dict[str, Any] = {name: getattr(args, name, None) for name in REQUEST}
     if args.prompts is not None:
         return generate_all(args, read_lines(args.prompts), request)
     prompt = read_prompt(args)
     with opened(args) as model, Trace(args.trace) as trace:
-        for event in model.stream(prompt, args.policy, **decoding(args), **request):
+        for event in model.stream(prompt, args.policy, args.image, **decoding(args), **request):
             if isinstance(event, StepEvent):
                 trace.write(event)
         assert not isinstance(event, StepEvent)
@@ -100,11 +100,14 @@ def generate_command(args: argparse.Namespace) -> None:
         console.print(
             f"[{model.backend}] {event.tokens} tokens in {event.steps} steps, {event.seconds:.3f} s, "
             f"{event.tokens / event.seconds:.1f} tokens/s, {event.share:.1%} of layer-rows computed"
+            + (f", {event.image_seconds:.3f} s for the images" if args.image else "")
         )
 
 
 def generate_all(args: argparse.Namespace, prompts: list[str], request: dict[str, Any]) -> None:
     """Answer the prompts of a file, as many side by side as the bundle was built for."""
+    if args.image:
+        raise OptionError("--image belongs to one prompt; give --prompt, or leave --image out")
     if args.trace is not None:
         raise OptionError("--trace writes the steps of one prompt; give --prompt, or leave --trace out")
     if not prompts:

@@ -38,6 +38,16 @@ def mention(text: str, placeholder: str, images: int) -> str:
     return text if count else f"{placeholder}\n" * images + text
 
 
+def mentioned(messages: str | list[dict[str, str]], placeholder: str, images: int) -> str | list[dict[str, str]]:
+    """Messages, or a user's text, with a placeholder for each image: as `mention` has it, in the last message unless
+    earlier ones have some."""
+    if isinstance(messages, str):
+        return mention(messages, placeholder, images)
+    *earlier, last = messages
+    before = sum(turn["content"].count(placeholder) for turn in earlier)
+    return [*earlier, last | {"content": mention(last["content"], placeholder, images - before)}]
+
+
 def encode(text: str, placeholder: str, encoder: Callable[[str], Ids], drop: bool = False) -> Ids:
     """Ids [P] of a prompt, `IMAGE` for each placeholder; the text between is encoded piece by piece.
 
@@ -69,6 +79,18 @@ def merge(ids: Ids, images: Sequence[Rows], embed: Callable[[Ids], Rows]) -> Row
     for image, piece in zip(images, pieces[1:], strict=True):
         merged += [image, piece]
     return np.concatenate(merged).astype(np.float32)
+
+
+def numbered(ids: Ids, images: Sequence[Rows], vocab: int) -> Ids:
+    """The ids [L] of a merged prompt: those from `vocab` on stand for the rows of all images, one after the other.
+
+    Raises PromptError unless `ids` has as many placeholders as there are images.
+    """
+    counts = [len(image) for image in images]
+    starts = vocab + np.cumsum([0, *counts[:-1]])
+    runs = [np.arange(start, start + count)[:, None] for start, count in zip(starts, counts, strict=False)]
+    merged = merge(ids, [run.astype(np.float32) for run in runs], lambda text: text[:, None].astype(np.float32))
+    return merged[:, 0].astype(np.int64)
 
 
 def merged_length(ids: Ids, tokens: Sequence[int]) -> int:

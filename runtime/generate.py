@@ -26,6 +26,7 @@ class Request:
 
     prompt_ids: Any  # int array [P]
     embeddings: Any = None  # float32 [n, d], for which the prompt has the ids V … V + n - 1 (V: vocabulary)
+    image_seconds: float = 0.0  # that these took
     gen_length: int = 256
     temperature: float = 0.0
     seed: int | None = None
@@ -43,7 +44,8 @@ class Output:
     """The answer. `ids` and `tokens` leave out EOS and what follows; `sequence` is all of it.
 
     `share` is the share of layer-rows computed: rows run over steps × layers ×
-    all positions, the first step included.
+    all positions, the first step included. `seconds` are those of the steps;
+    those that images took before them are beside.
     """
 
     ids: list[int]
@@ -55,6 +57,7 @@ class Output:
     sequence: list[int]
     eos_at: int | None
     trace: list[StepEvent] = field(repr=False)
+    image_seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("trace", "sequence")} | {
@@ -103,7 +106,7 @@ class Decoding:
         self.model, self.request, self.policy, self.decode = model, request, policy, decode or spelled
         self.make, self.place = make, place
         config = model.config
-        self.eos = config.eos_id if request.eos_id is None else request.eos_id
+        self.eos = config.end_id if request.eos_id is None else request.eos_id
         ends, horizon = self.eos if request.stop_at_eos else None, getattr(policy, "horizon", None)
         self.sequence = Sequence.start(prompt, request.gen_length, config.mask_id, ends, horizon, config.shift)
         self.trace: list[StepEvent] = []
@@ -143,6 +146,7 @@ class Decoding:
         return Output(
             answer.tolist(), text, steps, len(answer), self.ended - self.began,
             sum(event.rows for event in self.trace) / possible, sequence.ids.tolist(), sequence.end, self.trace,
+            self.request.image_seconds,
         )  # fmt: skip
 
 
@@ -220,11 +224,12 @@ def checked(embeddings: Any, model: Model) -> Any:
 
 def sampler_of(request: Request, policy: Policy, model: Model) -> Sampler:
     config = model.config
-    eos = config.eos_id if request.eos_id is None else request.eos_id
+    eos = config.end_id if request.eos_id is None else request.eos_id
     late = (eos,) if config.eot_id is None else (eos, config.eot_id)
     return Sampler(
         (config.mask_id,), policy.ranking, float(request.temperature), float(request.top_p), request.top_k,
-        (eos,) if request.logits_eos_inf else (), late if request.confidence_eos_eot_inf else (), request.seed,
+        (eos,) if request.logits_eos_inf else (), config.suppressed, late if request.confidence_eos_eot_inf else (),
+        request.seed,
     )  # fmt: skip
 
 

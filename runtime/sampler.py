@@ -60,8 +60,9 @@ class Ranking:
 class Sampler:
     """Draws tokens from logits and ranks them.
 
-    `barred` ids are never drawn; with `hidden` ids the logits of these are taken
-    as minus infinity, so that they have no probability either. Candidates whose
+    `barred` ids are never drawn; the logits of `hidden` ids are taken as minus
+    infinity, so that they have no probability either. `suppressed` ids are those
+    that the model's head hides itself. Candidates whose
     token is one of `late` rank lowest. Randomness comes from `seed`.
     """
 
@@ -71,6 +72,7 @@ class Sampler:
     top_p: float = 1.0
     top_k: int | None = None
     hidden: tuple[int, ...] = ()
+    suppressed: tuple[int, ...] = ()
     late: tuple[int, ...] = ()
     seed: int | None = None
 
@@ -98,7 +100,7 @@ class Sampler:
 
     def _draw(self, logits: Floats) -> tuple[Tokens, Floats]:
         plain: Floats = logits.astype(np.float64)
-        plain[:, list(self.hidden)] = -np.inf
+        plain[:, [*self.hidden, *self.suppressed]] = -np.inf
         tempered = plain / self.temperature if self.temperature else plain
         allowed: Floats = tempered.copy()
         allowed[:, list(self.barred)] = -np.inf

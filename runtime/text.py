@@ -87,7 +87,12 @@ class Text:
         return self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=True)
 
     def prompt(self, messages: str | list[dict[str, str]]) -> Positions:
-        """Ids of a user's text, or of messages {"role", "content"}, through the chat template.
+        """Ids of a user's text, or of messages {"role", "content"}; see `render`."""
+        return self.encode(self.render(messages))
+
+    def render(self, messages: str | list[dict[str, str]]) -> str:
+        """The text of a prompt: messages through the chat template, behind the model's own system message if there is
+        none among them.
 
         A checkpoint without a template (a base model) takes the plain text.
         Raises PromptError for empty text or a template that fails.
@@ -98,20 +103,22 @@ class Text:
                 raise PromptError('a message lacks its role or content; write {"role": "user", "content": "…"}')
         if not turns or not turns[-1]["content"].strip():
             raise PromptError("the prompt is empty; give some text")
+        system = self.bundle.config.system
+        if system is not None and turns[0]["role"] != "system":
+            turns = [{"role": "system", "content": system}, *turns]
         source = self.template
         if source is None:
-            return self.encode("\n".join(turn["content"] for turn in turns))
+            return "\n".join(turn["content"] for turn in turns)
         environment = Sandbox(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _refuse
         tokens = {k: v for k, v in self.settings.items() if k.endswith("_token") and v is not None}
         try:
             template = environment.from_string(source)
-            text = template.render(messages=turns, add_generation_prompt=True, **tokens)
+            return template.render(messages=turns, add_generation_prompt=True, **tokens)
         except Exception as error:  # the code of strangers can raise anything
             raise PromptError(
                 f"the bundle's chat template failed ({first_line(error)}); give ids with --prompt-ids"
             ) from error
-        return self.encode(text)
 
 
 def _refuse(message: str) -> None:

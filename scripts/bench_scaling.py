@@ -74,7 +74,9 @@ def timed(run: Callable[[], Any], repeats: int = REPEATS) -> float:
 def generation(model: runtime.Runtime, prompt: int, answer: int, policy: str, **options: Any) -> dict[str, Any]:
     """One answer of fixed schedule; seconds, and tokens a second."""
     ids = np.random.default_rng(0).integers(0, 1000, prompt)
-    commit = {"tokens_per_step": COMMITS} if policy == "elastic" else {"steps": answer // COMMITS, "block_length": 32}
+    commit: dict[str, Any] = (
+        {"tokens_per_step": COMMITS} if policy == "elastic" else {"steps": answer // COMMITS, "block_length": 32}
+    )
     seconds = timed(
         lambda: model.generate(ids, policy, gen_length=answer, stop_at_eos=False, **commit, **options),
         2 if policy == "full" else 3,

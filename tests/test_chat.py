@@ -86,7 +86,7 @@ def test_the_system_speaks_first(model: runtime.Runtime, prompts: list[list[int]
 
 
 def test_options_reach_the_run(model: runtime.Runtime) -> None:
-    options = {"gen_length": 12, "window": 4, "threshold": 0.5, "temperature": 2.0, "seed": 5}
+    options: dict[str, Any] = {"gen_length": 12, "window": 4, "threshold": 0.5, "temperature": 2.0, "seed": 5}
     out = answer(Chat(model, "elastic", options), "Hi")
     assert out.ids == model.generate("Hi", "elastic", **options).ids != model.generate("Hi", gen_length=12).ids
 
