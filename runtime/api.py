@@ -85,7 +85,7 @@ class Runtime:
         chosen, given = self.resolve(policy, options)
         return stream_batch(self.model, [self.request(prompt, (), given) for prompt in prompts], chosen, self.decode)
 
-    def request(self, prompt: Any, images: Sequence[Source], given: dict[str, Any]) -> Request:
+    def request(self, prompt: Any, images: Sequence[Source | NDArray[np.float32]], given: dict[str, Any]) -> Request:
         """What to decode: a text or messages as ids, and the rows that stand for images."""
         is_text = isinstance(prompt, str) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], dict))
         if not images:
@@ -103,14 +103,18 @@ class Runtime:
         given = given | {"embeddings": np.concatenate(rows), "image_seconds": seconds}
         return Request(numbered(ids, rows, vocab), **given)
 
-    def see(self, images: Sequence[Source]) -> list[NDArray[np.float32]]:
-        """The rows [n, d] of the language model that each image becomes.
+    def see(self, images: Sequence[Source | NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """The rows [n, d] of the language model that each image becomes; those that an earlier call gave stay.
 
         Raises OptionError for a model that sees none, PromptError for an image that cannot be decoded.
         """
         with self.model.exclusive():
-            self.vision = self.vision or open_vision(self.model)
-            return [see(self.vision, load_image(self.vision.config, image)) for image in images]
+            runner = self.vision = self.vision or open_vision(self.model)
+
+            def seen(image: Source | NDArray[np.float32]) -> NDArray[np.float32]:
+                return image if isinstance(image, np.ndarray) else see(runner, load_image(runner.config, image))
+
+            return [seen(image) for image in images]
 
     @property
     def decode(self) -> Callable[[Any], str] | None:

@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 
 from engines.errors import BundleError
+from engines.vision import Rows
 from runtime.api import Runtime
+from runtime.embeddings import mention
 from runtime.generate import Output, Request, check_request
+from runtime.images import Source
 from runtime.policies import within
 from runtime.sequence import Positions
 from runtime.text import Text
@@ -84,10 +87,19 @@ class Chat:
         check_request(self.request, chosen, model.model, model.has_text)
         self.system = [] if system is None else [{"role": "system", "content": system}]
         self.turns: list[tuple[str, str]] = []  # (user, assistant), those that ended
+        self.images: list[list[Rows]] = []  # that came with each of them, as rows of the language model
+        self.waiting: list[Rows] = []  # for the next
         self.figures = Figures()
 
     def reset(self) -> None:
-        self.turns = []
+        self.turns, self.images, self.waiting = [], [], []
+
+    def attach(self, image: Source) -> None:
+        """Look at an image that belongs to what the user says next.
+
+        Raises OptionError for a model that sees none, PromptError for an image that cannot be decoded.
+        """
+        self.waiting += self.model.see([image])
 
     def messages(self, turns: list[tuple[str, str]], text: str) -> list[dict[str, str]]:
         said = [(role, words) for turn in turns for role, words in zip(("user", "assistant"), turn, strict=True)]
@@ -101,7 +113,11 @@ class Chat:
         them, and a Note says so. Raises PromptError where the text alone is too
         long, or cannot be decoded.
         """
-        dropped, prompt = self._fit(text)
+        if self.waiting:
+            assert self.model.bundle.config.vision is not None
+            text = mention(text, self.model.bundle.config.vision.placeholder, len(self.waiting))
+        dropped, request = self._fit(text)
+        prompt = request.prompt_ids
         if dropped:
             what = f"{dropped} oldest turns are" if dropped > 1 else "oldest turn is"
             yield Note(
@@ -111,7 +127,7 @@ class Chat:
         eos = self.model.bundle.config.end_id if self.request.eos_id is None else self.request.eos_id
         mask = self.model.bundle.config.mask_id
         answer = np.full(self.request.gen_length, mask)
-        steps = self.model.stream(prompt, self.policy, **self.options)
+        steps = self.model.stream(prompt, self.policy, **self.options | {"embeddings": request.embeddings})
         assert isinstance(steps, Generator)
         with closing(steps):  # or the model stays taken
             for event in steps:
@@ -120,16 +136,18 @@ class Chat:
                     yield frame(answer, mask, eos, self.model.text)
         assert isinstance(event, Output)
         self.turns = [*self.turns[dropped:], (text, event.text)]
+        self.images, self.waiting = [*self.images[dropped:], self.waiting], []
         self.figures.add(event)
         yield event
 
-    def _fit(self, text: str) -> tuple[int, Positions]:
-        """How many of the oldest turns must go, and the ids without them; none where that would not help."""
+    def _fit(self, text: str) -> tuple[int, Request]:
+        """How many of the oldest turns must go, and the prompt without them; none where that would not help."""
         for dropped in range(len(self.turns) + 1):
-            prompt = self.model.text.prompt(self.messages(self.turns[dropped:], text))
-            if len(prompt) + self.request.gen_length <= self.limit:
-                return dropped, prompt
-        return 0, prompt  # refused by the stream
+            images = [image for turn in (*self.images[dropped:], self.waiting) for image in turn]
+            request = self.model.request(self.messages(self.turns[dropped:], text), images, {})
+            if len(request.prompt_ids) + self.request.gen_length <= self.limit:
+                return dropped, request
+        return 0, request  # refused by the stream
 
 
 def frame(answer: Positions, mask: int, eos: int, text: Text) -> str:

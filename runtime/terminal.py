@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from engines.errors import PromptError
+from engines.errors import BackendError, OptionError, PromptError
 from runtime.api import REQUEST
 from runtime.chat import MASK, Chat, Note
 from runtime.commands import decoding, opened
@@ -22,6 +22,7 @@ from runtime.generate import Output
 
 PROMPT = "> "
 HELP = {
+    "/image": "FILE: look at an image, for what is said next (models that see)",
     "/reset": "forget the conversation (the figures and --system stay)",
     "/stats": "what the answers have cost",
     "/help": "this list",
@@ -99,15 +100,21 @@ def lines(prompt: str) -> Iterator[str]:
             return
 
 
-def obey(chat: Chat, command: str) -> None:
-    if command == "/reset":
+def obey(chat: Chat, line: str) -> None:
+    command, _, file = line.partition(" ")
+    if command == "/image" and file:
+        try:
+            chat.attach(file.strip())
+        except (OptionError, PromptError, BackendError) as error:
+            print(f"error: {error}", file=sys.stderr)
+    elif line == "/reset":
         chat.reset()
-    elif command == "/stats":
+    elif line == "/stats":
         print(chat.figures, flush=True)
-    elif command == "/help":
+    elif line == "/help":
         print("\n".join(f"{name:8}{meaning}" for name, meaning in HELP.items()), flush=True)
     else:
-        print(f"error: there is no command {command}; there are {', '.join(HELP)}", file=sys.stderr)
+        print(f"error: there is no command {line}; there are {', '.join(HELP)}", file=sys.stderr)
 
 
 def converse(chat: Chat, console: Console) -> None:

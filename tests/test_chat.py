@@ -215,7 +215,7 @@ def test_what_is_remembered(model: runtime.Runtime, turns: list[tuple[int, int, 
     seen: list[list[int]] = []
     said = ""
 
-    def stream(prompt: Any, policy: Any, gen_length: int) -> Iterator[StepEvent | Output]:
+    def stream(prompt: Any, policy: Any, gen_length: int, embeddings: Any) -> Iterator[StepEvent | Output]:
         prompt_array(prompt, model.model, gen_length)
         seen.append(list(map(int, prompt)))
         event = StepEvent(0, 1, [], None, [], [], [], [], [], 1, 1.0, 1.0)

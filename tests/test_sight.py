@@ -1,6 +1,8 @@
 """A model that sees, from image and prompt to the answer: published generations, every policy, the command line."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from test_vision import CHECKPOINT, GOLDEN
 import export
 import runtime
 from engines.errors import BackendError, OptionError, PromptError
+from runtime.chat import Chat
 from runtime.cli import main
 from runtime.embeddings import IMAGE, numbered
 from runtime.generate import Output
 from runtime.policies import POLICIES
 
+ROOT = Path(__file__).resolve().parents[1]
 IMAGES = {"gradient": "gradient_square", "checker": "checker_wide", "waves": "waves_tall", "stripes": "stripes_wide"}
 PROMPTS = json.loads((GOLDEN / "prompts.json").read_text())["cases"]
 
@@ -146,6 +150,34 @@ def test_images_in_a_conversation(model: runtime.Runtime) -> None:
         model.request("<image> What?", [file("gradient"), file("checker")], {})
     with refused(PromptError, "1 placeholders for 2 images"):
         model.request([1, IMAGE, 2], [file("gradient"), file("checker")], {})
+
+
+def test_a_chat_about_images(model: runtime.Runtime) -> None:
+    """An image belongs to what is said next, and stays with its turn; it is looked at once."""
+    chat = Chat(model, options={"gen_length": 8})
+    chat.attach(file("gradient"))
+    *_, first = chat.say("What is shown?")
+    asked = model.generate("What is shown?", images=[file("gradient")], gen_length=8)
+    assert isinstance(first, Output) and first.sequence == asked.sequence
+    chat.attach(file("checker"))
+    *_, second = chat.say("And here?")
+    assert isinstance(second, Output)
+    assert [len(images) for images in chat.images] == [1, 1] and chat.waiting == []
+    placed = {token for token in second.sequence if token >= 512}
+    assert placed == set(range(512, 512 + 88 + 81)) and chat.turns[1][0] == "<image>\nAnd here?"
+    chat.reset()
+    assert chat.images == []
+    with refused(PromptError, "no image", "check its path"):
+        chat.attach("nothing.png")
+
+
+def test_a_chat_in_a_pipe(bundle: Path) -> None:
+    said = f"/image {file('waves')}\nWhat?\n/image nothing.png\n/stats now\n/stats\n"
+    command = [sys.executable, "-m", "runtime", "chat", str(bundle), "--gen-length", "8", "--threads", "1"]
+    done = subprocess.run(command, input=said, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "1 turn" in done.stdout.splitlines()[-1]
+    assert "no image nothing.png" in done.stderr and "no command /stats now" in done.stderr
 
 
 def test_the_command(bundle: Path, text_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
