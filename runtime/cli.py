@@ -8,6 +8,7 @@ from engines.console import Parser, run
 from engines.spec import DRIFTS
 from runtime import commands as do
 from runtime.bench import POLICY_CASES
+from runtime.bench_commands import bench_command
 from runtime.policies import ALGORITHMS, POLICIES, REMASKING, SCOPES
 from runtime.tasks import FAMILIES
 from runtime.terminal import chat_command
@@ -80,15 +81,17 @@ def parser() -> argparse.ArgumentParser:
     )
     speed.add_argument("--policies", default=",".join(POLICY_CASES), help="comma-separated (default: %(default)s)")
     speed.add_argument("--baseline", default="eager full-greedy", help="what ratios refer to (default: %(default)s)")
-    speed.add_argument("--limit", type=int, default=20, help="problems (default 20)")
+    speed.add_argument("--limit", type=int, default=20, help="problems, or rounds with --image (default 20)")
     speed.add_argument("--prompt-length", type=int, default=500, help="tokens of the few-shot prompt (default 500)")
     speed.add_argument("--gen-length", type=int, default=512, help="masks to fill (default 512)")
     speed.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     speed.add_argument("--profile", action="store_true", help="also split the steps of elastic on onnxruntime")
+    speed.add_argument("--image", type=Path, action="append", default=[], metavar="FILE",
+                       help="ask about this image, not the problems (repeatable; for models that see)")  # fmt: skip
     speed.add_argument("--batches", metavar="N,…", help="also decode as many sequences side by side, as 1,2,4,8,16")
     speed.add_argument("--json", type=Path, help="write the figures to this file too")
     speed.add_argument("--plot", type=Path, help="write a bar chart to this PNG file")
-    speed.set_defaults(call=do.bench_command)
+    speed.set_defaults(call=bench_command)
     return top
 
 

@@ -3,24 +3,20 @@
 import argparse
 import json
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.progress import Progress
 from rich.table import Table
 
-from engines.backends import available
 from engines.console import screen
-from engines.errors import BundleError, DeviceError, OptionError, PromptError
-from runtime import calibrate, profile
+from engines.errors import OptionError, PromptError
+from runtime import calibrate
 from runtime.api import REQUEST, Runtime, load
-from runtime.bench import bench, cases, plot, prompts, report, write
 from runtime.controller import StepEvent
 from runtime.evaluate import compare, evaluate, key_of, summary
 from runtime.policies import Elastic
 from runtime.tasks import FAMILIES
-from runtime.throughput import throughput
 from runtime.trace import plot as draw_trace
 from runtime.verify import verify
 
@@ -195,73 +191,3 @@ def verify_command(args: argparse.Namespace) -> None:
     for line in verify(args.bundle, args.backend, args.prompts):
         console.print(line)
     console.print("[ok] all tokens agree")
-
-
-def bench_command(args: argparse.Namespace) -> None:
-    names = args.backends.split(",") if args.backends else available()
-    with ExitStack() as stack:
-        models = []
-        for name in names:
-            try:
-                models.append(stack.enter_context(load(args.bundle, name, threads=args.threads)))
-            except (DeviceError, BundleError) as error:
-                if args.backends:
-                    raise
-                print(f"note: {name} is left out: {error}", file=sys.stderr)
-        measured = cases(models, args.policies.split(","))
-        with Progress(console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task("bench", total=args.limit)
-            for number in bench(measured, args.limit, args.prompt_length, args.gen_length):
-                bar.update(task, completed=number)
-        figures = report(measured, args.baseline, args.prompt_length, args.gen_length)
-        if args.profile:
-            figures["profile"] = profile_of(models, args)
-        if args.batches:
-            figures["batches"] = batches_of(models, args)
-    if args.json:
-        write(figures, args.json)
-    table = Table(
-        "", "s p50", "s p95", "tokens/s", "steps", "layer-rows", "right", f"times faster than {figures['baseline']}"
-    )
-    for row in figures["cases"]:
-        seconds, (low, high) = row["seconds"], row["times_faster_quartiles"]
-        table.add_row(
-            row["case"], f"{seconds['p50']:.3f}", f"{seconds['p95']:.3f}", f"{row['tokens_per_second']:.1f}",
-            f"{row['steps']:.1f}", f"{row['layer_rows_computed']:.1%}", f"{row['exact_match']:.0%}",
-            f"{row['times_faster']:.2f} ({low:.2f} … {high:.2f})",
-        )  # fmt: skip
-    console.print(table)
-    if args.profile:
-        kinds = (f"{kind}, ms ({slices['steps']} steps)" for kind, slices in figures["profile"].items())
-        split = Table("elastic on onnxruntime", *kinds)
-        for line in profile.rows(figures["profile"]):
-            split.add_row(*line)
-        console.print(split)
-    if args.batches:
-        side = Table("side by side", "tokens/s", "times faster than the first", "sequences as alone")
-        for row in figures["batches"]:
-            side.add_row(
-                f"{row['backend']} {row['batch']}", f"{row['tokens_per_second']:.0f}", f"{row['times_faster']:.2f}",
-                f"{row['equal_to_alone']} of {row['sequences']}",
-            )  # fmt: skip
-        console.print(side)
-    if args.plot:
-        plot(figures, args.plot)
-    print(json.dumps(figures))
-
-
-def batches_of(models: list[Runtime], args: argparse.Namespace) -> list[dict[str, Any]]:
-    try:
-        sizes = [int(size) for size in args.batches.split(",")]
-    except ValueError as error:
-        raise OptionError(f"--batches takes whole numbers, as 1,2,4; got {args.batches!r}") from error
-    count = max(sizes) * -(-args.limit // max(sizes))
-    return [row for model in models for row in throughput(model, sizes, count, args.prompt_length, args.gen_length)]
-
-
-def profile_of(models: list[Runtime], args: argparse.Namespace) -> Any:
-    model = next((model for model in models if model.backend == "onnxruntime"), None)
-    if model is None:
-        raise OptionError("--profile is of onnxruntime: add it to --backends, or leave --profile out")
-    drawn = (prompt for prompt, _ in prompts(model, args.limit, args.prompt_length))
-    return profile.profile(model, drawn, args.gen_length, "elastic", {})

@@ -194,6 +194,20 @@ def test_the_command(bundle: Path, text_bundle: Path, capsys: pytest.CaptureFixt
     assert main(blind) != 0 and "without a vision tower" in capsys.readouterr().err
 
 
+def test_the_bench(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The image comes first, then the first commit, then the answer."""
+    given = ["bench", str(bundle), "--image", str(file("waves")), "--gen-length", "32", "--threads", "1", "--limit"]
+    chosen = ["--policies", "full,elastic", "--backends", "onnxruntime,eager", "--json", str(tmp_path / "b.json")]
+    assert main([*given, "2", *chosen]) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line == json.loads((tmp_path / "b.json").read_text()) and "command" in line and len(line["devices"]) == 2
+    assert [row["case"] for row in line["images"]][:2] == ["onnxruntime full", "eager full"]
+    for row in line["images"]:
+        assert 0 < row["image_seconds"] < row["first_commit_seconds"] <= row["answer_seconds"]
+        assert row["image_tokens"] == 81 and row["rounds"] == 2 and 0 < row["image_share"] < 1
+    assert main([*given, "0"]) != 0 and "at least 1" in capsys.readouterr().err
+
+
 def test_in_python(bundle: Path, golden: runtime.Runtime) -> None:
     """Bytes and Pillow's images do as well as files."""
     from PIL import Image
