@@ -30,7 +30,7 @@ FOLDER = "engines/tensorrt"
 CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")  # built for ahead of time unless told otherwise
 USUAL_TILES = 7  # of a photo
 SHORTEST = 512  # positions of the shortest engines
-NATIVE = {"layer": ("ROTARY_EMBEDDING", "KV_CACHE_UPDATE", "ATTENTION_INPUT")}
+NATIVE = {"layer": ("ROTARY_EMBEDDING", "KV_CACHE_UPDATE", "ATTENTION_INPUT"), "tower": ("ATTENTION_INPUT",)}
 Span = tuple[int, int, int]  # least, usual and most of a dynamic axis
 
 

@@ -1,12 +1,10 @@
 """The vision parts as exported, the same for every back end.
 
 Each function writes one part of `engines.spec.vision_specs` and says the same
-as its namesake in `engines.models.vision`. Attention is written out: a compiler
-for GPUs makes one kernel of it, also for heads that have no fused operator.
-Nothing here knows a checkpoint's names or a back end.
+as its namesake in `engines.models.vision`. Attention is one operator, which a CPU runs
+as fast as its pieces: nobody looks at a tower's rows. Nothing here knows a
+checkpoint's names or a back end.
 """
-
-import numpy as np
 
 from engines.spec import ModelConfig, VisionConfig
 from export.graph import Graph
@@ -40,10 +38,8 @@ def layer(g: Graph, config: VisionConfig, index: int, hidden: str) -> str:
         g.swap(g.reshape(g.linear(normed, f"{name}.{which}_proj"), 0, 0, config.heads, config.width // config.heads))
         for which in "qkv"
     )
-    scale = g.cast(g.constant((config.width // config.heads) ** -0.5, np.float32), g.dtype, "fp32")
-    scores = g.op("MatMul", g.op("Mul", q, scale), g.op("Transpose", k, perm=[0, 1, 3, 2]))
-    attended = g.op("MatMul", g.op("Softmax", scores, axis=-1), v)
-    hidden = g.op("Add", hidden, g.linear(g.reshape(g.swap(attended), 0, 0, config.width), f"{name}.out_proj"))
+    attended = g.reshape(g.swap(g.op("Attention", q, k, v)), 0, 0, config.width)
+    hidden = g.op("Add", hidden, g.linear(attended, f"{name}.out_proj"))
     wide = g.op("Gelu", g.linear(norm(g, config, f"{name}.norm2", hidden), f"{name}.fc1"), approximate="tanh")
     return g.op("Add", hidden, g.linear(wide, f"{name}.fc2"))
 
