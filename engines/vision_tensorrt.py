@@ -75,4 +75,12 @@ class TensorRTVision(Vision):
         return widen(found, self.precision).reshape(len(given), *self.shapes[target.name])
 
     def close(self) -> None:
+        """Give the memory of weights and ports back; closing twice does nothing."""
         self.plans.clear()
+        held = [*self.places.values(), *(place for part in self.weights.values() for place, _ in part.values())]
+        if held:
+            self.cuda.sync()
+        for address in held:
+            self.cuda.free(address)
+        self.places.clear()
+        self.weights.clear()

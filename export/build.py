@@ -260,9 +260,9 @@ def estimate(job: Build) -> dict[str, int]:
     table = c.vocab * c.d_model
     numbers = 2 * table + c.layers * layer
     of_vision = [job.checkpoint.family.weights(c, part).values() for part in c.vision_parts]
-    numbers += sum(math.prod(weight.shape) for part in of_vision for weight in part)
-    disk = numbers * SIZES[job.precision] + engine_bytes(job.backends, job.precision, job.weights, table, numbers)
-    return {"disk": disk, "memory": 2 * max(layer, table) * 4}
+    seen = sum(math.prod(weight.shape) for part in of_vision for weight in part)
+    engines = engine_bytes(job.backends, job.precision, job.weights, table, numbers, seen)
+    return {"disk": (numbers + seen) * SIZES[job.precision] + engines, "memory": 2 * max(layer, table) * 4}
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def build_command(args: argparse.Namespace) -> None:
     )
     console.print(f"needs about {need['disk'] / GIGA:.2f} GB of disk and {need['memory'] / GIGA:.2f} GB of memory")
     if args.dry_run:
-        for part in c.parts:
+        for part in (*c.parts, *c.vision_parts):
             console.print(f"  {part}")
         console.print(f"would write {job.root}; back ends: {', '.join(job.backends) or 'none'}")
         return

@@ -48,12 +48,19 @@ COMPILERS: dict[str, Callable[["Build"], dict[str, Any]]] = {
 }
 
 
-def engine_bytes(names: list[str], precision: str, weights: str | None, table: int, numbers: int) -> int:
-    """Bytes that engines take beside the exported parts; `numbers` of the weights lie in all, `table` in one matrix."""
+def engine_bytes(
+    names: list[str], precision: str, weights: str | None, table: int, numbers: int, whole: int = 0
+) -> int:  # fmt: skip
+    """Bytes that engines take beside the exported parts.
+
+    `numbers` of the language model's weights lie in all, `table` of them in one
+    matrix, and `whole` more in parts that are never quantised.
+    """
     if weights is not None:  # a block of 32 has a scale in fp32 and a zero point besides
-        return table * SIZES[precision] + int((numbers - table) * (WEIGHTS[weights] / 8 * 33 / 32 + 4 / 32))
+        quantised = int((numbers - table) * (WEIGHTS[weights] / 8 * 33 / 32 + 4 / 32))
+        return table * SIZES[precision] + quantised + whole * SIZES["fp32"]
     copied = "onnxruntime" in names and precision != "fp32"
-    return table * SIZES[precision] + (numbers - table) * SIZES["fp32"] if copied else 0
+    return table * SIZES[precision] + (numbers - table + whole) * SIZES["fp32"] if copied else 0
 
 
 def chosen(backends: list[str] | None) -> list[str]:

@@ -2,7 +2,7 @@
 
 An image stands in a prompt as text that no token is made of; among ids it is
 `IMAGE`, which is no token either. Embeddings of text come from whoever holds the
-table. Nothing here knows pixels, files or a tokenizer.
+table. Nothing here knows files, a tokenizer or how a back end runs.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import PromptError
-from runtime.layout import Rows
+from engines.vision import Vision
+from runtime.images import Picture
+from runtime.layout import Rows, arrange
 
 IMAGE = -200  # an image among ids
 Ids = NDArray[np.int64]
+
+
+def see(runner: Vision, picture: Picture) -> Rows:
+    """The tokens [n, d] of an image: its tiles through the tower and the projector, in their layout."""
+    return arrange(picture.layout, runner.project(picture.pixels), runner.newline)
 
 
 def mention(text: str, placeholder: str, images: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import PIL
 import pytest
-from conftest import refused
+from conftest import refused, sentence
 from goldens import DATA
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -271,6 +271,22 @@ def test_images_that_are_refused(kind: str, tmp_path: Path) -> None:
     if kind != "narrow":
         with pytest.raises(PromptError, match=r"picture\.png"):
             images.load(TINY, str(tmp_path / "picture.png"))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM"])
+def test_damage_anywhere_is_a_sentence(form: str) -> None:
+    """Bytes changed or cut off at random: an image, or one kind of error."""
+    rng, content, refusals = np.random.default_rng(1), png(PLAIN.resize((30, 20)), form), 0
+    for number in range(150):
+        damaged = bytearray(content[: rng.integers(1, len(content))] if number % 5 == 0 else content)
+        for place in rng.integers(0, len(damaged), 1 + number % 4):
+            damaged[place] = rng.integers(256)
+        try:
+            assert images.decode(bytes(damaged)).mode == "RGB"
+        except PromptError as error:
+            sentence(str(error), "the image", ";")
+            refusals += 1
+    assert refusals > 10
 
 
 def test_paths_that_are_no_images(tmp_path: Path) -> None:

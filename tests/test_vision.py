@@ -31,9 +31,10 @@ from engines.session import Model
 from engines.spec import ModelConfig, vision_specs
 from engines.vision import Vision, open_vision
 from engines.weights import locate
+from export.build import estimate, plan
 from export.verify import verify
 from runtime import images
-from runtime.embeddings import encode, mention, merge
+from runtime.embeddings import encode, mention, merge, see
 from runtime.layout import arrange
 from runtime.text import Text
 
@@ -134,7 +135,7 @@ def test_groups_of_tiles_do_not_matter(runner: Vision, stored: dict[str, NDArray
 def test_merged_prompts(case: str, runner: Vision, language: dict[str, NDArray[Any]]) -> None:
     """From the image file and the prompt's ids to the rows of the language model."""
     picture = images.load(TINY, FILES[case])
-    tokens = arrange(picture.layout, runner.project(picture.pixels), runner.newline)
+    tokens = see(runner, picture)
     merged = merge(language[f"{case}.input_ids"][0], [tokens], embedder(open_checkpoint(CHECKPOINT)))
     wanted = language[f"{case}.merged_embeds"][0]
     close(f"{runner.model.backend} {case}", merged, wanted, 0.05 if case == "waves" and NEWER else 1e-4)
@@ -146,7 +147,7 @@ def test_merged_prompts(case: str, runner: Vision, language: dict[str, NDArray[A
 def test_two_images(mode: str, runner: Vision, language: dict[str, NDArray[Any]]) -> None:
     names = {"anyres": "two_anyres", "pad": "two_pad_tensor", "pad_newline": "two_pad_list"}
     pictures = [images.load(TINY, FILES[case], mode) for case in ("gradient", "checker")]
-    tokens = [arrange(p.layout, runner.project(p.pixels), runner.newline) for p in pictures]
+    tokens = [see(runner, picture) for picture in pictures]
     merged = merge(language["two_anyres.input_ids"][0], tokens, embedder(open_checkpoint(CHECKPOINT)))
     close(f"{runner.model.backend} {mode}", merged, language[f"{names[mode]}.merged_embeds"][0], 1e-4)
 
@@ -255,6 +256,15 @@ def test_verify(precision: str, bundle: Path, tmp_path: Path) -> None:
         assert rows[part].max < 1e-4
 
 
+@pytest.mark.parametrize(("precision", "weights"), [("fp32", None), ("fp16", None), ("fp16", "int8")])
+def test_the_estimate_is_near(precision: str, weights: str | None, tmp_path: Path) -> None:
+    job = plan(CHECKPOINT, tmp_path / "b", precision, None, 64, 8, 1, 1, weights=weights)
+    export.build(CHECKPOINT, tmp_path / "b", precision, max_length=64, window=8, weights=weights)
+    size = sum(p.stat().st_size for kind in ("*.safetensors", "*.data") for p in (tmp_path / "b").rglob(kind))
+    print(f"{precision} {weights}: {estimate(job)['disk']} estimated, {size} written")
+    assert abs(estimate(job)["disk"] / size - 1) < 0.1
+
+
 def test_a_text_pays_nothing_for_the_tower(bundle: Path) -> None:
     with runtime.load(bundle, "onnxruntime", threads=1) as loaded:
         assert "tower" not in loaded.model.sessions  # type: ignore[attr-defined]
@@ -293,8 +303,12 @@ def test_on_the_stand_in(tmp_path: Path, stored: dict[str, NDArray[Any]]) -> Non
         for case in CASES:
             close(case, runner.project(stored[f"{case}.pixel_values"]), stored[f"{case}.projected"], 1e-4)
         assert np.array_equal(runner.newline, stored["gradient.image_tokens"][-1])
-        assert {"tower", "projector"} <= {row.part for row in verify(built, "tensorrt", 5e-4)}
+        held = len(model.cuda.owned)  # type: ignore[attr-defined]
+        runner.close()
+        assert len(model.cuda.owned) < held  # type: ignore[attr-defined]
+        runner.close()
         model.close()
+        assert {"tower", "projector"} <= {row.part for row in verify(built, "tensorrt", 5e-4)}
 
 
 def test_it_builds_for_tensorrt(tmp_path: Path) -> None:
