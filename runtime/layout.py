@@ -50,6 +50,11 @@ class Layout:
         return self.patches + self.rows * self.columns + self.newlines
 
 
+def mode_for(images: int) -> str:
+    """How images are cut unless somebody says otherwise: several are padded, as the published evaluation does."""
+    return "anyres" if images < 2 else "pad"
+
+
 def lay_out(vision: VisionConfig, size: tuple[int, int], mode: str = "anyres") -> Layout:
     """The layout of an image of `size` (width, height).
 

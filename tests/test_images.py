@@ -23,7 +23,7 @@ from engines.errors import BackendError, OptionError, PromptError
 from engines.spec import VisionConfig
 from runtime import embeddings, images
 from runtime.embeddings import IMAGE, encode, mention, merge, merged_length
-from runtime.layout import arrange, lay_out
+from runtime.layout import arrange, lay_out, mode_for
 
 GOLDEN = DATA / "llada-v"
 CASES = {"gradient": "gradient_square", "checker": "checker_wide", "waves": "waves_tall", "stripes": "stripes_wide"}
@@ -75,6 +75,7 @@ def test_pixel_values_of_several_padded_images(stored: dict[str, NDArray[Any]]) 
     pictures = [images.load(TINY, FILES[case], "pad") for case in ("gradient", "checker")]
     close("pad", np.concatenate([p.pixels for p in pictures]), stored["two_pad.pixel_values"], 1e-6)
     assert [p.tokens for p in pictures] == [16, 16] and lay_out(TINY, (300, 120), "pad_newline").tokens == 17
+    assert [mode_for(count) for count in (1, 2, 3)] == ["anyres", "pad", "pad"]
 
 
 @pytest.mark.parametrize("case", ["gradient", "checker"])

@@ -195,6 +195,7 @@ def test_back_end_names_stay_where_they_belong() -> None:
         "export.cli",
         "runtime.cli",
         "runtime.commands",
+        "runtime.bench_commands",
         "export.compilers",
         "export.tensorrt",
         "export.quantize",

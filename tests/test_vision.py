@@ -3,10 +3,12 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from conftest import refused
@@ -20,7 +22,7 @@ from tokenizers import Tokenizer
 import export
 import runtime
 from engines import backends
-from engines.bundle import Bundle
+from engines.bundle import STAMPS, Bundle
 from engines.errors import CheckpointError, OptionError, PromptError
 from engines.models import reference, vision
 from engines.models.checkpoint import Checkpoint, open_checkpoint
@@ -32,6 +34,7 @@ from engines.spec import ModelConfig, vision_specs
 from engines.vision import Vision, open_vision
 from engines.weights import locate
 from export.build import estimate, plan
+from export.part import Target, write_part
 from export.verify import verify
 from runtime import images
 from runtime.embeddings import encode, mention, merge, see
@@ -120,6 +123,31 @@ def test_features_and_rows(case: str, runner: Vision, stored: dict[str, NDArray[
     close(f"{name} projected", projected, stored[f"{case}.projected"], 1e-4)
     layout = images.load(TINY, FILES[case]).layout
     close(f"{name} tokens", arrange(layout, projected, runner.newline), stored[f"{case}.image_tokens"], 1e-4)
+
+
+def test_a_side_that_is_no_multiple_of_a_patch(tmp_path: Path) -> None:
+    """As at the published size: what is left over right and below is not seen. A convolution says so, and the graph."""
+    checkpoint = open_checkpoint(CHECKPOINT)
+    odd = replace(TINY, image_size=59)
+    config = replace(checkpoint.config, vision=odd)
+    assert odd.grid == TINY.grid and REAL.grid * REAL.patch_size < REAL.image_size
+    weights = checkpoint.part("tower")
+    pixels = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 3, 59, 59)).astype(np.float32))
+    kernel = weights["patch.weight"].t().reshape(-1, 3, 14, 14)
+    wanted = torch.nn.functional.conv2d(pixels, kernel, weights["patch.bias"], stride=14).flatten(2).mT
+    close("patches", vision.embed(odd, weights, pixels).numpy(), (wanted + weights["positions"]).numpy(), 1e-5)
+    target, spec = Target(tmp_path, "onnx", "fp32", "fp32"), vision_specs(config, "fp32")[0]
+    (tmp_path / STAMPS).mkdir()
+    made = write_part(target, spec, config, "odd", lambda: weights)
+    session = ort.InferenceSession(str(tmp_path / made["graph"]), session_options(), providers=["CPUExecutionProvider"])
+    features = vision.tower(odd, weights, pixels).numpy()
+    close("features", session.run(None, {"pixels": pixels.numpy()})[0], features, 1e-4)
+
+
+def session_options() -> Any:
+    options = ort.SessionOptions()
+    options.use_per_session_threads = False
+    return options
 
 
 def test_groups_of_tiles_do_not_matter(runner: Vision, stored: dict[str, NDArray[Any]]) -> None:
