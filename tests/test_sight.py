@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from conftest import refused
 from parity import BACKENDS, NOISE, difference, recorded
+from safetensors.numpy import load_file
+from test_images import NEWER
 from test_vision import CHECKPOINT, GOLDEN
 
 import export
@@ -78,6 +80,25 @@ def test_published_generations(model: runtime.Runtime) -> None:
         assert out.sequence[start:][: len(golden["output_ids"])] == golden["output_ids"]
     assert len(trajectories()) == 16
     print(f"{model.backend}: 16 generations")
+
+
+def test_golden_logits(model: runtime.Runtime) -> None:
+    """One forward over the merged prompt and 16 masks, as a walk runs it."""
+    stored = load_file(GOLDEN / "language.safetensors")
+    for case in IMAGES:
+        ids, images = shown(case)
+        request = model.request(ids, images, {})
+        row = np.concatenate([request.prompt_ids, np.full(16, 500)])
+        with model.model.exclusive():
+            walk = model.model.walk(len(row))
+            walk.give(request.embeddings)
+            walk.embed(row)
+            walk.whole(len(row), None)
+            whole = f"{case}.logits_step0" in stored
+            wanted = stored[f"{case}.logits_step0" + ("" if whole else "_generated")][0]
+            gap = np.abs(walk.logits(np.arange(len(row) - len(wanted), len(row))) - wanted)
+        print(f"{model.backend} {case}: max {gap.max():.2e} mean {gap.mean():.2e}")
+        assert gap.max() < (1.0 if NEWER and case == "waves" else 5e-4), "a newer Pillow resizes it otherwise"
 
 
 @pytest.mark.parametrize("case", list(IMAGES))
