@@ -86,7 +86,7 @@ def build_command(args: argparse.Namespace) -> None:
             folder, _, part = what.rpartition("/")
             if folder not in tasks:
                 tasks[folder] = bar.add_task(folder, total=count)
-            bar.update(tasks[folder], completed=number, description=f"{folder} {part}")
+            bar.update(tasks[folder], completed=number, total=count, description=f"{folder} {part}")
             if not console.is_terminal:
                 console.print(f"[{number}/{count}] {what}")
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 Tokens = NDArray[np.int64]
+LAST = -1e9  # lower than any rank, and a number: margins are differences
 CHUNK = 64  # rows at a time: in float64 those of a large vocabulary are many
 
 
@@ -133,7 +134,7 @@ class Sampler:
         """The ranks by which candidates are chosen: drawn ones under a temperature, and late tokens last."""
         if self.ranking.temperature:
             ranks = np.add(ranks / self.ranking.temperature, self.noise(len(ranks)))
-        return np.where(np.isin(tokens, self.late), -np.inf, ranks) if self.late else ranks
+        return np.where(np.isin(tokens, self.late), LAST, ranks) if self.late else ranks
 
 
 def filtered(logits: Floats, top_k: int | None, top_p: float) -> Floats:

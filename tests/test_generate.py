@@ -188,7 +188,8 @@ def test_an_answer(golden: runtime.Runtime, policy: str) -> None:
 def test_the_json_of_an_output(golden: runtime.Runtime) -> None:
     out = golden.generate(PROMPT, gen_length=8)
     record = out.to_json()
-    assert set(record) == {"ids", "text", "steps", "tokens", "seconds", "share", "eos_at", "tokens_per_second"}
+    kept = {"ids", "text", "steps", "tokens", "seconds", "share", "eos_at", "image_seconds", "tokens_per_second"}
+    assert set(record) == kept
     assert record["tokens_per_second"] == out.tokens / out.seconds
 
 

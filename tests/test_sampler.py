@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.sampler import Ranking, Sampler, choose, filtered, margin
+from runtime.sampler import LAST, Ranking, Sampler, choose, filtered, margin
 
 confidences = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=20).map(lambda c: np.array(c, np.float32))
 thresholds = st.floats(0.01, 1)
@@ -156,7 +156,7 @@ def test_hidden_and_late_tokens() -> None:
     sampler = Sampler((3,), hidden=(0,), late=(2,))
     tokens, confidence = sampler.draw(LOGITS)
     assert tokens.tolist() == [1, 2] and np.allclose(confidence, [0.6, 0.26 / 0.75])
-    assert sampler.order(tokens, confidence).tolist() == [confidence[0], -np.inf]
+    assert sampler.order(tokens, confidence).tolist() == [confidence[0], LAST]
     assert choose(sampler.order(tokens[1:], confidence[1:]), 0.9, None).tolist() == [0], "late, but not never"
     assert not sampler.greedy and Sampler((3,), late=(2,)).greedy
 
