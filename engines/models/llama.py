@@ -1,10 +1,48 @@
-"""Names of tensors as Llama's published classes have them, which several families took over.
+"""Keys of config.json and names of tensors as Llama's published classes have them, which several families took over.
 
 Nothing here knows a family, or where a checkpoint lies.
 """
 
+from typing import Any
+
 from engines.models import Weight
+from engines.models.keys import Keys, expect
 from engines.spec import ModelConfig
+
+REQUIRED = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
+    "max_position_embeddings", "rope_theta", "rms_norm_eps", "mask_token_id", "eos_token_id", "hidden_act",
+)  # fmt: skip
+OPTIONAL = ("num_key_value_heads", "tie_word_embeddings")
+
+
+def numbers(keys: Keys) -> dict[str, Any]:
+    """What the keys say of a `ModelConfig`: all but its family, its biases and what is the family's own.
+
+    Raises CheckpointError naming the key that is wrong.
+    """
+    d_model, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
+    expect(d_model % (2 * heads) == 0, "hidden_size", d_model, f"an even number per head ({heads} heads)")
+    kv_heads = keys.count("num_key_value_heads", heads)
+    expect(heads % kv_heads == 0, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads ({heads})")
+    vocab = keys.count("vocab_size")
+    mask_id, eos_id = keys.token("mask_token_id", vocab), keys.token("eos_token_id", vocab)
+    expect(mask_id != eos_id, "mask_token_id", mask_id, "another id than eos_token_id")
+    return {
+        "layers": keys.count("num_hidden_layers"),
+        "d_model": d_model,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_size": d_model // heads,
+        "mlp_size": keys.count("intermediate_size"),
+        "vocab": vocab,
+        "max_length": keys.count("max_position_embeddings"),
+        "rope_theta": keys.number("rope_theta"),
+        "norm_eps": keys.number("rms_norm_eps"),
+        "tied": keys.flag("tie_word_embeddings", False),
+        "mask_id": mask_id,
+        "eos_id": eos_id,
+    }
 
 
 def weights(config: ModelConfig, part: str) -> dict[str, Weight]:

@@ -9,14 +9,9 @@ how a layer computes.
 from typing import Any
 
 from engines.models import Family, llama
-from engines.models.keys import Keys, expect
+from engines.models.keys import Keys
 from engines.spec import ModelConfig
 
-REQUIRED = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
-    "max_position_embeddings", "rope_theta", "rms_norm_eps", "mask_token_id", "eos_token_id", "hidden_act",
-)  # fmt: skip
-OPTIONAL = ("num_key_value_heads", "tie_word_embeddings")
 FIXED: dict[str, Any] = {"hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False, "use_mrope": False}
 HARMLESS = frozenset((
     "model_type", "architectures", "auto_map", "_name_or_path", "transformers_version", "torch_dtype", "dtype",
@@ -27,33 +22,8 @@ HARMLESS = frozenset((
 
 def read_config(raw: dict[str, Any]) -> ModelConfig:
     """The numbers of a Dream config.json; raises CheckpointError naming the key that is wrong."""
-    keys = Keys("dream", raw, REQUIRED, OPTIONAL, FIXED, HARMLESS)
-    d_model, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
-    expect(d_model % (2 * heads) == 0, "hidden_size", d_model, f"an even number per head ({heads} heads)")
-    kv_heads = keys.count("num_key_value_heads", heads)
-    expect(heads % kv_heads == 0, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads ({heads})")
-    vocab = keys.count("vocab_size")
-    mask_id, eos_id = keys.token("mask_token_id", vocab), keys.token("eos_token_id", vocab)
-    expect(mask_id != eos_id, "mask_token_id", mask_id, "another id than eos_token_id")
-    return ModelConfig(
-        family="dream",
-        layers=keys.count("num_hidden_layers"),
-        d_model=d_model,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_size=d_model // heads,
-        mlp_size=keys.count("intermediate_size"),
-        vocab=vocab,
-        max_length=keys.count("max_position_embeddings"),
-        rope_theta=keys.number("rope_theta"),
-        norm_eps=keys.number("rms_norm_eps"),
-        qkv_bias=True,
-        bias=False,
-        tied=keys.flag("tie_word_embeddings", False),
-        mask_id=mask_id,
-        eos_id=eos_id,
-        shift=1,
-    )
+    keys = Keys("dream", raw, llama.REQUIRED, llama.OPTIONAL, FIXED, HARMLESS)
+    return ModelConfig(family="dream", **llama.numbers(keys), qkv_bias=True, bias=False, shift=1)
 
 
 FAMILY = Family(

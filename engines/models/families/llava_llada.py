@@ -20,13 +20,10 @@ from engines.models.tokenizer import AGAIN, special_id
 from engines.spec import ModelConfig, VisionConfig
 
 REQUIRED = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
-    "max_position_embeddings", "rope_theta", "rms_norm_eps", "eos_token_id", "hidden_act", "mm_hidden_size",
-    "mm_vision_tower", "mm_projector_type", "mm_patch_merge_type", "mm_vision_select_layer", "image_aspect_ratio",
-    "image_grid_pinpoints",
+    "mm_hidden_size", "mm_vision_tower", "mm_projector_type", "mm_patch_merge_type", "mm_vision_select_layer",
+    "image_aspect_ratio", "image_grid_pinpoints",
 )  # fmt: skip
 ADDED = ("mask_token_id", "suppressed_ids", "vision_config")  # by `complete`
-OPTIONAL = ("num_key_value_heads", "tie_word_embeddings")
 FIXED: dict[str, Any] = {
     "hidden_act": "silu", "rope_scaling": None, "attention_bias": False, "mm_projector_type": "mlp2x_gelu",
     "mm_patch_merge_type": "spatial_unpad", "mm_newline_position": "grid", "mm_vision_select_layer": -2,
@@ -109,37 +106,16 @@ def tower_config(directory: Path, name: Any) -> dict[str, Any] | None:
 
 def read_config(raw: dict[str, Any]) -> ModelConfig:
     """The numbers of a completed config.json; raises CheckpointError naming the key that is wrong."""
-    keys = Keys("llada-v", raw, (*REQUIRED, *ADDED), OPTIONAL, FIXED, HARMLESS)
-    d_model, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
-    expect(d_model % (2 * heads) == 0, "hidden_size", d_model, f"an even number per head ({heads} heads)")
-    kv_heads = keys.count("num_key_value_heads", heads)
-    expect(heads % kv_heads == 0, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads ({heads})")
-    vocab = keys.count("vocab_size")
-    mask_id, eos_id = keys.token("mask_token_id", vocab), keys.token("eos_token_id", vocab)
-    suppressed = keys.given["suppressed_ids"]
+    required = dict.fromkeys((*llama.REQUIRED, *REQUIRED, *ADDED))
+    keys = Keys("llada-v", raw, required, llama.OPTIONAL, FIXED, HARMLESS)
+    found, suppressed = llama.numbers(keys), keys.given["suppressed_ids"]
+    vocab, eos_id = found["vocab"], found["eos_id"]
     expect(max(suppressed) < vocab, "vocab_size", vocab, f"more than the tokenizer's ids ({max(suppressed)})")
     expect(eos_id == suppressed[0], "eos_token_id", eos_id, f"{suppressed[0]}, as the tokenizer has {SUPPRESSED[0]}")
     return ModelConfig(
-        family="llada-v",
-        layers=keys.count("num_hidden_layers"),
-        d_model=d_model,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_size=d_model // heads,
-        mlp_size=keys.count("intermediate_size"),
-        vocab=vocab,
-        max_length=keys.count("max_position_embeddings"),
-        rope_theta=keys.number("rope_theta"),
-        norm_eps=keys.number("rms_norm_eps"),
-        qkv_bias=False,
-        bias=False,
-        tied=keys.flag("tie_word_embeddings", False),
-        mask_id=mask_id,
-        eos_id=eos_id,
-        suppressed=tuple(suppressed),
-        system=SYSTEM,
+        family="llada-v", **found, qkv_bias=False, bias=False, suppressed=tuple(suppressed), system=SYSTEM,
         vision=read_vision(keys),
-    )
+    )  # fmt: skip
 
 
 def read_vision(keys: Keys) -> VisionConfig:
