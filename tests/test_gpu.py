@@ -74,5 +74,5 @@ def test_optimistic_walk(model: runtime.Runtime, monkeypatch: pytest.MonkeyPatch
 
 def test_a_graph_is_captured(model: runtime.Runtime) -> None:
     model.generate(PROMPT, gen_length=64, gamma=0.0)
-    walk = next(iter(model.model.walks.values()))  # type: ignore[attr-defined]
-    assert walk.graphs["row"] is not None
+    (batch,) = model.model.batches.values()  # type: ignore[attr-defined]
+    assert batch.walks[0].parts.graphs["row", 0] is not None
