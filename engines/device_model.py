@@ -36,7 +36,8 @@ class DeviceModel(Model):
         return self.walks([(length, limit or length)])[0]
 
     def walks(self, spans: list[tuple[int, int]]) -> list[DeviceWalk]:
-        """Walks with as many slots each, those of the longest: one engine runs them all."""
+        """Walks with as many slots each, those of the longest: one engine runs them all, and whole passes of short
+        sequences cost what the longest one's do."""
         slots = self.slots_of(max(limit for _, limit in spans))
         if slots in self.batches and len(self.batches[slots].walks) < len(spans):
             self.batches.pop(slots).release()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from test_batch import near
 
 import export
 import runtime
+from engines.cuda import Cuda
 from engines.device_batch import Batch, size_of
 from engines.device_model import DeviceModel
 from engines.errors import BackendError
@@ -24,6 +26,7 @@ from engines.spec import DRIFTS
 from runtime.controller import StepEvent
 from runtime.generate import Output, Request, stream_batch
 from runtime.policies import make_policy
+from scripts.gpu_check import batch_figures
 
 DREAM = Path(__file__).parent / "data" / "dream-tiny"
 RAGGED: list[list[int]] = [[3, 1, 4], [7] * 20, [9, 8], list(range(30)), [5], [2, 71, 8, 2, 8]]
@@ -216,6 +219,17 @@ def test_sizes_of_a_pass() -> None:
         assert all(count <= size <= max(2, count * 3 / 2) for count, size in enumerate(sizes, 1) if places > 1)
 
 
+def test_the_figures_of_a_gpu_check(model: runtime.Runtime) -> None:
+    """What is measured on a GPU, run on the stand-in: every size, equal tokens, and a size that does not fit."""
+    found = batch_figures(model, (1, 2, 4), 80, 4, 6)
+    print(found)
+    for size in ("1", "2", "4"):
+        assert found[size]["reuse_ms"] > 0
+        for case in found[size]["decoding"]:
+            assert case["equal_to_alone"] == 4 == case["sequences"] and case["tokens_per_second"] > 0
+    assert batch_figures(model, (9,), 80, 4, 6)["9"].startswith("TensorRT refuses ids (9, ")
+
+
 # Sequences that are over, and those that wait
 
 
@@ -257,6 +271,17 @@ def poison(model: runtime.Runtime, place: int) -> None:
     for n in "hqkv":
         for index in range(caches.layers[n]):
             cuda.at(caches.at(n, index, place), caches.size(n)).view(np.float32)[:] = np.nan
+
+
+def test_a_batch_that_was_broken_off(model: runtime.Runtime) -> None:
+    """Its sequences are over when the next batch begins: that one runs as one pass, with none of them on board."""
+    events = model.stream_batch(RAGGED, gen_length=24, window=4)
+    for _ in range(20):
+        next(events)
+    events.close()  # type: ignore[attr-defined]
+    requests = [Request(prompt, 12, stop_at_eos=False) for prompt in RAGGED[:3]]
+    steps = counts(model, requests, gamma=0.0, window=4, tokens_per_step=1, threshold=None)[2:-1]
+    assert (steps[:, :4] == 1).all() and batch_of(model).parts.batch == 3, steps
 
 
 def passes_of(model: runtime.Runtime, count: int) -> list[Pass]:
@@ -364,7 +389,53 @@ def test_a_failure_within_a_batch_gives_the_model_back(bundle: Path, monkeypatch
     assert not device(model)[1].owned
 
 
-# The stand-in's rules
+# CUDA's calls, and the stand-in's rules
+
+
+def fake(**api: Any) -> Cuda:
+    """CUDA without a GPU: calls are noted, not made."""
+    cuda = object.__new__(Cuda)
+    cuda.stream, cuda.owned, cuda.hosts = 7, [], set()
+    cuda.api = SimpleNamespace(**api)
+    return cuda
+
+
+def test_a_copy_through_planes_says_what_the_stand_in_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cudaMemcpy3DAsync finds byte x of row y of plane z at pointer + (z · ysize + y) · pitch + x."""
+    runtime_api = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python; scripts/setup.sh installs it")
+    cuda, seen = fake(**vars(runtime_api)), []
+    monkeypatch.setattr(cuda, "call", lambda name, *arguments: seen.append((name, *arguments)))
+    cuda.copy_planes(4096, 2, 3, 8193, 8, 6, 2, 3, 2)
+    ((name, copy, stream),) = seen
+    assert (name, stream) == ("cudaMemcpy3DAsync", 7)
+    assert (int(copy.dstPtr.ptr), copy.dstPtr.pitch, copy.dstPtr.ysize) == (4096, 2, 3)
+    assert (int(copy.srcPtr.ptr), copy.srcPtr.pitch, copy.srcPtr.ysize) == (8193, 8, 6)
+    assert (copy.extent.width, copy.extent.height, copy.extent.depth) == (2, 3, 2)
+    assert copy.kind == runtime_api.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+
+
+def test_what_does_not_fit_says_how_to_go_on() -> None:
+    full = SimpleNamespace(cudaSuccess=0)
+    cuda = fake(cudaMalloc=lambda size: (2, 0), cudaError_t=full, cudaMemGetInfo=lambda: (0, 10**9, 8 * 10**9))
+    with refused(BackendError, "the cache of K of 16 sequences needs 2.50 GB", "1.00 of 8.00 GB", "fewer prompts"):
+        cuda.alloc(2_500_000_000, "the cache of K of 16 sequences")
+    assert not cuda.owned
+
+
+def test_memory_of_either_kind_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, seen = fake(), []
+    host = np.zeros(8, np.uint8)
+
+    def call(name: str, *_: Any) -> int:
+        seen.append(name)
+        return host.ctypes.data
+
+    monkeypatch.setattr(cuda, "call", call)
+    cuda.owned.append(5)
+    assert (cuda.pinned(8) == 0).all() and cuda.owned == [5, host.ctypes.data]
+    monkeypatch.setattr(cuda, "sync", lambda: None)
+    cuda.close()
+    assert seen == ["cudaMallocHost", "cudaFreeHost", "cudaFree", "cudaStreamDestroy"] and not cuda.hosts
 
 
 def test_the_stand_in_keeps_the_rules(bundle: Path) -> None:
@@ -384,14 +455,14 @@ def test_the_stand_in_keeps_the_rules(bundle: Path) -> None:
     with pytest.raises(AssertionError, match="given back"):
         cuda.sync()
     with standin(), runtime.load(bundle, "tensorrt") as model:
-        made, fake = device(model)
+        made, cuda = device(model)
         due = passes_of(model, 2)
         for _ in range(2):
             made.reuse(due)
         graph = batch_of(model).parts.graphs["row", 2]
         context = made.engine("embed", due[0].walk.slots).context(0, 2)  # type: ignore[attr-defined]
         context.context.set_input_shape("ids", (1, due[0].rows))
-        fake.launch(graph)
+        cuda.launch(graph)
         with pytest.raises(AssertionError, match="other shapes now"):
-            fake.sync()
-        fake.queue.clear()
+            cuda.sync()
+        cuda.queue.clear()
