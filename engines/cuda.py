@@ -40,6 +40,7 @@ class Cuda:
         self.capability: tuple[int, int] = (properties.major, properties.minor)
         self.stream: int = int(self.call("cudaStreamCreate"))
         self.owned: list[Address] = []
+        self.hosts: set[Address] = set()  # those of `owned` that lie in the host's memory
         self.waits = 0
 
     def call(self, name: str, *arguments: Any) -> Any:
@@ -57,7 +58,7 @@ class Cuda:
             free, total = self.memory()
             raise BackendError(
                 f"out of GPU memory: {what} needs {size / 1e9:.2f} GB, {free / 1e9:.2f} of {total / 1e9:.2f} GB are "
-                "free; close other programs, or build with a smaller --max-length"
+                "free; close other programs, decode fewer prompts at once, or build with a smaller --max-length"
             )
         self.owned.append(int(address))
         self.call("cudaMemsetAsync", address, 0, max(size, 1), self.stream)
@@ -71,6 +72,8 @@ class Cuda:
     def pinned(self, size: int) -> NDArray[np.uint8]:
         """`size` zeroed bytes of page-locked host memory: copies from and to it do not stall the host."""
         address = int(self.call("cudaMallocHost", max(size, 1)))
+        self.owned.append(address)
+        self.hosts.add(address)
         array = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
         array[:] = 0
         return array
@@ -94,6 +97,18 @@ class Cuda:
         kind = self.api.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self.call("cudaMemcpy2DAsync", target, target_pitch, source, pitch, width, rows, kind, self.stream)
 
+    def copy_planes(
+        self, target: Address, target_pitch: int, target_height: int, source: Address, pitch: int, height: int,
+        width: int, rows: int, planes: int,
+    ) -> None:  # fmt: skip
+        """Queue `copy_rows` for each of `planes` planes, `height` times `pitch` bytes from one to the next."""
+        copy = self.api.cudaMemcpy3DParms()
+        copy.dstPtr = self.api.make_cudaPitchedPtr(target, target_pitch, width, target_height)
+        copy.srcPtr = self.api.make_cudaPitchedPtr(source, pitch, width, height)
+        copy.extent = self.api.make_cudaExtent(width, rows, planes)
+        copy.kind = self.api.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self.call("cudaMemcpy3DAsync", copy, self.stream)
+
     def sync(self) -> None:
         """Wait for everything queued; `waits` counts the calls."""
         self.waits += 1
@@ -108,14 +123,22 @@ class Cuda:
             work()
         finally:
             graph = self.call("cudaStreamEndCapture", self.stream)
-        return self.call("cudaGraphInstantiate", graph, 0)
+        ready = self.call("cudaGraphInstantiate", graph, 0)
+        self.call("cudaGraphDestroy", graph)
+        return ready
 
     def launch(self, graph: Any) -> None:
         self.call("cudaGraphLaunch", graph, self.stream)
 
+    def destroy(self, graph: Any) -> None:
+        """Give back a graph that will not be launched again."""
+        self.call("cudaGraphExecDestroy", graph)
+
     def free(self, address: Address) -> None:
+        """Give back what `alloc` or `pinned` returned."""
         self.owned.remove(address)
-        self.call("cudaFree", address)
+        self.call("cudaFreeHost" if address in self.hosts else "cudaFree", address)
+        self.hosts.discard(address)
 
     @contextmanager
     def closed_on_error(self) -> Iterator[None]:
@@ -127,7 +150,7 @@ class Cuda:
             raise
 
     def close(self) -> None:
-        """Wait for queued work and give back all device memory."""
+        """Wait for queued work and give back all memory."""
         self.sync()
         while self.owned:
             self.free(self.owned[-1])

@@ -21,7 +21,7 @@ class Block:
         self.cuda, self.address, self.arrays = cuda, {}, {}
         sizes = {n: int(np.prod(shape)) * np.dtype(dtype).itemsize for n, (shape, dtype) in shapes.items()}
         ends = np.cumsum([-(-size // 256) * 256 for size in sizes.values()])
-        self.host, base = cuda.pinned(int(ends[-1])), cuda.alloc(int(ends[-1]), "a sequence's control block")
+        self.host, base = cuda.pinned(int(ends[-1])), cuda.alloc(int(ends[-1]), "a control block")
         for start, (name, (shape, dtype)) in zip([0, *ends.tolist()], shapes.items(), strict=False):
             self.arrays[name] = self.host[start : start + sizes[name]].view(dtype).reshape(shape)
             self.address[name] = base + start
@@ -42,9 +42,13 @@ class Block:
             self.cuda.upload(self.base, self.host)
             self.changed, self.sent = False, self.cuda.waits
 
+    def ask(self) -> None:
+        """Queue a copy from the device."""
+        self.cuda.download(self.host, self.base)
+
     def fetch(self) -> "Block":
         """Copy from the device and wait for it, and for everything queued before."""
-        self.cuda.download(self.host, self.base)
+        self.ask()
         self.cuda.sync()
         return self
 

@@ -1,123 +1,63 @@
-"""One sequence on a GPU: its caches in device memory, and its reuse pass as one CUDA graph.
+"""One sequence on a GPU: what engines are told about it, and what they say.
 
 Where its engines can be captured, a reuse pass always runs `capacity.rows` rows,
 the missing ones filled with dummies, so that shapes and addresses never change:
 embed, all layers with their drift tests and probes, and the head are captured
-once and launched once a step. Either way the host waits once, at the end. How an
-engine is run its model knows. Nothing here knows a back end, windows, gamma or text.
+once and launched once a step. Either way the host waits once, at the end. The
+sequence's memory is one place of `engines.device_caches`. Nothing here knows a
+back end, windows, gamma, text, or the other sequences of a batch.
 """
 
 from collections.abc import Iterator
-from itertools import pairwise
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.cuda import Address, Cuda
-from engines.device_memory import Block, cycles, narrow, widen
-from engines.errors import BackendError
-from engines.session import Model, Reuse, Slots, SteppedWalk, Watch
-from engines.spec import layer_name
-from engines.weights import SIZES
+from engines.device_caches import Caches
+from engines.device_memory import Block, narrow, widen
+from engines.device_parts import Parts, control_block, result_block
+from engines.session import Pass, Reuse, Slots, SteppedWalk, Watch
 
-Ports = dict[str, tuple[Address, tuple[int, ...]]]  # each port's place in device memory, and its shape
-
-REUSE, WHOLE, GENERAL = 0, 1, 2  # profiles of embed and layer
-ANY = 1  # the other parts have REUSE and this
-
-
-class Engine(Protocol):
-    """A part that can be queued: `profile` is one of REUSE, WHOLE, GENERAL (or ANY)."""
-
-    def run(self, profile: int, ports: Ports) -> None: ...
-
-
-class DeviceModel(Model):
-    """A model whose parts run on a GPU. `weights` are ports of the parts' engines, if they are not in them."""
-
-    cuda: Cuda
-    weights: dict[str, Ports]
-    capturable: bool  # whether what an engine queues may be captured as a graph
-    walks: dict[
-        tuple[int, int], "DeviceWalk"
-    ]  # by slots and place: memory and graphs serve one sequence after the other
-
-    def engine(self, part: str, slots: int) -> Engine:
-        """The engine of `part` for walks of `slots` slots."""
-        raise NotImplementedError
-
-    def slots_of(self, length: int) -> int:
-        """Slots of a walk that has room for `length` positions and a reuse pass's dummies."""
-        raise NotImplementedError
-
-    def walk(self, length: int, limit: int | None = None, place: int = 0) -> "DeviceWalk":
-        key = self.slots_of(limit or length), place
-        if key not in self.walks:
-            known = len(self.cuda.owned)
-            try:
-                self.walks[key] = DeviceWalk(self, key[0])
-            except BackendError:
-                for address in self.cuda.owned[known:]:
-                    self.cuda.free(address)
-                raise
-        self.walks[key].start(length)
-        return self.walks[key]
-
-    def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        logits = []
-        for row in ids:
-            walk = self.walk(len(row))
-            count = walk.slots if walk.filled else len(row)
-            walk.embed(np.concatenate([row, np.zeros(count - len(row), np.int64)]))
-            walk.whole(count, None)
-            logits.append(walk.logits(np.arange(len(row))))
-        return np.stack(logits)
-
-    def close(self) -> None:
-        if not self.closed:
-            self.walks.clear()
-            self.cuda.close()
-        super().close()
+if TYPE_CHECKING:
+    from engines.device_model import DeviceModel
 
 
 class DeviceWalk(SteppedWalk):
-    """The caches of one sequence on the GPU, and the graphs of its reuse pass."""
+    """A sequence at a place of the caches, which nothing may write over until `idle`."""
 
-    def __init__(self, model: DeviceModel, slots: int):
-        config, capacity, cuda = model.config, model.capacity, model.cuda
+    def __init__(self, model: "DeviceModel", caches: Caches, place: int):
+        config, capacity, slots = model.config, model.capacity, caches.slots
         super().__init__(config, slots - capacity.rows, slots, filled=capacity.rows if model.capturable else 0)
         self.optimistic = True
-        self.model, self.cuda, self.capacity = model, cuda, capacity
-        layers, element = config.layers, SIZES[model.bundle.manifest.precision]
-        head = config.head_size * element
-        # A cache is planes of slots: one stride takes a slot's row through all of them.
-        self.planes = {"h": layers + 1, "q": layers, "k": layers * config.kv_heads, "v": layers * config.kv_heads}
-        self.width = {"h": config.d_model * element, "q": config.heads * head, "k": head, "v": head}
-        self.base = {n: cuda.alloc(self.planes[n] * slots * self.width[n], f"the cache of {n.upper()}") for n in "hqkv"}
-        self.spare = {n: cuda.alloc(self.planes[n] * self.width[n], "a row on the move") for n in "hqkv"}
-        self.q_prev = cuda.alloc(slots * self.width["q"], "Q before a pass")
-        self.k_prev = cuda.alloc(config.kv_heads * slots * self.width["k"], "K before a pass")
-        self.logits_at = cuda.alloc(capacity.rows * config.vocab * 4, "the logits")
-        self.control = Block(
-            cuda, ids=((slots,), np.int64), positions=((slots,), np.int64), key_mask=((slots,), np.bool_),
-            probe_keys=((slots,), np.bool_), tracked=((slots,), np.bool_), window=((slots,), np.bool_),
-            rows=((capacity.rows,), np.int64), write_index=((1,), np.int64),
-        )  # fmt: skip
-        self.result = Block(
-            cuda, sigma=((layers,), np.float32), probe=((layers, capacity.track_num), np.int64),
-            token=((capacity.rows,), np.int64), confidence=((capacity.rows,), np.float32),
-        )  # fmt: skip
-        self.graphs: dict[str, Any] = {}  # by drift test; None after the first pass, which warms the engines up
+        self.cuda, self.capacity, self.caches = model.cuda, capacity, caches
+        self.precision = model.bundle.manifest.precision
+        widths = dict.fromkeys(("ids", "positions", "key_mask", "probe_keys", "tracked", "window"), slots)
+        self.control = control_block(self.cuda, 1, widths | {"rows": capacity.rows, "write_index": 1})
+        self.result = result_block(self.cuda, 1, config.layers, capacity.track_num, capacity.rows)
+        self.parts = Parts(model, caches, self.control, self.result, place)
+        self.start(1)  # so that its numbers are numbers before a sequence is there
+        self.end()
+
+    @property
+    def place(self) -> int:
+        return self.parts.first
+
+    @place.setter
+    def place(self, place: int) -> None:
+        self.parts.first = place
 
     def start(self, length: int) -> None:
         """Begin a sequence: position p in slot p; slots from `length` on are dummies, masked as keys."""
-        self.length = length
+        self.length, self.idle = length, False
         self.control.edit()
         self.control["positions"][:] = np.minimum(np.arange(self.slots), self.config.max_length - 1)
         self.control["key_mask"][:] = np.arange(self.slots) < length
         self.unembedded = 0  # rows whose ids are not embedded yet
-        self.predicted: dict[int, int] = {}  # slot -> its place in the head's last result, while that holds
+        self.predicted: dict[int, tuple[int, np.float32]] = {}  # by slot: what the head said, while that holds
+
+    def end(self) -> None:
+        self.idle = True
 
     def extend(self, slots: Slots) -> None:
         self.length += len(slots)
@@ -131,26 +71,12 @@ class DeviceWalk(SteppedWalk):
         for name in ("positions", "key_mask"):
             self.control[name][target] = self.control[name][source]
         self.predicted = {}
-        for cycle in cycles(target, source):
-            self._copy_row(None, cycle[0])
-            for to, where in pairwise(cycle):
-                self._copy_row(to, where)
-            self._copy_row(cycle[-1], None)
+        self.caches.move(self.place, target, source)
 
-    def _copy_row(self, target: int | None, source: int | None) -> None:
-        """Queue the copies of one slot through all layers; None is the spare row."""
-        for n in "hqkv":
-            width = self.width[n]
-            places = [
-                (self.spare[n], width) if slot is None else (self.base[n] + slot * width, self.slots * width)
-                for slot in (target, source)
-            ]
-            self.cuda.copy_rows(*places[0], *places[1], width, self.planes[n])
-
-    def at(self, name: str, index: int) -> Address:
-        """The address of a layer's part of a cache."""
-        planes = self.planes[name] // (self.config.layers if name != "h" else self.config.layers + 1)
-        return self.base[name] + index * planes * self.slots * self.width[name]
+    def relocate(self, place: int) -> None:
+        """Go on at another place, whose sequence is over."""
+        self.caches.relocate(place, self.place)
+        self.place = place
 
     def embed(self, ids: Slots) -> None:
         self.control.edit()
@@ -158,66 +84,84 @@ class DeviceWalk(SteppedWalk):
         self.unembedded = len(ids)
 
     def layer(self, index: int, rows: int) -> None:
-        self._prepare(None)
-        self._layer(index, rows)
+        self._prepare()
+        self.predicted = {}
+        self.parts.layer(index, rows)
 
     def before(self, index: int, rows: int, watch: Watch) -> Any:
         self._prepare(watch)
-        self._keep(index, rows)
+        self.parts.keep(index, rows)
         return rows
 
     def drift(self, index: int, before: Any, watch: Watch) -> float:
         self._prepare(watch)
-        self._drift(index, before, watch.kind)
+        self.parts.drift(index, before, watch.kind)
         return float(self.result.fetch()["sigma"][index])
 
     def probe(self, index: int, watch: Watch) -> Slots:
         self._prepare(watch)
-        self._probe(index, watch)
-        return np.array(self.result.fetch()["probe"][index])
+        self.parts.probe(index, self._probed(watch))
+        return np.array(self._probes(self.result.fetch())[index])
 
     def whole(self, rows: int, watch: Watch | None, first: int = 0) -> list[Slots]:
         self._prepare(watch)
+        self.predicted = {}
         for index in range(first, self.config.layers):
-            self._layer(index, rows)
+            self.parts.layer(index, rows)
             if watch is not None:
-                self._probe(index, watch)
-        return [] if watch is None else list(self.result.fetch()["probe"][first:].copy())
+                self.parts.probe(index, self._probed(watch))
+        return [] if watch is None else list(self._probes(self.result.fetch())[first:].copy())
 
     def reuse(self, rows: int, watch: Watch, gamma: float) -> Reuse:
-        """The whole pass at once, unless it has other rows than were captured; then layer by layer."""
-        if not self.optimistic or rows not in (self.filled or rows,) or len(watch.window) > self.capacity.window:
+        due = Pass(self, rows, watch, gamma)
+        if not self.ahead(due):
             return super().reuse(rows, watch, gamma)
-        self._point_head(watch.readers)
-        self._prepare(watch, embed=False)
-        graph = self.graphs.get(watch.kind)
-        if graph is not None:
-            self.cuda.launch(graph)
-        elif watch.kind not in self.graphs or not self.model.capturable:
-            self._pass(rows, watch)
-            self.graphs[watch.kind] = None
-        else:
-            self.graphs[watch.kind] = graph = self.cuda.capture(lambda: self._pass(rows, watch))
-            self.cuda.launch(graph)
-        self.unembedded = 0
-        result = self.result.fetch()
-        self.predicted = {int(slot): place for place, slot in enumerate(watch.readers)}
-        return Reuse.of(result["sigma"].tolist(), list(result["probe"].copy()), gamma)
+        self.queue(due)
+        self.cuda.sync()
+        return self.collect(due)
 
-    def _pass(self, rows: int, watch: Watch) -> None:
-        """Queue embed, every layer with its drift test and probe, and the head."""
-        self._embed(rows)
-        for index in range(self.config.layers):
-            self._keep(index, rows)
-            self._layer(index, rows)
-            self._drift(index, rows, watch.kind)
-            self._probe(index, watch)
-        self._head(self.capacity.window)
+    def ahead(self, due: Pass) -> bool:
+        """Whether a pass may run to its end before anything is looked at."""
+        return self.optimistic and len(due.watch.window) <= self.capacity.window
+
+    def captured(self, due: Pass) -> bool:
+        """Whether a pass is the one that is captured: of the fixed rows, with the window among them."""
+        return self.ahead(due) and due.rows == self.filled == self._probed(due.watch)
+
+    def aim(self, watch: Watch) -> None:
+        """Note what the coming pass looks at."""
+        self._point_head(watch.readers)
+        self._look(watch)
+
+    def queue(self, due: Pass) -> None:
+        """Queue a whole reuse pass and the copy of its results, which are there after the next wait."""
+        self.aim(due.watch)
+        self.control.send()
+        kind, probed = due.watch.kind, self._probed(due.watch)
+        if self.captured(due):
+            self.parts.replay((kind, self.place), lambda: self.parts.reuse(due.rows, kind, probed))
+        else:
+            self.parts.reuse(due.rows, kind, probed)
+        self.result.ask()
+
+    def collect(self, due: Pass) -> Reuse:
+        """The outcome of the pass that was queued."""
+        result = self.result
+        return self.learn(due, result["sigma"], self._probes(result), result["token"], result["confidence"])
+
+    def learn(
+        self, due: Pass, sigma: NDArray[np.float32], probe: Slots, token: Slots, confidence: NDArray[np.float32]
+    ) -> Reuse:
+        """A pass has run to its end, and embedded what it needs: sigma [L], probe [L, K], and what the head said."""
+        self.unembedded = 0
+        said = zip(token.tolist(), confidence.copy(), strict=True)
+        self.predicted = dict(zip(due.watch.readers.tolist(), said, strict=False))
+        return Reuse.of(sigma.tolist(), list(probe.copy()), due.gamma)
 
     def head(self, rows: Slots) -> tuple[Slots, NDArray[np.float32]]:
         if self.predicted.keys() >= set(rows.tolist()):
-            places = [self.predicted[slot] for slot in rows.tolist()]
-            return self.result["token"][places], self.result["confidence"][places]
+            tokens, confidences = zip(*(self.predicted[slot] for slot in rows.tolist()), strict=True)
+            return np.array(tokens), np.array(confidences)
         chunks = [(r["token"][: len(c)].copy(), r["confidence"][: len(c)].copy()) for c, r in self._heads(rows)]
         token, confidence = map(np.concatenate, zip(*chunks, strict=True))
         return token, confidence
@@ -226,7 +170,7 @@ class DeviceWalk(SteppedWalk):
         chunks = []
         for chunk, _ in self._heads(rows):
             logits = np.empty((len(chunk), self.config.vocab), np.float32)
-            self.cuda.download(logits, self.logits_at)
+            self.cuda.download(logits, self.caches.logits)
             self.cuda.sync()
             chunks.append(logits)
         return np.concatenate(chunks)
@@ -237,105 +181,58 @@ class DeviceWalk(SteppedWalk):
         for start in range(0, len(rows), step):
             chunk = rows[start : start + step]
             self._point_head(chunk)
-            self._prepare(None)
-            self._head(step)
+            self._prepare()
+            self.parts.head(step)
             yield chunk, self.result.fetch()
 
     def hidden(self, index: int, rows: int) -> NDArray[np.float32]:
-        self._prepare(None)
-        raw = np.empty((rows, self.width["h"]), np.uint8)
-        self.cuda.download(raw, self.at("h", index))
+        self._prepare()
+        raw = np.empty((rows, self.caches.width["h"]), np.uint8)
+        self.cuda.download(raw, self.caches.at("h", index, self.place))
         self.cuda.sync()
-        return widen(raw, self.model.bundle.manifest.precision)
+        return widen(raw, self.precision)
 
     def set_hidden(self, index: int, hidden: NDArray[np.float32]) -> None:
-        self._prepare(None)
-        raw = narrow(hidden, self.model.bundle.manifest.precision)
-        self.cuda.upload(self.at("h", index), raw)
+        self._prepare()
+        raw = narrow(hidden, self.precision)
+        self.cuda.upload(self.caches.at("h", index, self.place), raw)
         self.cuda.sync()
         self.predicted = {}
 
-    def _prepare(self, watch: Watch | None, embed: bool = True) -> None:
+    def _prepare(self, watch: Watch | None = None) -> None:
         """Send the control block if it changed, and embed what waits for it."""
         if watch is not None:
-            wanted = {"probe_keys": watch.probe_keys}
-            for name, slots in (("tracked", watch.tracked), ("window", watch.window)):
-                wanted[name] = np.zeros(self.slots, bool)
-                wanted[name][slots] = True
-            if any(not np.array_equal(self.control[name], value) for name, value in wanted.items()):
-                self.control.edit()
-                for name, value in wanted.items():
-                    self.control[name][:] = value
+            self._look(watch)
         self.control.send()
-        if embed and self.unembedded:
-            self._embed(self.unembedded)
+        if self.unembedded:
+            self.parts.embed(self.unembedded)
             self.unembedded = 0
+
+    def _look(self, watch: Watch) -> None:
+        """Write what the drift test and the probe look at, if it changed."""
+        wanted = {"probe_keys": watch.probe_keys}
+        for name, slots in (("tracked", watch.tracked), ("window", watch.window)):
+            wanted[name] = np.zeros(self.slots, bool)
+            wanted[name][slots] = True
+        if any(not np.array_equal(self.control[name], value) for name, value in wanted.items()):
+            self.control.edit()
+            for name, value in wanted.items():
+                self.control[name][:] = value
 
     def _point_head(self, rows: Slots) -> None:
         self.control.edit()
         self.control["rows"][:] = 0
         self.control["rows"][: len(rows)] = rows
 
-    def _profile(self, rows: int) -> int:
-        return {self.capacity.rows: REUSE, self.slots: WHOLE}.get(rows, GENERAL)
+    def _probed(self, watch: Watch) -> int:
+        """How many rows the probe looks at: the first few, unless the window lies beyond them."""
+        return self.capacity.rows if watch.window.max() < self.capacity.rows else self.slots
 
-    def _run(self, part: str, profile: int, **ports: tuple[Address, tuple[int, ...]]) -> None:
-        self.model.engine(part, self.slots).run(profile, ports | self.model.weights.get(part, {}))
+    def _probes(self, result: Block) -> Slots:
+        """The tracked slots [L, K] as a result has them."""
+        return result["probe"].reshape(self.config.layers, -1)
 
-    def _control(self, name: str, *shape: int) -> tuple[Address, tuple[int, ...]]:
-        return self.control.address[name], shape
 
-    def _result(self, name: str, offset: int, *shape: int) -> tuple[Address, tuple[int, ...]]:
-        return self.result.address[name] + offset, shape
-
-    def _embed(self, rows: int) -> None:
-        hidden = self.base["h"], (1, rows, self.config.d_model)
-        self._run("embed", self._profile(rows), ids=self._control("ids", 1, rows), hidden=hidden)
-
-    def _layer(self, index: int, rows: int) -> None:
-        c, slots = self.config, self.slots
-        self.predicted = {}
-        hidden, cache = (1, rows, c.d_model), (1, c.kv_heads, slots, c.head_size)
-        k, v = (self.at("k", index), cache), (self.at("v", index), cache)
-        self._run(
-            layer_name(index), self._profile(rows), hidden=(self.at("h", index), hidden),
-            positions=self._control("positions", 1, rows), key_mask=self._control("key_mask", 1, slots),
-            write_index=self._control("write_index", 1), k_cache=k, v_cache=v, k_cache_out=k, v_cache_out=v,
-            hidden_out=(self.at("h", index + 1), hidden), q=(self.at("q", index), (1, rows, c.heads, c.head_size)),
-        )  # fmt: skip
-
-    def _keep(self, index: int, rows: int) -> None:
-        """Copy Q and K of the first rows aside: what the drift test compares with."""
-        q, k = self.width["q"], self.width["k"]
-        self.cuda.copy(self.q_prev, self.at("q", index), rows * q)
-        self.cuda.copy_rows(self.k_prev, rows * k, self.at("k", index), self.slots * k, rows * k, self.config.kv_heads)
-
-    def _drift(self, index: int, rows: int, kind: str) -> None:
-        c = self.config
-        heads, cache = (1, rows, c.heads, c.head_size), (1, c.kv_heads, self.slots, c.head_size)
-        self._run(
-            f"drift_{kind}", REUSE if rows == self.capacity.rows else ANY, q_prev=(self.q_prev, heads),
-            q_now=(self.at("q", index), heads), tracked_rows=self._control("tracked", 1, rows),
-            k_prev=(self.k_prev, (1, c.kv_heads, rows, c.head_size)), k_cache=(self.at("k", index), cache),
-            key_mask=self._control("key_mask", 1, self.slots), sigma=self._result("sigma", 4 * index, 1),
-        )  # fmt: skip
-
-    def _probe(self, index: int, watch: Watch) -> None:
-        c, slots, count = self.config, self.slots, self.capacity.track_num
-        rows = self.capacity.rows if watch.window.max() < self.capacity.rows else slots
-        self._run(
-            "probe", REUSE if rows == self.capacity.rows else ANY,
-            q_window=(self.at("q", index), (1, rows, c.heads, c.head_size)),
-            window_rows=self._control("window", 1, rows), probe_keys=self._control("probe_keys", 1, slots),
-            k_cache=(self.at("k", index), (1, c.kv_heads, slots, c.head_size)),
-            key_mask=self._control("key_mask", 1, slots), probe=self._result("probe", 8 * index * count, 1, count),
-        )  # fmt: skip
-
-    def _head(self, rows: int) -> None:
-        c = self.config
-        self._run(
-            "head", REUSE if rows == self.capacity.window else ANY,
-            hidden=(self.at("h", c.layers), (1, self.slots, c.d_model)), rows=self._control("rows", 1, rows),
-            token=self._result("token", 0, 1, rows), confidence=self._result("confidence", 0, 1, rows),
-            logits=(self.logits_at, (1, rows, c.vocab)),
-        )  # fmt: skip
+def walk_of(due: Pass) -> DeviceWalk:
+    assert isinstance(due.walk, DeviceWalk)
+    return due.walk

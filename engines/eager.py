@@ -47,7 +47,7 @@ class EagerModel(Model):
         where = torch.cuda.get_device_name(self.place) if self.place.type == "cuda" else "CPU"
         return f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
-    def walk(self, length: int, limit: int | None = None, place: int = 0) -> "EagerWalk":
+    def walk(self, length: int, limit: int | None = None) -> "EagerWalk":
         return EagerWalk(self, length, limit or length)
 
     def layer(self, index: int, *inputs: Any) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ that the one before has just used. Nothing here knows windows, gamma or text.
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -109,10 +109,13 @@ class OnnxRuntimeModel(Model):
     def device(self) -> str:
         return f"CPU, {self.threads} threads, onnxruntime {ort.__version__}"
 
-    def walk(self, length: int, limit: int | None = None, place: int = 0) -> Walk:
+    def walk(self, length: int, limit: int | None = None) -> Walk:
+        return self.walks([(length, limit or length)])[0]
+
+    def walks(self, spans: list[tuple[int, int]]) -> Sequence[Walk]:
         from engines.onnxruntime_walk import OnnxRuntimeWalk
 
-        return OnnxRuntimeWalk(self, length, limit or length, place)
+        return [OnnxRuntimeWalk(self, length, limit, place) for place, (length, limit) in enumerate(spans)]
 
     def reuse(self, passes: list[Pass]) -> list[Reuse]:
         """Side by side on the cores: the operators of one pass are too small to keep them all busy."""

@@ -1,7 +1,7 @@
 """ONNX Runtime on an NVIDIA GPU, through its CUDA or its TensorRT provider.
 
 The exported graphs run as they are, in the bundle's precision, on the memory and
-the stream of `engines.device_walk`: every port is bound to its address, so
+the stream of `engines.device_model`: every port is bound to its address, so
 nothing is copied and caches are written in place. Nothing here knows windows,
 gamma or text.
 """
@@ -13,7 +13,8 @@ import onnxruntime as ort
 
 from engines.bundle import Bundle
 from engines.cuda import Cuda
-from engines.device_walk import DeviceModel, Ports
+from engines.device_model import DeviceModel
+from engines.device_parts import Ports
 from engines.errors import INSTALL, DeviceError, OptionError
 from engines.onnxruntime import translated
 from engines.spec import PartSpec, part_specs
@@ -60,7 +61,7 @@ class OnnxRuntimeGpuModel(DeviceModel):
         specs = part_specs(self.config, bundle.manifest.precision, self.capacity.track_num)
         with self.cuda.closed_on_error():
             self.sessions = {spec.name: Session(spec, self._open(spec.name, device)) for spec in specs}
-        self.weights, self.walks = {}, {}
+        self.weights, self.batches = {}, {}
 
     def _open(self, part: str, device: int) -> Any:
         settings = {"device_id": str(device), "user_compute_stream": str(self.cuda.stream)}

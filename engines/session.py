@@ -10,7 +10,7 @@ must give the same result. Nothing here knows windows, commits, policies or text
 import threading
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -69,6 +69,9 @@ class Walk(ABC):
 
     def __init__(self, config: ModelConfig, length: int, slots: int, filled: int = 0):
         self.config, self.length, self.slots, self.filled = config, length, slots, filled
+
+    def end(self) -> None:  # noqa: B027
+        """The sequence is over: its rows may be written over."""
 
     @abstractmethod
     def extend(self, slots: Slots) -> None:
@@ -192,15 +195,18 @@ class Model(ABC):
         """Where the model runs, for people: threads or the GPU's name, and versions."""
 
     @abstractmethod
-    def walk(self, length: int, limit: int | None = None, place: int = 0) -> Walk:
+    def walk(self, length: int, limit: int | None = None) -> Walk:
         """Memory for one sequence of `length` positions that may be extended to `limit` (None: `length`).
 
-        Sequences that are decoded side by side have different places; the next walk at a place may take over the
-        memory of the one before.
+        The next walk may take over the memory of those before.
         """
 
+    def walks(self, spans: list[tuple[int, int]]) -> Sequence[Walk]:
+        """Memory for sequences that are decoded side by side: the length and the limit of each, as `walk` has them."""
+        return [self.walk(length, limit) for length, limit in spans]
+
     def reuse(self, passes: list[Pass]) -> list[Reuse]:
-        """Run the reuse passes of walks at different places; the outcome of each is what it would be alone."""
+        """Run the reuse passes of walks taken side by side; the outcome of each is what it would be alone."""
         return [due.walk.reuse(due.rows, due.watch, due.gamma) for due in passes]
 
     @abstractmethod

@@ -3,7 +3,7 @@
 A model holds the plans of a bundle, one set for each length, and the weights of
 every part as device memory that plans read through their inputs, so that a
 weight is there once for all its profiles and lengths. How a sequence is walked
-is in `engines.device_walk`. Nothing here knows windows, gamma or text.
+is in `engines.device_model`. Nothing here knows windows, gamma or text.
 """
 
 from typing import Any
@@ -11,35 +11,55 @@ from typing import Any
 import numpy as np
 
 from engines.bundle import REBUILD, Bundle
-from engines.cuda import Cuda
-from engines.device_walk import DeviceModel, Ports
+from engines.cuda import Address, Cuda
+from engines.device_model import DeviceModel
+from engines.device_parts import Ports
 from engines.errors import BackendError, BundleError, DeviceError
 from engines.flavour import CURRENT, Flavour, find
 from engines.spec import part_specs
 from engines.weights import locate
 
 
+class Room:
+    """Memory that engines compute in. One runs after the other on one stream, so all contexts share it."""
+
+    def __init__(self, cuda: Cuda):
+        self.cuda, self.address, self.size = cuda, 0, 0
+
+    def of(self, size: int) -> tuple[Address, int]:
+        """The address and size of at least `size` bytes. Smaller ones stay: captured graphs know their address."""
+        if size > self.size or not self.address:
+            self.address, self.size = self.cuda.alloc(size, "what engines compute in"), size
+        return self.address, self.size
+
+
 class Plan:
-    """A deserialised engine and a context for each profile it is run with."""
+    """A deserialised engine, and a context for each profile and batch size it is run with.
 
-    def __init__(self, name: str, engine: Any, inputs: set[str], cuda: Cuda):
-        self.name, self.engine, self.inputs, self.cuda = name, engine, inputs, cuda
-        self.contexts: dict[int, Context] = {}
+    A captured graph holds only as long as its context keeps its shapes, so no two sizes share one.
+    """
 
-    def context(self, profile: int) -> "Context":
-        if profile not in self.contexts:
-            context = self.engine.create_execution_context()
+    def __init__(self, name: str, engine: Any, inputs: list[str], room: Room, user_managed: Any):
+        self.name, self.engine, self.inputs, self.room = name, engine, inputs, room
+        self.cuda, self.user_managed = room.cuda, user_managed
+        self.contexts: dict[tuple[int, int], Context] = {}
+
+    def context(self, profile: int, batch: int) -> "Context":
+        if (profile, batch) not in self.contexts:
+            context = self.engine.create_execution_context(self.user_managed)
             if context is None or not context.set_optimization_profile_async(profile, self.cuda.stream):
                 raise BackendError(
                     f"TensorRT cannot run {self.name} with profile {profile}: most likely the GPU's memory is full; "
                     "close other programs, or build with a smaller --max-length"
                 )
             self.cuda.sync()
-            self.contexts[profile] = Context(self.name, context, self.inputs)
-        return self.contexts[profile]
+            context.set_device_memory(*self.room.of(self.engine.device_memory_size_v2))
+            self.contexts[profile, batch] = Context(self.name, context, set(self.inputs))
+        return self.contexts[profile, batch]
 
     def run(self, profile: int, ports: Ports) -> None:
-        context = self.context(profile)
+        (batch, *_) = ports[self.inputs[0]][1]
+        context = self.context(profile, batch)
         context.bind(ports)
         context.enqueue(self.cuda.stream)
 
@@ -81,9 +101,10 @@ class TensorRTModel(DeviceModel):
             self.runtime = self.flavour.module.Runtime(self.flavour.module.Logger(self.flavour.module.Logger.ERROR))
             self.weights = {part: self._upload(part) for part in self.config.parts}
         specs = part_specs(self.config, bundle.manifest.precision, self.capacity.track_num)
-        self.inputs = {spec.name: {port.name for port in spec.inputs} for spec in specs}
+        self.inputs = {spec.name: [port.name for port in spec.inputs] for spec in specs}
         self.plans: dict[str, Plan] = {}  # by file
-        self.walks = {}
+        self.room = Room(self.cuda)
+        self.batches = {}
 
     def _upload(self, part: str) -> Ports:
         path = self.bundle.weights(part)
@@ -100,15 +121,20 @@ class TensorRTModel(DeviceModel):
         """The engine of `part` for `slots` slots, deserialised when it is first asked for."""
         name = self.entry["parts"][part]["plans"][str(slots)]
         if name not in self.plans:
-            engine = self.runtime.deserialize_cuda_engine(self.bundle.file(name).read_bytes())
-            if engine is None:
-                raise DeviceError(
-                    f"{self.flavour.name} {self.flavour.version} cannot load {name} on {self.cuda.name}, compute "
-                    f"capability {capability(self.cuda)} (built for {', '.join(self.entry['capabilities'])}); "
-                    f"{REBUILD} --backend tensorrt --capability {capability(self.cuda)}"
-                )
-            self.plans[name] = Plan(part, engine, self.inputs[part], self.cuda)
+            self.plans[name] = self.load(part, name, self.inputs[part])
         return self.plans[name]
+
+    def load(self, part: str, name: str, inputs: list[str]) -> Plan:
+        """The plan in the file `name`; `inputs` are the part's ports, the first with the batch as its first axis."""
+        engine = self.runtime.deserialize_cuda_engine(self.bundle.file(name).read_bytes())
+        if engine is None:
+            raise DeviceError(
+                f"{self.flavour.name} {self.flavour.version} cannot load {name} on {self.cuda.name}, compute "
+                f"capability {capability(self.cuda)} (built for {', '.join(self.entry['capabilities'])}); "
+                f"{REBUILD} --backend tensorrt --capability {capability(self.cuda)}"
+            )
+        managed = self.flavour.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        return Plan(part, engine, inputs, self.room, managed)
 
     @property
     def device(self) -> str:

@@ -9,9 +9,7 @@ import time
 
 import numpy as np
 
-from engines.bundle import REBUILD
 from engines.device_memory import narrow, widen
-from engines.errors import DeviceError
 from engines.session import Model
 from engines.spec import vision_specs
 from engines.tensorrt import Plan, TensorRTModel
@@ -41,10 +39,7 @@ class TensorRTVision(Vision):
 
     def _load(self, model: TensorRTModel, part: str) -> Plan:
         name = next(iter(model.entry["parts"][part]["plans"].values()))  # the same for every length
-        engine = model.runtime.deserialize_cuda_engine(self.bundle.file(name).read_bytes())
-        if engine is None:
-            raise DeviceError(f"{model.flavour.name} cannot load {name} on {self.cuda.name}; {REBUILD}")
-        return Plan(part, engine, {port.name for port in self.specs[part].inputs}, self.cuda)
+        return model.load(part, name, [port.name for port in self.specs[part].inputs])
 
     @property
     def newline(self) -> Rows:

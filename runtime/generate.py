@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from engines.errors import OptionError, PromptError
-from engines.session import Model, Pass, check_ids
+from engines.session import Model, Pass, Walk, check_ids
 from runtime.controller import Controller, StepEvent
 from runtime.policies import Policy, within
 from runtime.sampler import Sampler
@@ -25,8 +25,6 @@ class Request:
     """What to decode and how, apart from the policy."""
 
     prompt_ids: Any  # int array [P]
-    embeddings: Any = None  # float32 [n, d], for which the prompt has the ids V … V + n - 1 (V: vocabulary)
-    image_seconds: float = 0.0  # that these took
     gen_length: int = 256
     temperature: float = 0.0
     seed: int | None = None
@@ -37,6 +35,8 @@ class Request:
     top_k: int | None = None
     logits_eos_inf: bool = False  # EOS is never said
     confidence_eos_eot_inf: bool = False  # EOS and the end of a turn are said last
+    embeddings: Any = None  # float32 [n, d], for which the prompt has the ids V … V + n - 1 (V: vocabulary)
+    image_seconds: float = 0.0  # that these took
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ class Decoding:
 
     def __init__(
         self, model: Model, request: Request, policy: Policy, decode: Callable[[Positions], str] | None,
-        make: Callable[..., Controller] = Controller, place: int = 0,
+        make: Callable[..., Controller] = Controller,
     ):  # fmt: skip
         given = 0 if request.embeddings is None else len(checked(request.embeddings, model))
         prompt = prompt_array(request.prompt_ids, model, request.gen_length, given)
         policy.check(model.capacity, request.gen_length)
         check_request(request, policy, model, decode is not None)
         self.model, self.request, self.policy, self.decode = model, request, policy, decode or spelled
-        self.make, self.place = make, place
+        self.make = make
         config = model.config
         self.eos = config.end_id if request.eos_id is None else request.eos_id
         ends, horizon = self.eos if request.stop_at_eos else None, getattr(policy, "horizon", None)
@@ -112,10 +112,13 @@ class Decoding:
         self.trace: list[StepEvent] = []
         self.stopped = False
 
-    def begin(self) -> None:
-        """Take the memory that decoding needs."""
-        length = len(self.sequence)
-        walk = self.model.walk(length, length + self.sequence.room, self.place)
+    @property
+    def span(self) -> tuple[int, int]:
+        """Positions at first, and at most."""
+        return len(self.sequence), len(self.sequence) + self.sequence.room
+
+    def begin(self, walk: Walk) -> None:
+        """Start decoding on the memory for `span`."""
         if self.request.embeddings is not None:
             walk.give(np.ascontiguousarray(self.request.embeddings, np.float32))
         sampler = sampler_of(self.request, self.policy, self.model)
@@ -163,7 +166,7 @@ def stream(
     """
     decoding = Decoding(model, request, policy, decode, make)
     with model.exclusive():
-        decoding.begin()
+        decoding.begin(model.walk(*decoding.span))
         while not decoding.done:
             yield decoding.note(decoding.controller.step())
     yield decoding.output()
@@ -180,15 +183,17 @@ def stream_batch(
     the bundle was built for, or none.
     """
     within("the number of prompts", len(requests), 1, model.capacity.max_batch, "build with a larger --max-batch")
-    decodings = [Decoding(model, request, policy, decode, place=place) for place, request in enumerate(requests)]
+    decodings = [Decoding(model, request, policy, decode) for request in requests]
     with model.exclusive():
-        for decoding in decodings:
-            decoding.begin()
+        walks = model.walks([decoding.span for decoding in decodings])
+        for decoding, walk in zip(decodings, walks, strict=True):
+            decoding.begin(walk)
         running = dict(enumerate(decodings))
         while running:
             for number, event in step_all(model, {n: decoding.controller for n, decoding in running.items()}):
                 yield number, running[number].note(event)
             for number in [n for n, decoding in running.items() if decoding.done]:
+                walks[number].end()
                 yield number, running.pop(number).output()
 
 

@@ -6,7 +6,9 @@
 In this order: (a) which flavour loads on this compute capability, (b) the tests
 marked `gpu`, (c) on random weights of the shape, in fp16: milliseconds of a reuse
 step and of refreshes from several layers, on every back end that runs, against
-the floor that the weights' bytes and the memory's speed set.
+the floor that the weights' bytes and the memory's speed set, (d) on the same
+weights: what it is worth to decode several prompts side by side on TensorRT, and
+whether each gets the tokens that it gets alone.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +33,14 @@ from engines.bundle import Bundle
 from engines.console import run
 from engines.cuda import Cuda
 from engines.errors import ElasticError
-from engines.session import Model, Watch
+from engines.session import Model, Pass, Walk, Watch
+from runtime.generate import Output
 from scripts.make_random_checkpoint import SHAPES, make_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "benchmarks"
 REPEATS = 20
+SIZES = 1, 2, 4, 8, 16  # of batches
 
 
 def flavours(work: Path) -> dict[str, Any]:
@@ -88,14 +92,19 @@ def timed(work: Callable[[], Any], sync: Callable[[], None]) -> float:
     return statistics.median(seconds[3:])
 
 
+def watch_of(walk: Walk, length: int, window: int) -> Watch:
+    """A drift test of some tokens before a window of masks, in a sequence of `length` positions."""
+    masks = np.arange(8, 8 + window)
+    return Watch("row", np.arange(8), masks, np.arange(walk.slots) < length, masks)
+
+
 def steps(model: Model, length: int, window: int, sync: Callable[[], None]) -> dict[str, float]:
     """Milliseconds of a reuse step, of refreshes from layer 1, half and 28 of 32, and of a full step."""
     walk, layers = model.walk(length), model.config.layers
     filled = walk.filled or 2 * window
     everything = walk.slots if walk.filled else length
+    watch = watch_of(walk, length, window)
     walk.embed(np.ones(everything, np.int64))
-    eligible = np.arange(walk.slots) < length
-    watch = Watch("row", np.arange(min(8, filled)), np.arange(8, 8 + window), eligible, np.arange(8, 8 + window))
     walk.whole(everything, watch)
 
     def reuse() -> None:
@@ -124,9 +133,7 @@ def host_share(model: Model, length: int, window: int) -> float:
     cuda.sync = sync
     try:
         walk = model.walk(length)
-        watch = Watch(
-            "row", np.arange(4), np.arange(4, 4 + window), np.arange(walk.slots) < length, np.arange(4, 4 + window)
-        )
+        watch = watch_of(walk, length, window)
         for number in range(REPEATS + 3):
             if number == 3:
                 waited, began = 0.0, time.perf_counter()
@@ -137,15 +144,82 @@ def host_share(model: Model, length: int, window: int) -> float:
         cuda.sync = wait
 
 
-def shape_figures(work: Path, shape: str, layers: int | None, length: int, window: int) -> dict[str, Any]:
-    """Part (c): every back end that runs on this GPU, on random weights of `shape`."""
+def batch_figures(model: Any, sizes: Iterable[int], length: int, window: int, gen_length: int) -> dict[str, Any]:
+    """Part (d), by batch size: milliseconds of a reuse pass for all, and figures of decoding ragged prompts with and
+    without refreshes. What does not fit is said instead, and larger batches are left out."""
+    found: dict[str, Any] = {}
+    rng, config = np.random.default_rng(0), model.model.config
+    words = min(config.mask_id, config.eos_id, config.vocab)
+    lengths = rng.integers(1, length - gen_length, max(sizes))
+    prompts = [rng.integers(0, words, count) for count in lengths]
+    options: list[dict[str, Any]] = [
+        {"gamma": gamma, "window": window, "gen_length": gen_length, "stop_at_eos": False} for gamma in (0.0, 0.9)
+    ]
+    alone = [[model.generate(prompt, **chosen) for prompt in prompts] for chosen in options]
+    for size in sizes:
+        try:
+            found[str(size)] = {
+                "reuse_ms": 1e3 * batched_pass(model.model, size, length, window),
+                "decoding": [decoding(model, prompts, size, *case) for case in zip(options, alone, strict=True)],
+            }
+        except ElasticError as error:
+            found[str(size)] = str(error)
+            break
+    return found
+
+
+def batched_pass(model: Model, size: int, length: int, window: int) -> float:
+    """Seconds of a reuse pass of `size` sequences."""
+    walks = model.walks([(length, length)] * size)
+    passes = [Pass(walk, walk.filled, watch_of(walk, length, window), 0.0) for walk in walks]
+    for due in passes:
+        due.walk.embed(np.ones(due.walk.slots, np.int64))
+        due.walk.whole(due.walk.slots, due.watch)
+
+    def reuse() -> None:
+        for due in passes:
+            due.walk.embed(np.ones(due.rows, np.int64))
+        model.reuse(passes)
+
+    return timed(reuse, waiting(model))
+
+
+def decoding(
+    model: Any, prompts: list[Any], size: int, options: dict[str, Any], alone: list[Output]
+) -> dict[str, Any]:  # fmt: skip
+    """Tokens a second in batches of `size`, the second time, and how many sequences have the tokens they have alone;
+    `closest` is how near those that have not came to deciding otherwise anyway, in half precision."""
+    for _ in range(2):
+        began = time.perf_counter()
+        outs = [
+            out
+            for start in range(0, len(prompts), size)
+            for out in model.generate_batch(prompts[start : start + size], **options)
+        ]
+        seconds = time.perf_counter() - began
+    others = [theirs for ours, theirs in zip(outs, alone, strict=True) if ours.sequence != theirs.sequence]
+    return {
+        "gamma": options["gamma"], "tokens_per_second": sum(out.tokens for out in outs) / seconds,
+        "refreshes": sum(event.trigger is not None for out in outs for event in out.trace),
+        "sequences": len(outs), "equal_to_alone": len(outs) - len(others),
+        "closest": [min(event.margin for event in out.trace) for out in others],
+    }  # fmt: skip
+
+
+def bundle_of(work: Path, shape: str, layers: int | None, length: int, window: int) -> Bundle:
+    """Random weights of `shape`, compiled for the GPU at hand."""
     numbers = SHAPES[shape] | ({"n_layers": layers} if layers else {})
     checkpoint, out = work / f"{shape}-{layers or 'all'}", work / f"{shape}-{layers or 'all'}-bundle"
     if not checkpoint.exists():
         make_checkpoint(checkpoint, numbers, dtype="fp16")
-    bundle = Bundle.open(export.build(
+    return Bundle.open(export.build(
         checkpoint, out, precision="fp16", backends=["tensorrt"], max_length=length, window=window,
+        max_batch=max(SIZES),
     ))  # fmt: skip
+
+
+def shape_figures(bundle: Bundle, length: int, window: int) -> dict[str, Any]:
+    """Part (c): every back end that runs on this GPU."""
     weights = sum(bundle.weights(part).stat().st_size for part in bundle.config.parts if part != "embed")
     cuda = Cuda()
     bandwidth = copy_bandwidth(cuda)
@@ -179,7 +253,7 @@ def waiting(model: Model) -> Callable[[], None]:
 
 
 def check(args: argparse.Namespace) -> None:
-    """All three parts; raises DeviceError where there is no GPU, before anything is written."""
+    """All parts; raises DeviceError where there is no GPU, before anything is written."""
     cuda = Cuda()
     capability = ".".join(map(str, cuda.capability))
     report: dict[str, Any] = {
@@ -199,7 +273,10 @@ def check(args: argparse.Namespace) -> None:
     tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"], cwd=ROOT, capture_output=True,
                            text=True)  # fmt: skip
     note("tests", {"exit": tests.returncode, "output": tests.stdout.splitlines()[-8:]})
-    note("steps", shape_figures(args.work, args.shape, args.layers, args.max_length, args.window))
+    bundle = bundle_of(args.work, args.shape, args.layers, args.max_length, args.window)
+    note("steps", shape_figures(bundle, args.max_length, args.window))
+    with runtime_of(bundle.root) as model:
+        note("batches", batch_figures(model, SIZES, args.max_length, args.window, args.gen_length))
     print(f"[ok] written to {file}")
 
 
@@ -210,6 +287,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--max-length", type=int, default=1400)
     parser.add_argument("--window", type=int, default=16)
+    parser.add_argument("--gen-length", type=int, default=64, help="tokens of each answer of a batch (default 64)")
     return run(check, parser.parse_args(), "interrupted; the parts that are done are written")
 
 

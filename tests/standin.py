@@ -4,7 +4,7 @@ It keeps TensorRT's rules and checks them: queued work runs only when the host
 waits, shapes must lie in the chosen profile, every port needs an address inside
 one allocation, a cache's output must alias its input, nothing may wait while a
 graph is captured, and a captured graph replays the addresses it was captured
-with. A "plan" is the ONNX graph TensorRT would have been given; ONNX Runtime
+with, in a context that has kept its shapes. A "plan" is the ONNX graph TensorRT would have been given; ONNX Runtime
 runs it on the stand-in's memory.
 """
 
@@ -62,7 +62,7 @@ class StandinCuda(Cuda):
         raise AssertionError(f"{size} bytes at {address:#x} lie in no allocation")
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
-        return np.zeros(size, np.uint8)
+        return self.regions[self.alloc(size, "the host's memory")][:size]  # given back like the rest
 
     def push(self, work: Callable[[], None], kind: str = "") -> None:
         if kind:
@@ -89,6 +89,15 @@ class StandinCuda(Cuda):
 
         self.push(work)
 
+    def copy_planes(
+        self, target: Address, target_pitch: int, target_height: int, source: Address, pitch: int, height: int,
+        width: int, rows: int, planes: int,
+    ) -> None:  # fmt: skip
+        assert rows <= height and rows <= target_height, "planes overlap"
+        for plane in range(planes):
+            to, where = target + plane * target_height * target_pitch, source + plane * height * pitch
+            self.copy_rows(to, target_pitch, where, pitch, width, rows)
+
     def sync(self) -> None:
         assert self.recording is None, "waiting while a graph is captured"
         self.waits += 1
@@ -110,7 +119,14 @@ class StandinCuda(Cuda):
         for item in graph:
             self.push(item)
 
+    def destroy(self, graph: Any) -> None:
+        def launched() -> None:
+            raise AssertionError("a graph that was given back is launched")
+
+        graph[:] = [launched]
+
     def free(self, address: Address) -> None:
+        assert not self.queue, "queued work may need what is given back"
         self.owned.remove(address)
         del self.regions[address]
 
@@ -212,7 +228,10 @@ class Engine:
         }
         self.aliases = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "TensorScatter"}
 
-    def create_execution_context(self) -> Any:
+        self.device_memory_size_v2 = len(model.graph.node) << 10
+
+    def create_execution_context(self, strategy: Any) -> Any:
+        assert strategy is Strategy.USER_MANAGED
         return Context(self)
 
 
@@ -221,6 +240,12 @@ class Context:
         self.engine, self.spans = engine, {}  # type: ignore[var-annotated]
         self.addresses: dict[str, Address] = {}
         self.shapes = dict(engine.fixed)
+        self.memory = 0
+
+    def set_device_memory(self, memory: Address, size: int) -> None:
+        assert self.spans and size >= self.engine.device_memory_size_v2
+        self.engine.cuda.at(memory, size)
+        self.memory = memory
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         self.spans = self.engine.profiles[profile]
@@ -242,12 +267,15 @@ class Context:
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 7
         cuda, engine = self.engine.cuda, self.engine
-        addresses, shapes = dict(self.addresses), dict(self.shapes)
+        addresses, shapes, captured = dict(self.addresses), dict(self.shapes), cuda.recording is not None
+        assert self.memory, "it has no memory to compute in"
         assert set(addresses) == set(engine.types), set(engine.types) ^ set(addresses)
         for output, source in engine.aliases.items():
             assert addresses[output] == addresses[source], f"{output} does not alias {source}"
 
         def work() -> None:
+            assert not captured or shapes == self.shapes, "the context of a captured graph has other shapes now"
+            cuda.at(self.memory, engine.device_memory_size_v2)
             feeds = {}
             for port in engine.session.get_inputs():
                 dtype, shape = np.dtype(engine.types[port.name]), shapes[port.name]
@@ -264,6 +292,10 @@ class Context:
 
 
 ComputeCapability = Enum("ComputeCapability", ["NONE", "CURRENT", "SM80", "SM86", "SM89", "SM120"])
+
+
+class Strategy(Enum):
+    USER_MANAGED = 2
 
 
 class Severity(Enum):
@@ -285,6 +317,7 @@ def module() -> ModuleType:
     contents = dict(
         __version__=VERSION, ILogger=Logger, Logger=Logger, Builder=Builder, OnnxParser=Parser, Runtime=Runtime,
         ComputeCapability=ComputeCapability, NetworkDefinitionCreationFlag=SimpleNamespace(),
+        ExecutionContextAllocationStrategy=Strategy,
     )  # fmt: skip
     vars(found).update(contents)
     return found

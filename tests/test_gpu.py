@@ -74,5 +74,18 @@ def test_optimistic_walk(model: runtime.Runtime, monkeypatch: pytest.MonkeyPatch
 
 def test_a_graph_is_captured(model: runtime.Runtime) -> None:
     model.generate(PROMPT, gen_length=64, gamma=0.0)
-    walk = next(iter(model.model.walks.values()))  # type: ignore[attr-defined]
-    assert walk.graphs["row"] is not None
+    (batch,) = model.model.batches.values()  # type: ignore[attr-defined]
+    assert batch.walks[0].parts.graphs["row", 0] is not None
+
+
+def test_a_batch_decides_as_its_sequences_alone(model: runtime.Runtime) -> None:
+    """Ragged, with refreshes; only a decision that half precision may settle either way may fall otherwise."""
+    ragged = [PROMPT[:count] for count in (24, 3, 17, 9, 1)]
+    outs = model.generate_batch(ragged, gen_length=64, gamma=0.95)
+    for prompt, ours in zip(ragged, outs, strict=True):
+        alone = model.generate(prompt, gen_length=64, gamma=0.95)
+        close = min(min(e.margin, *(abs(s - 0.95) for s in e.sigma), 1.0) for e in alone.trace)
+        print(f"{len(prompt)} ids: equal {ours.sequence == alone.sequence}, closest decision {close:.1e}")
+        assert ours.sequence == alone.sequence or close < 1e-2
+    (batch,) = model.model.batches.values()  # type: ignore[attr-defined]
+    assert batch.parts.graphs["row", 5] is not None

@@ -150,7 +150,7 @@ def cache(walk: Any) -> list[NDArray[np.float32]]:
     layers = walk.config.layers
     if hasattr(walk, "cuda"):
         real = np.flatnonzero(walk.control["key_mask"])
-        kv = [walk.cuda.at(walk.base[n], walk.planes[n] * walk.slots * walk.width[n]).view(np.float32) for n in "kv"]
+        kv = [walk.cuda.at(walk.caches.at(n, 0, 0), layers * walk.caches.size(n)).view(np.float32) for n in "kv"]
         shaped = [x.reshape(layers, walk.config.kv_heads, walk.slots, -1)[:, :, real] for x in kv]
     else:
         real = np.arange(walk.length)
