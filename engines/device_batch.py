@@ -55,12 +55,13 @@ class Batch:
         return chosen
 
     def joins(self, passes: list[Pass]) -> bool:
-        """Whether passes can run as one: captured ones with one drift test, and all sequences under way take part."""
+        """Whether passes can run as one: captured ones with one drift test, none with given embeddings, and all
+        sequences under way take part."""
         going = {id(walk) for walk in self.walks if not walk.idle}
         return (
             {id(due.walk) for due in passes} == going
             and len({due.watch.kind for due in passes}) == 1
-            and all(walk_of(due).captured(due) for due in passes)
+            and all(walk_of(due).captured(due) and walk_of(due).given is None for due in passes)
         )
 
     def reuse(self, passes: list[Pass]) -> list[Reuse]:
@@ -112,6 +113,8 @@ class Batch:
     def release(self) -> None:
         """Give the memory and the graphs back; walks and passes cannot be used any more."""
         self.cuda.sync()
+        for walk in self.walks:
+            walk.end()
         for parts in (self.parts, *(walk.parts for walk in self.walks)):
             parts.release()
         for address in self.owned:

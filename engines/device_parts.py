@@ -77,9 +77,10 @@ class Parts:
                 self.cuda.destroy(graph)
         self.graphs.clear()
 
-    def reuse(self, rows: int, kind: str, probed: int) -> None:
+    def reuse(self, rows: int, kind: str, probed: int, embeds: bool = True) -> None:
         """Queue a whole reuse pass: embed, every layer with its drift test and probe, and the head."""
-        self.embed(rows)
+        if embeds:
+            self.embed(rows)
         for index in range(self.config.layers):
             self.keep(index, rows)
             self.layer(index, rows)

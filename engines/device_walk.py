@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.cuda import Address
 from engines.device_caches import Caches
 from engines.device_memory import Block, narrow, widen
 from engines.device_parts import Parts, control_block, result_block
@@ -36,6 +37,7 @@ class DeviceWalk(SteppedWalk):
         self.control = control_block(self.cuda, 1, widths | {"rows": capacity.rows, "write_index": 1})
         self.result = result_block(self.cuda, 1, config.layers, capacity.track_num, capacity.rows)
         self.parts = Parts(model, caches, self.control, self.result, place)
+        self.given: Address | None = None  # rows that ids beyond the vocabulary stand for
         self.start(1)  # so that its numbers are numbers before a sequence is there
         self.end()
 
@@ -54,10 +56,21 @@ class DeviceWalk(SteppedWalk):
         self.control["positions"][:] = np.minimum(np.arange(self.slots), self.config.max_length - 1)
         self.control["key_mask"][:] = np.arange(self.slots) < length
         self.unembedded = 0  # rows whose ids are not embedded yet
+        self.placed: list[tuple[int, int, int]] = []  # runs of given rows among them: first slot, first row, how many
         self.predicted: dict[int, tuple[int, np.float32]] = {}  # by slot: what the head said, while that holds
 
     def end(self) -> None:
         self.idle = True
+        if self.given is not None:
+            self.cuda.sync()
+            self.cuda.free(self.given)
+            self.given = None
+
+    def give(self, embeddings: NDArray[np.float32]) -> None:
+        raw = narrow(embeddings, self.precision)
+        self.given = self.cuda.alloc(raw.nbytes, "the embeddings of a prompt")
+        self.cuda.upload(self.given, raw)
+        self.cuda.sync()
 
     def extend(self, slots: Slots) -> None:
         self.length += len(slots)
@@ -79,9 +92,14 @@ class DeviceWalk(SteppedWalk):
         self.place = place
 
     def embed(self, ids: Slots) -> None:
+        vocab = self.config.vocab
         self.control.edit()
-        self.control["ids"][: len(ids)] = ids
+        self.control["ids"][: len(ids)] = np.minimum(ids, vocab - 1)
         self.unembedded = len(ids)
+        slots = np.flatnonzero(ids >= vocab)
+        breaks = np.flatnonzero((np.diff(slots) != 1) | (np.diff(ids[slots]) != 1)) + 1
+        runs = np.split(slots, breaks) if len(slots) else []
+        self.placed = [(int(run[0]), int(ids[run[0]] - vocab), len(run)) for run in runs]
 
     def layer(self, index: int, rows: int) -> None:
         self._prepare()
@@ -136,12 +154,16 @@ class DeviceWalk(SteppedWalk):
     def queue(self, due: Pass) -> None:
         """Queue a whole reuse pass and the copy of its results, which are there after the next wait."""
         self.aim(due.watch)
-        self.control.send()
+        embeds = self.given is None  # given rows come between the embedding and the layers, each time others
+        if embeds:
+            self.control.send()
+        else:
+            self._prepare()
         kind, probed = due.watch.kind, self._probed(due.watch)
         if self.captured(due):
-            self.parts.replay((kind, self.place), lambda: self.parts.reuse(due.rows, kind, probed))
+            self.parts.replay((kind, self.place, embeds), lambda: self.parts.reuse(due.rows, kind, probed, embeds))
         else:
-            self.parts.reuse(due.rows, kind, probed)
+            self.parts.reuse(due.rows, kind, probed, embeds)
         self.result.ask()
 
     def collect(self, due: Pass) -> Reuse:
@@ -207,6 +229,10 @@ class DeviceWalk(SteppedWalk):
         if self.unembedded:
             self.parts.embed(self.unembedded)
             self.unembedded = 0
+            width, hidden = self.caches.width["h"], self.caches.at("h", 0, self.place)
+            for slot, row, count in self.placed:
+                assert self.given is not None, "ids beyond the vocabulary were checked"
+                self.cuda.copy(hidden + slot * width, self.given + row * width, count * width)
 
     def _look(self, watch: Watch) -> None:
         """Write what the drift test and the probe look at, if it changed."""

@@ -12,6 +12,7 @@ from conftest import GOLDEN, refused
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from parity import difference, recorded
+from safetensors.numpy import load_file
 from standin import StandinCuda, standin, standin_provider
 from test_batch import near
 
@@ -139,6 +140,27 @@ def test_rows_that_predict_the_next_position(
         alone = model.generate(prompt, **given_)
         if not near(alone, 0.97):
             same(ours, alone)
+
+
+def test_given_embeddings(either: runtime.Runtime) -> None:
+    """Rows of the table in place of their ids: the same runs, alone and side by side, and the memory comes back."""
+    table = load_file(next(either.bundle.root.glob("onnx/embed*.safetensors")))["wte.weight"]
+    ids = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8])
+    swapped = ids.copy()
+    swapped[[1, 4, 5, 6, 9]] = 256 + np.array([0, 1, 2, 3, 4])
+    for policy in ("elastic", "full", "prefix"):
+        more: dict[str, Any] = {"gamma": 0.97, "window": 4} if policy == "elastic" else {}
+        plain = either.generate(ids, policy, gen_length=24, **more)
+        given_ = either.generate(swapped, policy, gen_length=24, embeddings=table[ids[[1, 4, 5, 6, 9]]], **more)
+        assert given_.sequence[12:] == plain.sequence[12:]
+        assert [event.tracked for event in given_.trace] == [event.tracked for event in plain.trace]
+    outs = either.generate_batch([swapped, swapped], gen_length=24, embeddings=table[ids[[1, 4, 5, 6, 9]]], window=4)
+    alone = either.generate(ids, gen_length=24, window=4)
+    assert all(out.sequence[12:] == alone.sequence[12:] for out in outs)
+    owned = len(StandinCuda.latest.owned)
+    either.generate(swapped, gen_length=8, embeddings=table[ids[[1, 4, 5, 6, 9]]], window=4)
+    either.generate(ids, gen_length=8, window=4)
+    assert len(StandinCuda.latest.owned) <= owned
 
 
 def test_draws_and_policies_without_a_drift_test(either: runtime.Runtime) -> None:
