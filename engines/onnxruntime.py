@@ -9,7 +9,6 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from engines.bundle import Bundle
 from engines.errors import BackendError, DeviceError, OptionError
-from engines.session import Model, Pass, Reuse, Walk
+from engines.session import Model, Walk
 from engines.spec import layer_name, unfused_specs
 
 ort.set_default_logger_severity(3)
@@ -87,7 +86,6 @@ class OnnxRuntimeModel(Model):
         self.sessions = {spec.name: self._open(spec.name) for spec in unfused_specs(self.config)}
         self.layers = [self.sessions[layer_name(i)] for i in range(self.config.layers)]
         self.memory: dict[tuple[int, str], NDArray[np.float32]] = {}
-        self.pool = ThreadPoolExecutor(self.threads)
 
     def space(self, place: int, name: str, *shape: int) -> NDArray[np.float32]:
         """Memory for an array, the same for one sequence after the other at a place: fresh pages are slow."""
@@ -116,12 +114,6 @@ class OnnxRuntimeModel(Model):
         from engines.onnxruntime_walk import OnnxRuntimeWalk
 
         return [OnnxRuntimeWalk(self, length, limit, place) for place, (length, limit) in enumerate(spans)]
-
-    def reuse(self, passes: list[Pass]) -> list[Reuse]:
-        """Side by side on the cores: the operators of one pass are too small to keep them all busy."""
-        if len(passes) == 1:
-            return super().reuse(passes)
-        return list(self.pool.map(lambda due: due.walk.reuse(due.rows, due.watch, due.gamma), passes))
 
     def run(self, part: str, outputs: list[str], **feeds: Any) -> list[Any]:
         began = time.perf_counter()
@@ -156,7 +148,6 @@ class OnnxRuntimeModel(Model):
 
     def close(self) -> None:
         super().close()
-        self.pool.shutdown()
         self.sessions.clear()
         self.memory.clear()
         self.layers = []
