@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from engines.config import Capacity, ModelConfig, strict
 from engines.errors import BundleError, NewerBundleError
-from engines.spec import Capacity, ModelConfig, strict
 
 FORMAT = "elastic-bundle"
 VERSION = 3

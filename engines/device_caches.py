@@ -7,10 +7,10 @@ K and V [L, N, G, S, D]. Nothing here knows parts, ids, or what a pass computes.
 
 from itertools import pairwise
 
+from engines.config import Capacity, ModelConfig
 from engines.cuda import Address, Cuda
 from engines.device_memory import cycles
 from engines.session import Slots
-from engines.spec import Capacity, ModelConfig
 
 
 class Caches:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from engines.config import layer_name
 from engines.cuda import Address, Cuda
 from engines.device_caches import Caches
 from engines.device_memory import Block
-from engines.spec import layer_name
 
 if TYPE_CHECKING:
     from engines.device_model import DeviceModel

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from engines.bundle import Bundle
+from engines.config import layer_name
 from engines.models import reference
 from engines.session import Model, Slots, SteppedWalk, Watch, slots_for
-from engines.spec import layer_name
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

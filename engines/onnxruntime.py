@@ -17,9 +17,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from engines.bundle import Bundle
+from engines.config import layer_name
 from engines.errors import BackendError, DeviceError, OptionError
 from engines.session import Model, Walk
-from engines.spec import layer_name, unfused_specs
+from engines.spec import unfused_specs
 
 ort.set_default_logger_severity(3)
 _threads: int | None = None  # of the process-wide pool: ONNX Runtime creates it once

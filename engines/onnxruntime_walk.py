@@ -14,8 +14,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from engines.config import layer_name
 from engines.session import Reuse, Slots, Walk, Watch
-from engines.spec import layer_name
 
 if TYPE_CHECKING:
     from engines.onnxruntime import OnnxRuntimeModel

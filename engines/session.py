@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.bundle import Bundle
+from engines.config import Capacity, ModelConfig
 from engines.errors import BackendError, PromptError
-from engines.spec import Capacity, ModelConfig
 
 Slots = NDArray[np.int64]
 Method = TypeVar("Method", bound=Callable[..., Any])

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from engines.backends import versions
 from engines.bundle import MANIFEST, STAMPS, Bundle, Manifest, describe, write_manifest
+from engines.config import PRECISIONS, Capacity, ModelConfig
 from engines.errors import INSTALL, BackendError, BundleError, NewerBundleError, OptionError
 from engines.models import tokenizer
-from engines.spec import PRECISIONS, Capacity, ModelConfig, PartSpec, Port, part_specs, vision_specs
+from engines.spec import PartSpec, Port, part_specs, vision_specs
 from engines.weights import SIZES
 from export.compilers import COMPILERS, check_options, chosen, compiler_folders, engine_bytes
 

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from engines.backends import BACKENDS
 from engines.bundle import Bundle
+from engines.config import PRECISIONS
 from engines.console import Parser, run, screen
 from engines.flavour import FLAVOURS
-from engines.spec import PRECISIONS
 from export.build import build, estimate, plan
 from export.compilers import COMPILERS, WEIGHTS
 from export.verify import TOLERANCES, verify

@@ -8,7 +8,7 @@ or a back end.
 import numpy as np
 from onnx import TensorProto, helper
 
-from engines.spec import ModelConfig
+from engines.config import ModelConfig
 from export.graph import ELEMENTS, Graph
 
 

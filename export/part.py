@@ -19,11 +19,13 @@ from typing import Any
 import onnx
 import torch
 
+from engines import config as configs
 from engines import spec as specs
 from engines import weights as weight_files
 from engines.bundle import STAMPS, describe, write_atomically
+from engines.config import ModelConfig
 from engines.errors import CheckpointError
-from engines.spec import ModelConfig, PartSpec
+from engines.spec import PartSpec
 from export import fused, graph, unfused, vision, writers
 from export import quantize as quantizing
 from export.quantize import quantize
@@ -147,6 +149,6 @@ def chunks(
 @cache
 def sources_digest() -> str:
     """Changes with the code that makes parts, so that no stamp outlives it."""
-    modules = graph, fused, unfused, vision, writers, quantizing, weight_files, specs
+    modules = graph, fused, unfused, vision, writers, quantizing, weight_files, specs, configs
     text = "".join(map(inspect.getsource, modules))
     return hashlib.sha256(f"{onnx.__version__}{text}".encode()).hexdigest()

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from engines.bundle import STAMPS, describe, write_atomically
+from engines.config import Capacity
 from engines.errors import BackendError, OptionError
 from engines.flavour import CURRENT, Flavour, find
-from engines.spec import Capacity, PartSpec, part_specs, vision_specs
+from engines.spec import PartSpec, part_specs, vision_specs
 from export.part import stamped
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ Drift test and probe run once for many layers.
 import numpy as np
 from onnx import TensorProto, helper
 
-from engines.spec import ModelConfig
+from engines.config import ModelConfig
 from export import fused
 from export.graph import Graph
 

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from engines import backends
 from engines.backends import REFERENCE
 from engines.bundle import Bundle
+from engines.config import layer_name
 from engines.errors import OptionError, ParityError
 from engines.session import Model, Watch
-from engines.spec import DRIFTS, layer_name
+from engines.spec import DRIFTS
 from engines.vision import open_vision
 
 # Of engines, by the bundle's precision or by what their weights are quantised to.

@@ -6,7 +6,7 @@ as fast as its pieces: nobody looks at a tower's rows. Nothing here knows a
 checkpoint's names or a back end.
 """
 
-from engines.spec import ModelConfig, VisionConfig
+from engines.config import ModelConfig, VisionConfig
 from export.graph import Graph
 
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 
 import onnx
 
-from engines.spec import ModelConfig, PartSpec
+from engines.config import ModelConfig
+from engines.spec import PartSpec
 from engines.weights import Entry
 from export import fused, unfused, vision
 from export.graph import Graph

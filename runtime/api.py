@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 
 from engines import backends
 from engines.bundle import Bundle
+from engines.session import check_ids
 from engines.vision import Vision, open_vision
 from runtime.controller import StepEvent
-from runtime.embeddings import encode, mentioned, numbered, see
-from runtime.generate import Output, Request, stream, stream_batch
+from runtime.embeddings import IMAGE, encode, mentioned, numbered, see
+from runtime.generate import Output, stream, stream_batch
 from runtime.images import Source
 from runtime.images import load as load_image
-from runtime.policies import Policy, make_policy
+from runtime.plan import Policy
+from runtime.policies import make_policy
+from runtime.request import Request
 from runtime.text import Text
 
 REQUEST = tuple(field.name for field in fields(Request) if field.name not in ("prompt_ids", "image_seconds"))
@@ -100,6 +103,9 @@ class Runtime:
             ids = encode(text, vision.placeholder, self.text.encode)
         else:
             ids = np.asarray(prompt)
+            if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+                return Request(prompt, **given)  # which says what is wrong with it
+        check_ids(ids[ids != IMAGE], vocab)
         given = given | {"embeddings": np.concatenate(rows), "image_seconds": seconds}
         return Request(numbered(ids, rows, vocab), **given)
 

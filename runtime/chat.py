@@ -17,9 +17,10 @@ from engines.errors import BundleError
 from engines.vision import Rows
 from runtime.api import Runtime
 from runtime.embeddings import mention
-from runtime.generate import Output, Request, check_request
+from runtime.generate import Output
 from runtime.images import Source
-from runtime.policies import within
+from runtime.plan import within
+from runtime.request import Request, check_request
 from runtime.sequence import Positions
 from runtime.text import Text
 

@@ -7,9 +7,10 @@ from engines.backends import BACKENDS
 from engines.console import Parser, run
 from engines.spec import DRIFTS
 from runtime import commands as do
+from runtime.baselines import ALGORITHMS, REMASKING
 from runtime.bench import POLICY_CASES
 from runtime.bench_commands import bench_command
-from runtime.policies import ALGORITHMS, POLICIES, REMASKING, SCOPES
+from runtime.policies import POLICIES, SCOPES
 from runtime.tasks import FAMILIES
 from runtime.terminal import chat_command
 

@@ -16,7 +16,8 @@ import numpy as np
 from engines.errors import BackendError
 from engines.session import Pass, Reuse, Slots, Walk, Watch
 from runtime.cache import SlotMap
-from runtime.policies import Elastic, Plan, Policy
+from runtime.plan import Plan, Policy
+from runtime.policies import Elastic
 from runtime.sampler import Sampler, choose, margin
 from runtime.sequence import NONE, Positions, Sequence
 

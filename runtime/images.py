@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.config import VisionConfig
 from engines.errors import INSTALL, BackendError, PromptError
-from engines.spec import VisionConfig
 from runtime.layout import Layout, fitted, lay_out
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.config import VisionConfig
 from engines.errors import OptionError, PromptError
-from engines.spec import VisionConfig
 
 MODES = ("anyres", "pad", "pad_newline")  # the last with a token after the tile
 SLACK = 1.1  # a map is scaled down if its side is that much too long

@@ -19,8 +19,9 @@ from engines.session import Model
 from runtime.api import Runtime
 from runtime.controller import Controller, StepEvent
 from runtime.drawing import figure, save
-from runtime.generate import Request, stream
+from runtime.generate import stream
 from runtime.policies import make_policy
+from runtime.request import Request
 
 KINDS = ("first", "reuse", "refresh")
 SLICES = ("layers", "drift test and probe", "embed and head", "dispatch", "cache upkeep", "sampling", "Python")

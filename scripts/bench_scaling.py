@@ -28,8 +28,8 @@ from onnx import TensorProto, helper, numpy_helper
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import export
 import runtime
+from engines.config import ModelConfig
 from engines.session import Watch
-from engines.spec import ModelConfig
 from runtime.bench import machine
 from runtime.drawing import figure, save
 from runtime.profile import SLICES, profile

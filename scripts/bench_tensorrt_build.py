@@ -24,8 +24,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engines import flavour
+from engines.config import Capacity
 from engines.models.families.llada import FAMILY as LLADA
-from engines.spec import Capacity, PartSpec, layer_spec
+from engines.spec import PartSpec, layer_spec
 from export import tensorrt
 from export.part import Target, write_part
 from scripts.make_random_checkpoint import COMMON, SHAPES

@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from engines.config import ModelConfig
 from engines.errors import ElasticError, OptionError
 from engines.models.families.llada import FAMILY as LLADA
-from engines.spec import ModelConfig
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -30,8 +30,9 @@ from runtime.bench import machine
 from runtime.controller import Controller, StepEvent
 from runtime.drawing import figure, save
 from runtime.evaluate import STEPS, shown
-from runtime.generate import Request, stream
+from runtime.generate import stream
 from runtime.policies import Elastic
+from runtime.request import Request
 
 POLICY: Any = Elastic(window=32, threshold=0.9, gamma=0.0)
 GEN_LENGTH, FEW_SHOT = 192, 400

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import export
 import runtime
 from engines.bundle import MANIFEST, VERSION, Bundle, inside, read_manifest, signed
+from engines.config import Capacity, ModelConfig, strict
 from engines.errors import BundleError, NewerBundleError
-from engines.spec import Capacity, ModelConfig, strict
 from engines.weights import locate
 
 AGAIN = "python -m export build"

@@ -16,7 +16,8 @@ import runtime
 from engines.errors import BackendError, BundleError, OptionError, PromptError
 from runtime.chat import MASK, Chat, Note, frame
 from runtime.controller import Controller, StepEvent
-from runtime.generate import Output, prompt_array
+from runtime.generate import Output
+from runtime.request import prompt_array
 
 MASK_ID, EOS, BOS, USER, ASSISTANT = 256, 257, 258, 259, 260
 LIMIT = 256  # the bundle's length

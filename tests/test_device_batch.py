@@ -25,8 +25,9 @@ from engines.errors import BackendError
 from engines.session import Pass, Reuse, Watch
 from engines.spec import DRIFTS
 from runtime.controller import StepEvent
-from runtime.generate import Output, Request, stream_batch
+from runtime.generate import Output, stream_batch
 from runtime.policies import make_policy
+from runtime.request import Request
 from scripts.gpu_check import batch_figures
 
 DREAM = Path(__file__).parent / "data" / "dream-tiny"

@@ -291,7 +291,7 @@ THIRD = textwrap.dedent('''
 
     from engines.models import Family, Weight
     from engines.models.keys import Keys
-    from engines.spec import ModelConfig
+    from engines.config import ModelConfig
 
     NEEDED = ("width", "depth", "rows", "mask", "end")
 

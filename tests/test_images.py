@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
+from engines.config import VisionConfig
 from engines.errors import BackendError, OptionError, PromptError
-from engines.spec import VisionConfig
 from runtime import embeddings, images
 from runtime.embeddings import IMAGE, encode, mention, merge, merged_length
 from runtime.layout import arrange, lay_out, mode_for

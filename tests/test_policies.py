@@ -10,10 +10,12 @@ from conftest import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engines.config import Capacity
 from engines.errors import OptionError
-from engines.spec import Capacity
+from runtime.baselines import Full
 from runtime.cache import SlotMap
-from runtime.policies import CACHED_THRESHOLD, POLICIES, Elastic, Full, Plan, make_policy
+from runtime.plan import Plan
+from runtime.policies import CACHED_THRESHOLD, POLICIES, Elastic, make_policy
 from runtime.sequence import NONE, Sequence
 
 CAPACITY = Capacity(max_length=128, window=32, track_num=4, max_batch=1, rows=80)

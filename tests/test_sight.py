@@ -169,6 +169,10 @@ def test_images_in_a_conversation(model: runtime.Runtime) -> None:
     assert len(runs) == 88 + 81 == len(request.embeddings) and np.diff(runs).max() > 1
     with refused(PromptError, "mentions <image> 1 times", "2 images", "leave it out"):
         model.request("<image> What?", [file("gradient"), file("checker")], {})
+    with refused(PromptError, "id 512", "vocabulary of 512"):
+        model.request([512, IMAGE], [file("waves")], {})
+    with refused(PromptError, "integers", "float64"):
+        model.generate([1.0, float(IMAGE)], images=[file("waves")], gen_length=4)
     with refused(PromptError, "1 placeholders for 2 images"):
         model.request([1, IMAGE, 2], [file("gradient"), file("checker")], {})
 

@@ -23,6 +23,7 @@ import export
 import runtime
 from engines import backends
 from engines.bundle import STAMPS, Bundle
+from engines.config import ModelConfig
 from engines.errors import CheckpointError, OptionError, PromptError
 from engines.models import reference, vision
 from engines.models.checkpoint import Checkpoint, open_checkpoint
@@ -30,7 +31,7 @@ from engines.models.families.llava_llada import FAMILY, SO400M, SYSTEM
 from engines.models.registry import find_family
 from engines.models.tokenizer import added_tokens
 from engines.session import Model
-from engines.spec import ModelConfig, vision_specs
+from engines.spec import vision_specs
 from engines.vision import Vision, open_vision
 from engines.weights import locate
 from export.build import estimate, plan

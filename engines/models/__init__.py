@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engines.spec import ModelConfig
+from engines.config import ModelConfig
 
 
 class Weight(NamedTuple):

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from engines.config import ModelConfig
 from engines.errors import CheckpointError
 from engines.models import Family
 from engines.models.registry import find_family
 from engines.models.tokenizer import AGAIN, FILES, PAIRS, needs_writing, special_id
-from engines.spec import ModelConfig
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -5,9 +5,9 @@ Nothing here knows a family, or where a checkpoint lies.
 
 from typing import Any
 
+from engines.config import ModelConfig
 from engines.models import Weight
 from engines.models.keys import Keys, expect
-from engines.spec import ModelConfig
 
 REQUIRED = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",

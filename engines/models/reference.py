@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engines.spec import ModelConfig
+from engines.config import ModelConfig
 
 Weights: TypeAlias = dict[str, Tensor]
 

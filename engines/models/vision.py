@@ -9,8 +9,8 @@ matrices lie as [in, out]. Nothing here knows a checkpoint, a bundle or an image
 import torch.nn.functional as F
 from torch import Tensor
 
+from engines.config import VisionConfig
 from engines.models.reference import Weights, linear
-from engines.spec import VisionConfig
 
 
 def embed(config: VisionConfig, weights: Weights, pixels: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ how a layer computes.
 
 from typing import Any
 
+from engines.config import ModelConfig
 from engines.models import Family, llama
 from engines.models.keys import Keys
-from engines.spec import ModelConfig
 
 FIXED: dict[str, Any] = {"hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False, "use_mrope": False}
 HARMLESS = frozenset((

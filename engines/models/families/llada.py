@@ -9,9 +9,9 @@ checkpoint lies, how tensors are stored, or how a layer computes.
 import json
 from typing import Any
 
+from engines.config import ModelConfig
 from engines.models import Family, Weight
 from engines.models.keys import Keys, expect
-from engines.spec import ModelConfig
 
 # Keys that are read; the first group is never guessed.
 REQUIRED = (

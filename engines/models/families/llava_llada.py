@@ -13,11 +13,11 @@ import re
 from pathlib import Path, PurePath
 from typing import Any
 
+from engines.config import ModelConfig, VisionConfig
 from engines.errors import CheckpointError
 from engines.models import Family, Weight, llama
 from engines.models.keys import Keys, expect
 from engines.models.tokenizer import AGAIN, special_id
-from engines.spec import ModelConfig, VisionConfig
 
 REQUIRED = (
     "mm_hidden_size", "mm_vision_tower", "mm_projector_type", "mm_patch_merge_type", "mm_vision_select_layer",
