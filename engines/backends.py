@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import platform
 from contextlib import suppress
 from importlib import metadata
@@ -82,8 +83,9 @@ def load_one(bundle: Bundle, backend: str, **options: Any) -> Model:
     if backend not in BACKENDS:
         raise OptionError(f"unknown back end {backend!r}; choose from auto, {', '.join(BACKENDS)}")
     threads = options.get("threads")
-    if threads is not None and threads < 1:
-        raise OptionError(f"threads must be at least 1, got {threads}")
+    cores = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= cores:
+        raise OptionError(f"threads must lie in 1 … {cores} (this machine's cores), got {threads}")
     module, name, packages, extra = BACKENDS[backend]
     if not any(map(installed, packages)):
         needed = " or ".join(packages)
