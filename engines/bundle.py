@@ -135,6 +135,10 @@ def read_manifest(root: Path) -> Manifest:
         content = json.loads(raw)
         found = content["format"], content["version"]
     except FileNotFoundError as error:
+        if (root / "config.json").is_file() and any(root.glob("*.safetensors")):
+            raise BundleError(
+                f"{root} is a checkpoint and not a bundle; build one with `python -m export build --checkpoint {root}`"
+            ) from error
         raise BundleError(f"{root} holds no {MANIFEST}: its build was not finished; {REBUILD}") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{path} is damaged ({error}); {REBUILD}") from error

@@ -208,6 +208,10 @@ def run(job: Build) -> None:
     """Make parts, engines and manifest, in this order."""
     from export.part import Target
 
+    if tokenizer.needs_writing(job.checkpoint.directory):
+        path = job.root / tokenizer.TOKENIZER
+        tokenizer.write_tokenizer(job.checkpoint.directory, job.checkpoint.family.split, path)
+        job.files[path.name] = describe(path)
     folder = Target(job.root, "onnx", job.precision, job.precision)
     specs = *part_specs(job.config, job.precision, job.capacity.track_num), *vision_specs(job.config, job.precision)
     written = job.write_parts(folder, specs)
@@ -215,10 +219,6 @@ def run(job: Build) -> None:
     for source in (job.checkpoint.directory / "config.json", *job.checkpoint.tokenizer_files()):
         shutil.copyfile(source, job.root / source.name)
         job.files[source.name] = describe(job.root / source.name)
-    if tokenizer.needs_writing(job.checkpoint.directory):
-        path = job.root / tokenizer.TOKENIZER
-        tokenizer.write_tokenizer(job.checkpoint.directory, job.checkpoint.family.split, path)
-        job.files[path.name] = describe(path)
     engines = {name: COMPILERS[name](job) for name in job.backends}
     sweep(job)
     decoding = job.checkpoint.decoding()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from engines import backends
 from engines.bundle import Bundle
+from engines.errors import OptionError
 from engines.session import check_ids
 from engines.vision import Vision, open_vision
 from runtime.controller import StepEvent
@@ -85,12 +86,16 @@ class Runtime:
         The tokens of a prompt are those that it has alone; see `stream` for the
         arguments. Raises OptionError for more prompts than the bundle was built for.
         """
+        if isinstance(prompts, str):
+            raise OptionError("prompts are a list of texts, messages or ids; put the text into one")
         chosen, given = self.resolve(policy, options)
         return stream_batch(self.model, [self.request(prompt, (), given) for prompt in prompts], chosen, self.decode)
 
     def request(self, prompt: Any, images: Sequence[Source | NDArray[np.float32]], given: dict[str, Any]) -> Request:
         """What to decode: a text or messages as ids, and the rows that stand for images."""
         is_text = isinstance(prompt, str) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], dict))
+        if isinstance(images, str | bytes | Path):
+            raise OptionError("images are a list of files, bytes or Pillow's; put the image into one")
         if not images:
             return Request(self.text.prompt(prompt) if is_text else prompt, **given)
         began = time.perf_counter()

@@ -46,7 +46,10 @@ class Blocks:
         block = self.block(gen_length)
         among("remasking", self.remasking, REMASKING)
         if self.threshold is not None and self.remasking == "random":
-            raise OptionError("remasking random ranks nothing that a threshold could judge; give steps instead of it")
+            raise OptionError(
+                "remasking random is for a fixed schedule and this one goes by a threshold, as block caches do unless "
+                "told otherwise; give steps"
+            )
         within("block_length", block, 1, gen_length, "gen_length")
         check_threshold(self.threshold)
         if self.steps is not None:

@@ -151,6 +151,18 @@ def plot(figures: dict[str, Any], file: Path) -> None:
     save(chart, file)
 
 
+def check_file(file: Path | None) -> None:
+    """Raises OptionError for a file that is there already and holds no figures: it would be written over."""
+    if file is None or not file.exists():
+        return
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or "command" not in content:
+        raise OptionError(f"{file} holds something else than figures of a bench; choose another --json")
+
+
 def write(figures: dict[str, Any], file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

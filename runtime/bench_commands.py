@@ -14,15 +14,22 @@ from engines.console import screen
 from engines.errors import BundleError, DeviceError, OptionError
 from runtime import profile
 from runtime.api import Runtime, load
-from runtime.bench import Case, bench, cases, machine, plot, prompts, report, write
+from runtime.bench import Case, bench, cases, check_file, machine, plot, prompts, report, write
 from runtime.sight import look
-from runtime.throughput import throughput
+from runtime.throughput import check_size, throughput
 
 console = screen()
+BASELINE = "eager full-greedy"  # where that case is not run, the first is taken
 
 
 def bench_command(args: argparse.Namespace) -> None:
     names = args.backends.split(",") if args.backends else available()
+    sizes = sizes_of(args.batches) if args.batches else []
+    check_file(args.json)
+    if args.image and (sizes or args.profile or args.plot):
+        raise OptionError("--image asks about images alone; leave --batches, --profile and --plot out")
+    if args.plot and args.plot.suffix != ".png":
+        raise OptionError(f"cannot draw to {args.plot}; choose another --plot, ending in .png")
     with ExitStack() as stack:
         models = []
         for name in names:
@@ -33,6 +40,11 @@ def bench_command(args: argparse.Namespace) -> None:
                     raise
                 print(f"note: {name} is left out: {error}", file=sys.stderr)
         measured = cases(models, args.policies.split(","))
+        if args.baseline != BASELINE and args.baseline not in {case.name for case in measured}:
+            listed = ", ".join(case.name for case in measured)
+            raise OptionError(f"--baseline {args.baseline!r} is no case of this bench; choose from {listed}")
+        for size in sizes:
+            check_size(size, models[0].bundle.capacity.max_batch)
         if args.image:
             return look_command(measured, args)
         with Progress(console=console, disable=not console.is_terminal) as bar:
@@ -42,8 +54,8 @@ def bench_command(args: argparse.Namespace) -> None:
         figures = report(measured, args.baseline, args.prompt_length, args.gen_length)
         if args.profile:
             figures["profile"] = profile_of(models, args)
-        if args.batches:
-            figures["batches"] = batches_of(models, args)
+        if sizes:
+            figures["batches"] = batches_of(models, sizes, args)
     if args.json:
         write(figures, args.json)
     table = Table(
@@ -93,11 +105,14 @@ def look_command(measured: list[Case], args: argparse.Namespace) -> None:
     print(json.dumps(figures))
 
 
-def batches_of(models: list[Runtime], args: argparse.Namespace) -> list[dict[str, Any]]:
+def sizes_of(text: str) -> list[int]:
     try:
-        sizes = [int(size) for size in args.batches.split(",")]
+        return [int(size) for size in text.split(",")]
     except ValueError as error:
-        raise OptionError(f"--batches takes whole numbers, as 1,2,4; got {args.batches!r}") from error
+        raise OptionError(f"--batches takes whole numbers, as 1,2,4; got {text!r}") from error
+
+
+def batches_of(models: list[Runtime], sizes: list[int], args: argparse.Namespace) -> list[dict[str, Any]]:
     count = max(sizes) * -(-args.limit // max(sizes))
     return [row for model in models for row in throughput(model, sizes, count, args.prompt_length, args.gen_length)]
 

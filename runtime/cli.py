@@ -9,7 +9,7 @@ from engines.spec import DRIFTS
 from runtime import commands as do
 from runtime.baselines import ALGORITHMS, REMASKING
 from runtime.bench import POLICY_CASES
-from runtime.bench_commands import bench_command
+from runtime.bench_commands import BASELINE, bench_command
 from runtime.policies import POLICIES, SCOPES
 from runtime.tasks import FAMILIES
 from runtime.terminal import chat_command
@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
         "--backends", help="comma-separated (default: all that are installed, built and find their device)"
     )
     speed.add_argument("--policies", default=",".join(POLICY_CASES), help="comma-separated (default: %(default)s)")
-    speed.add_argument("--baseline", default="eager full-greedy", help="what ratios refer to (default: %(default)s)")
+    speed.add_argument("--baseline", default=BASELINE, help="what ratios refer to (default: %(default)s)")
     speed.add_argument("--limit", type=int, default=20, help="problems, or rounds with --image (default 20)")
     speed.add_argument("--prompt-length", type=int, default=500, help="tokens of the few-shot prompt (default 500)")
     speed.add_argument("--gen-length", type=int, default=512, help="masks to fill (default 512)")

@@ -134,6 +134,8 @@ def read(file: Path | None, key: dict[str, Any]) -> dict[int, dict[str, Any]]:
             lines = file.read_text().splitlines()
         except (OSError, UnicodeError) as error:
             raise OptionError(f"cannot read results from {file} ({error}); choose another file") from error
+        if lines and not any(line.startswith('{"key"') for line in lines):
+            raise OptionError(f"{file} holds something else than results; choose another --json")
         for line in lines:
             try:
                 entry = json.loads(line)

@@ -102,8 +102,10 @@ def lines(prompt: str) -> Iterator[str]:
 
 def obey(chat: Chat, line: str) -> None:
     command, _, file = line.partition(" ")
-    if command == "/image" and file:
+    if command == "/image":
         try:
+            if not file.strip():
+                raise OptionError("/image takes a file, as in /image photo.png")
             chat.attach(file.strip())
         except (OptionError, PromptError, BackendError) as error:
             print(f"error: {error}", file=sys.stderr)

@@ -27,10 +27,8 @@ def throughput(
 
     Raises OptionError for a size that the bundle was not built for.
     """
-    limit = model.bundle.capacity.max_batch
     for size in sizes:
-        if not 1 <= size <= limit:
-            raise OptionError(f"a batch of {size} is not in 1 … {limit}; build with a larger --max-batch")
+        check_size(size, model.bundle.capacity.max_batch)
     drawn = [
         next(iter(prompts(model, 1, max(1, int(prompt_length * SHARES[number % len(SHARES)])), seed=number)))[0]
         for number in range(count)
@@ -58,3 +56,8 @@ def throughput(
         }
         for size in sizes
     ]  # fmt: skip
+
+
+def check_size(size: int, limit: int) -> None:
+    if not 1 <= size <= limit:
+        raise OptionError(f"a batch of {size} is not in 1 … {limit}; build with a larger --max-batch")

@@ -106,6 +106,8 @@ def test_the_command(text_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_what_is_refused(golden: runtime.Runtime, tiny_checkpoint: Path, tmp_path: Path) -> None:
     with refused(OptionError, "number of prompts", "1 … 16", "--max-batch", "17"):
         golden.generate_batch([[1]] * 17, gen_length=4)
+    with refused(OptionError, "prompts are a list"):
+        golden.generate_batch("abc", gen_length=4)
     with refused(OptionError, "number of prompts", "got 0"):
         golden.generate_batch([], gen_length=4)
     with refused(PromptError, "empty", "at least one id"):

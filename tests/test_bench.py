@@ -84,6 +84,25 @@ def test_batches(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert all(word in said for word in words), said
 
 
+def test_what_is_refused_before_anything_runs(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong options, and a file that is not the bench's to write over."""
+    monkeypatch.setattr("runtime.bench_commands.bench", lambda *_: pytest.fail("it ran"))
+    text = tmp_path / "notes.md"
+    text.write_text("# mine")
+    for more, words in (
+        (["--json", str(text)], ("notes.md", "something else", "another --json")),
+        (["--plot", "x.foo"], ("x.foo", ".png")), (["--baseline", "foo"], ("'foo'", "choose from", "elastic")),
+        (["--batches", "a"], ("whole numbers", "'a'")),
+        (["--image", "x.png", "--batches", "1"], ("--image", "leave --batches")),
+    ):  # fmt: skip
+        assert main(["bench", str(bundle), "--backends", "onnxruntime", "--threads", "1", *more]) == 2
+        said = capsys.readouterr().err
+        assert all(word in said for word in words), said
+    assert text.read_text() == "# mine"
+
+
 def test_refused(model: runtime.Runtime) -> None:
     with refused(OptionError, "unknown bench case 'fast'", "full-greedy, full, prefix"):
         cases([model], ["fast"])

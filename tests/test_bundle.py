@@ -27,6 +27,11 @@ def flip(path: Path, at: int, mask: int = 0xFF) -> None:
     path.write_bytes(content)
 
 
+def test_a_checkpoint_in_place_of_a_bundle(text_checkpoint: Path) -> None:
+    with refused(BundleError, "is a checkpoint and not a bundle", f"--checkpoint {text_checkpoint}"):
+        Bundle.open(text_checkpoint)
+
+
 def test_a_bundle_is_what_it_says(golden_bundle: Path) -> None:
     bundle = Bundle.open(str(golden_bundle))
     assert bundle.config.parts == ("embed", "layer_00", "layer_01", "layer_02", "layer_03", "head")

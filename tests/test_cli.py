@@ -528,6 +528,10 @@ def test_eval_refuses(call: Call, text_bundle: Path, tmp_path: Path, monkeypatch
     failed(call(runtime.cli.main, *argv, "--limit", 1, "--few-shot", -5), 2, "few-shot", "tokens", "-5")
     failed(call(runtime.cli.main, *argv, "--task", "chess"), 2, "--task", "invalid choice", "sums", "--help")
     failed(call(runtime.cli.main, *argv, "--limit", 1, "--json", tmp_path), 2, "Is a directory", "choose another file")
+    (tmp_path / "notes.md").write_text("# mine\n")
+    foreign = ("--limit", 1, "--json", tmp_path / "notes.md")
+    failed(call(runtime.cli.main, *argv, *foreign), 2, "something else than results", "another --json")
+    assert (tmp_path / "notes.md").read_text() == "# mine\n"
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "results"
     failed(call(runtime.cli.main, *argv, "--limit", 1, "--json", below), 2, "cannot write results", "choose another")

@@ -281,6 +281,10 @@ def test_a_tokenizer_of_two_files(tmp_path: Path) -> None:
     (folder / "merges.txt").write_text("nonsense that is no pair\n")
     with refused(CheckpointError, "merges.txt", "make no tokenizer", "again"):
         export.build(folder, tmp_path / "other", backends=[])
+    assert not (tmp_path / "other" / "onnx").exists(), "before any part is made"
+    (folder / "merges.txt").unlink()
+    with refused(CheckpointError, "vocab.json", "no merges.txt"):
+        export.build(folder, tmp_path / "third", backends=[])
 
 
 # A third

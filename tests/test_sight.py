@@ -245,5 +245,7 @@ def test_in_python(bundle: Path, golden: runtime.Runtime) -> None:
         assert all(isinstance(out, Output) and out.sequence == outs[0].sequence for out in outs)
     with refused(OptionError, "without a vision tower", "leave the image out"):
         golden.generate([1, IMAGE], images=[file("waves")], gen_length=4)
+    with refused(OptionError, "images are a list"):
+        golden.generate([1, IMAGE], images="a.png", gen_length=4)
     with refused(BackendError, "closed"):
         loaded.see([file("waves")])

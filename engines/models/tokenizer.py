@@ -44,8 +44,14 @@ def added_tokens(path: Path) -> list[dict[str, Any]]:
 
 
 def needs_writing(directory: Path) -> bool:
-    """Whether the checkpoint has the pair of files instead of tokenizer.json."""
-    return not (directory / TOKENIZER).is_file() and all((directory / name).is_file() for name in PAIRS)
+    """Whether the checkpoint has the pair of files and no tokenizer.json; raises CheckpointError for half a pair."""
+    found = [name for name in PAIRS if (directory / name).is_file()]
+    if (directory / TOKENIZER).is_file() or not found:
+        return False
+    if len(found) < len(PAIRS):
+        (missing,) = set(PAIRS) - set(found)
+        raise CheckpointError(f"{directory} has {found[0]} and no {missing}, which makes a tokenizer of it; {AGAIN}")
+    return True
 
 
 def write_tokenizer(directory: Path, split: str | None, path: Path) -> None:
