@@ -91,8 +91,3 @@ def numbered(ids: Ids, images: Sequence[Rows], vocab: int) -> Ids:
     runs = [np.arange(start, start + count)[:, None] for start, count in zip(starts, counts, strict=False)]
     merged = merge(ids, [run.astype(np.float32) for run in runs], lambda text: text[:, None].astype(np.float32))
     return merged[:, 0].astype(np.int64)
-
-
-def merged_length(ids: Ids, tokens: Sequence[int]) -> int:
-    """The length of the merged prompt, for images of so many `tokens` each."""
-    return int((ids != IMAGE).sum()) + sum(tokens)

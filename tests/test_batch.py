@@ -38,14 +38,16 @@ def near(out: Output, gamma: float) -> bool:
 @settings(max_examples=200)
 @given(prompts, options)
 def test_ragged_batches(golden: runtime.Runtime, prompts: list[list[int]], options: dict[str, Any]) -> None:
-    """200 of them: ids, ends, triggers, commits and tracked tokens of every sequence as it has them alone."""
+    """200 of them: ids, ends, triggers, commits and tracked tokens of every sequence as it has them alone.
+
+    None is set apart, however near its decisions: a batch computes here what its sequences do, bit for bit.
+    """
     outs = golden.generate_batch(prompts, **options)
     for prompt, out in zip(prompts, outs, strict=True):
         alone = golden.generate(prompt, **options)
-        if not near(alone, options["gamma"]):
-            assert difference(recorded(out), recorded(alone)) is None
-            assert [event.tokens for event in out.trace] == [event.tokens for event in alone.trace]
-            assert [event.rows for event in out.trace] == [event.rows for event in alone.trace]
+        assert difference(recorded(out), recorded(alone)) is None
+        assert [event.tokens for event in out.trace] == [event.tokens for event in alone.trace]
+        assert [event.rows for event in out.trace] == [event.rows for event in alone.trace]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
