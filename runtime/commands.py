@@ -183,8 +183,10 @@ def calibrate_command(args: argparse.Namespace) -> None:
 def read_lines(path: Path) -> list[str]:
     try:
         return [line for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeError) as error:
-        raise PromptError(f"cannot read prompts from {path} ({error}); write one a line, as UTF-8") from error
+    except OSError as error:
+        raise PromptError(f"cannot read prompts from {path} ({error.strerror}); check the path") from error
+    except UnicodeError as error:
+        raise PromptError(f"{path} holds no text ({error}); write the prompts one a line, as UTF-8") from error
 
 
 def verify_command(args: argparse.Namespace) -> None:
