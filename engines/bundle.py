@@ -23,7 +23,7 @@ from engines.config import Capacity, ModelConfig, strict
 from engines.errors import BundleError, NewerBundleError
 
 FORMAT = "elastic-bundle"
-VERSION = 3
+VERSION = 4
 MANIFEST = "manifest.json"
 STAMPS = "stamps"
 REBUILD = "build it again with `python -m export build`"

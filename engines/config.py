@@ -102,6 +102,11 @@ class ModelConfig:
         return ("embed", *(layer_name(i) for i in range(self.layers)), "head")
 
     @property
+    def layer_numbers(self) -> int:
+        """How many numbers the matrices of a layer hold."""
+        return self.d_model * (2 * self.heads + 2 * self.kv_heads) * self.head_size + 3 * self.d_model * self.mlp_size
+
+    @property
     def vision_parts(self) -> tuple[str, ...]:
         """Names of the parts that turn tiles into the language model's rows, in their order."""
         return ("tower", "projector") if self.vision else ()

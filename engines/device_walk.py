@@ -18,7 +18,7 @@ from engines.cuda import Address
 from engines.device_caches import Caches
 from engines.device_memory import Block, narrow, widen
 from engines.device_parts import Parts, control_block, result_block
-from engines.session import Pass, Reuse, Slots, SteppedWalk, Watch
+from engines.session import Pass, Probes, Reuse, Slots, SteppedWalk, Watch
 
 if TYPE_CHECKING:
     from engines.device_model import DeviceModel
@@ -121,7 +121,7 @@ class DeviceWalk(SteppedWalk):
         self.parts.probe(index, self._probed(watch))
         return np.array(self._probes(self.result.fetch())[index])
 
-    def whole(self, rows: int, watch: Watch | None, first: int = 0) -> list[Slots]:
+    def whole(self, rows: int, watch: Watch | None, first: int = 0, readers: Slots | None = None) -> Probes:
         self._prepare(watch)
         self.predicted = {}
         for index in range(first, self.config.layers):

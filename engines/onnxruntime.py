@@ -5,11 +5,9 @@ spin against the others, and one arena, so that each layer computes in memory
 that the one before has just used. Nothing here knows windows, gamma or text.
 """
 
-import math
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +15,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from engines.bundle import Bundle
-from engines.config import layer_name
 from engines.errors import BackendError, DeviceError, OptionError
+from engines.onnxruntime_workspace import Workspace
 from engines.session import Model, Walk
-from engines.spec import unfused_specs
+from engines.unfused_spec import unfused_specs
 
 ort.set_default_logger_severity(3)
 _threads: int | None = None  # of the process-wide pool: ONNX Runtime creates it once
@@ -39,19 +37,22 @@ def share_threads(threads: int | None) -> int:
     return _threads
 
 
-@contextmanager
-def translated(what: str) -> Iterator[None]:
-    """Turn ONNX Runtime's exceptions into BackendError, naming the part."""
-    try:
-        yield
-    except Exception as error:
+class translated:
+    """Turns ONNX Runtime's exceptions into BackendError, naming the part."""
+
+    def __init__(self, what: str):
+        self.what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         # Runs on bound values raise plain RuntimeErrors, all else exceptions of ONNX Runtime's own.
-        if type(error) is not RuntimeError and not type(error).__module__.startswith("onnxruntime"):
-            raise
-        reason = str(error).split("\n")[0]
-        raise BackendError(
-            f"ONNX Runtime failed on {what}: {reason}; check it with `python -m export verify`"
-        ) from error
+        if kind is not None and (kind is RuntimeError or kind.__module__.startswith("onnxruntime")):
+            reason = str(error).split("\n")[0]
+            raise BackendError(
+                f"ONNX Runtime failed on {self.what}: {reason}; check it with `python -m export verify`"
+            ) from error
 
 
 def open_model(bundle: Bundle, threads: int | None = None, provider: str = "auto") -> Model:
@@ -84,16 +85,15 @@ class OnnxRuntimeModel(Model):
     def __init__(self, bundle: Bundle, threads: int | None = None):
         super().__init__(bundle)
         self.threads = share_threads(threads)
-        self.sessions = {spec.name: self._open(spec.name) for spec in unfused_specs(self.config)}
-        self.layers = [self.sessions[layer_name(i)] for i in range(self.config.layers)]
-        self.memory: dict[tuple[int, str], NDArray[np.float32]] = {}
+        together = "reuse" in bundle.engines(self.backend)["parts"]
+        self.sessions = {spec.name: self._open(spec.name) for spec in unfused_specs(self.config, together)}
+        self.workspaces: list[Workspace] = []
 
-    def space(self, place: int, name: str, *shape: int) -> NDArray[np.float32]:
-        """Memory for an array, the same for one sequence after the other at a place: fresh pages are slow."""
-        size = math.prod(shape)
-        if (place, name) not in self.memory or size > len(self.memory[place, name]):
-            self.memory[place, name] = np.empty(size + size // 4, np.float32)
-        return self.memory[place, name][:size].reshape(shape)
+    def workspace(self, place: int) -> Workspace:
+        """The memory of the sequence at a place, which takes over that of the one before."""
+        while place >= len(self.workspaces):
+            self.workspaces.append(Workspace(self))
+        return self.workspaces[place]
 
     def _open(self, part: str) -> ort.InferenceSession:
         path = self.bundle.graph(part, self.backend)
@@ -133,22 +133,15 @@ class OnnxRuntimeModel(Model):
         self.runs[part] += 1
 
     def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        config, (batch, length) = self.config, ids.shape
-        (hidden,) = self.run("embed", ["hidden"], ids=ids)
-        empty = np.zeros((batch, config.kv_heads, length, config.head_size), np.float32)
-        fixed = {
-            "positions": np.tile(np.arange(length), (batch, 1)),
-            "write_index": np.zeros(batch, np.int64),
-            "watched": np.zeros(0, np.int64),
-        }
-        for index in range(config.layers):
-            name = layer_name(index)
-            (hidden,) = self.run(name, ["hidden_out"], hidden=hidden, k_cache=empty, v_cache=empty, **fixed)
-        (logits,) = self.run("head", ["logits"], hidden=hidden, rows=fixed["positions"])
-        return np.asarray(logits)
+        found = []
+        for row in ids:
+            walk = self.walk(len(row))
+            walk.embed(row)
+            walk.whole(len(row), None)
+            found.append(walk.logits(np.arange(len(row))))
+        return np.stack(found)
 
     def close(self) -> None:
         super().close()
         self.sessions.clear()
-        self.memory.clear()
-        self.layers = []
+        self.workspaces.clear()

@@ -22,6 +22,7 @@ from engines.config import Capacity, ModelConfig
 from engines.errors import BackendError, PromptError
 
 Slots = NDArray[np.int64]
+Probes = Sequence[Slots] | NDArray[np.int64]  # of some layers, one row [K] each
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -48,10 +49,10 @@ class Reuse:
 
     sigma: list[float]
     trigger: int | None
-    probes: list[Slots]
+    probes: Probes
 
     @classmethod
-    def of(cls, sigma: list[float], probes: list[Slots], gamma: float) -> "Reuse":
+    def of(cls, sigma: list[float], probes: Probes, gamma: float) -> "Reuse":
         """The outcome of layers 0 … n-1 that have run: what came after the first below gamma does not count."""
         trigger = next((index for index, value in enumerate(sigma) if value < gamma), None)
         count = len(sigma) if trigger is None else trigger + 1
@@ -82,7 +83,8 @@ class Walk(ABC):
 
     @abstractmethod
     def move(self, target: Slots, source: Slots) -> None:
-        """Copy the slots `source` to `target`, as if at once: H, Q, K and V of all layers, and positions."""
+        """Let the slots `target` hold what `source` held, the same slots in another order: H, Q, K and V of all
+        layers, and positions."""
 
     def give(self, embeddings: NDArray[np.float32]) -> None:
         """Let ids from `config.vocab` on stand for the rows of `embeddings` [n, d]; before anything is embedded.
@@ -100,8 +102,12 @@ class Walk(ABC):
         """Run one layer over the first `rows` slots: reads H[index], writes Q, K, V and H[index + 1]."""
 
     @abstractmethod
-    def whole(self, rows: int, watch: Watch | None, first: int = 0) -> list[Slots]:
-        """Run layers `first` … L-1 over the first `rows` slots; the probes of these layers, if there is a watch."""
+    def whole(self, rows: int, watch: Watch | None, first: int = 0, readers: Slots | None = None) -> Probes:
+        """Run layers `first` … L-1 over the first `rows` slots; the probes of these layers, if there is a watch.
+
+        What leaves the last layer is read in slots `readers` only (None: in all
+        that are run), so a walk may leave it out elsewhere.
+        """
 
     @abstractmethod
     def reuse(self, rows: int, watch: Watch, gamma: float) -> Reuse:
@@ -155,7 +161,7 @@ class SteppedWalk(Walk):
     def probe(self, index: int, watch: Watch) -> Slots:
         """The tracked slots [K] of a layer that has just run, most attended first."""
 
-    def whole(self, rows: int, watch: Watch | None, first: int = 0) -> list[Slots]:
+    def whole(self, rows: int, watch: Watch | None, first: int = 0, readers: Slots | None = None) -> Probes:
         probes = []
         for index in range(first, self.config.layers):
             self.layer(index, rows)

@@ -28,7 +28,7 @@ class PartSpec:
     """The ports of one graph. `aliases` maps each output written in place to its input.
 
     `form` is "fused" where attention is one operator, as GPUs have it, or "unfused"
-    where it is written out and gives its rows away, as the CPU runs it.
+    where it is written out and gives its rows away, as the CPU runs it (`engines.unfused_spec`).
     """
 
     name: str
@@ -108,52 +108,6 @@ def probe_spec(config: ModelConfig, dtype: str, track_num: int) -> PartSpec:
         ),
         (Port("probe", "int64", ("B", track_num)),),
     )
-
-
-def unfused_layer_spec(config: ModelConfig, index: int) -> PartSpec:
-    """A transformer block in fp32 whose slots are all keys; `attention` holds the softmax of the rows `watched`.
-
-    `watched` [N] are row numbers, the same in every sequence; N may be 0.
-    """
-    fused = layer_spec(config, "fp32", index)
-    inputs = tuple(port for port in fused.inputs if port.name != "key_mask")
-    attention = Port("attention", "fp32", ("B", config.heads, "N", "S"))
-    watched = Port("watched", "int64", ("N",))
-    return PartSpec(fused.name, (*inputs, watched), (*fused.outputs, attention), fused.aliases, "unfused")
-
-
-def recall_spec(config: ModelConfig) -> PartSpec:
-    """Attention rows of the tracked tokens before a pass; B counts layers here, and in the next two."""
-    rows, cache = ("B", "T", config.heads, config.head_size), ("B", config.kv_heads, "S", config.head_size)
-    inputs = Port("q_prev", "fp32", rows), Port("k_cache", "fp32", cache)
-    return PartSpec("recall", inputs, (Port("before", "fp32", ("B", config.heads, "T", "S")),), form="unfused")
-
-
-def unfused_drift_spec(config: ModelConfig, kind: str) -> PartSpec:
-    """The drift test and the probe of B layers: the first T of the N rows of `attention` are tracked tokens'."""
-    before = Port("before", "fp32", ("B", config.heads, "T", "S"))
-    probe = unfused_probe_spec(config)
-    return PartSpec(f"drift_{kind}", (before, *probe.inputs), (Port("sigma", "fp32", ("B",)), *probe.outputs),
-                    form="unfused")  # fmt: skip
-
-
-def unfused_probe_spec(config: ModelConfig) -> PartSpec:
-    """The K = `track_num` most-attended keys of B layers; the rows of `attention` that `window_rows` marks count."""
-    inputs = (
-        Port("attention", "fp32", ("B", config.heads, "N", "S")),
-        Port("window_rows", "bool", ("N",)),
-        Port("probe_keys", "bool", ("S",)),
-        Port("track_num", "int64", (1,)),
-    )
-    return PartSpec("probe", inputs, (Port("probe", "int64", ("B", "K")),), form="unfused")
-
-
-def unfused_specs(config: ModelConfig) -> tuple[PartSpec, ...]:
-    """All parts as the CPU runs them, in fp32."""
-    layers = (unfused_layer_spec(config, i) for i in range(config.layers))
-    drifts = (unfused_drift_spec(config, kind) for kind in DRIFTS)
-    watches = recall_spec(config), *drifts, unfused_probe_spec(config)
-    return (embed_spec(config, "fp32"), *layers, head_spec(config, "fp32"), *watches)
 
 
 def vision_specs(config: ModelConfig, dtype: str) -> tuple[PartSpec, ...]:

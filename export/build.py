@@ -257,13 +257,12 @@ def sweep(job: Build) -> None:
 def estimate(job: Build) -> dict[str, int]:
     """Bytes on disk and the peak of memory a build needs, from the shapes alone."""
     c = job.config
-    layer = c.d_model * (2 * c.heads + 2 * c.kv_heads) * c.head_size + 3 * c.d_model * c.mlp_size
     table = c.vocab * c.d_model
-    numbers = 2 * table + c.layers * layer
+    numbers = 2 * table + c.layers * c.layer_numbers
     of_vision = [job.checkpoint.family.weights(c, part).values() for part in c.vision_parts]
     seen = sum(math.prod(weight.shape) for part in of_vision for weight in part)
     engines = engine_bytes(job.backends, job.precision, job.weights, table, numbers, seen)
-    return {"disk": (numbers + seen) * SIZES[job.precision] + engines, "memory": 2 * max(layer, table) * 4}
+    return {"disk": (numbers + seen) * SIZES[job.precision] + engines, "memory": 2 * max(c.layer_numbers, table) * 4}
 
 
 @contextmanager

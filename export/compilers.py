@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from engines.backends import installed
 from engines.errors import INSTALL, BackendError, OptionError
-from engines.spec import unfused_specs, vision_specs
+from engines.spec import vision_specs
+from engines.unfused_spec import unfused_specs
 from engines.weights import SIZES
 
 if TYPE_CHECKING:
@@ -21,14 +22,18 @@ def compile_onnxruntime(build: "Build") -> dict[str, Any]:
     """The unfused graphs, and those of vision, in fp32: on a CPU half precision costs twice the time.
 
     The weights of an fp32 build serve as they are. ONNX Runtime optimises a
-    graph when it loads it; rows and slots stay dynamic.
+    graph when it loads it; rows and slots stay dynamic. All parts in one graph
+    are a second copy of their weights in memory: small models get it, whose
+    steps the calls would else take a good part of.
     """
     from export.part import Target
 
     profiles = {"rows": [1, build.capacity.max_length], "slots": [1, build.capacity.max_length]}
     folder = "onnx" if build.precision == "fp32" and build.weights is None else "engines/onnxruntime"
     target = Target(build.root, folder, "fp32", build.precision, build.weights)
-    specs = *unfused_specs(build.config), *vision_specs(build.config, "fp32")
+    c = build.config
+    small = 4 * (c.layers * c.layer_numbers + 2 * c.vocab * c.d_model) <= FEW_BYTES
+    specs = *unfused_specs(build.config, small and build.weights is None), *vision_specs(build.config, "fp32")
     parts = build.write_parts(target, specs)
     return {"precision": "fp32", "weights": build.weights, "profiles": profiles, "parts": parts}
 
@@ -41,6 +46,7 @@ def compile_tensorrt(build: "Build") -> dict[str, Any]:
 
 
 DEFAULT = "onnxruntime"
+FEW_BYTES = 1 << 27  # of weights
 WEIGHTS = {"int8": 8, "int4": 4}  # bits
 COMPILERS: dict[str, Callable[["Build"], dict[str, Any]]] = {
     "onnxruntime": compile_onnxruntime,

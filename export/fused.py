@@ -12,31 +12,30 @@ from engines.config import ModelConfig
 from export.graph import ELEMENTS, Graph
 
 
-def embed(g: Graph, config: ModelConfig) -> None:
-    stored = g.weights["wte.weight"].dtype
-    if stored == g.dtype:
-        g.op("Gather", g.weight("wte.weight"), "ids", name="hidden")
-    else:  # a half-precision table stays as it is; only the rows looked up are cast
-        rows = g.op("Gather", g.weight("wte.weight"), "ids")
-        g.op("Cast", rows, name="hidden", to=ELEMENTS[g.dtype])
+def embed(g: Graph) -> str:
+    """The rows of `ids`, called `hidden`."""
+    if g.weights["wte.weight"].dtype == g.dtype:
+        return g.op("Gather", g.weight("wte.weight"), "ids", name="hidden")
+    # A half-precision table stays as it is; only the rows looked up are cast.
+    rows = g.op("Gather", g.weight("wte.weight"), "ids")
+    return g.op("Cast", rows, name="hidden", to=ELEMENTS[g.dtype])
 
 
 def layer(g: Graph, config: ModelConfig) -> None:
-    q, k, v = projections(g, config)
-    keys, values = cached(g, k, v)
+    q, k, v = projections(g, config, "hidden")
+    g.op("Transpose", q, name="q", perm=[0, 2, 1, 3])
+    keys = g.op("TensorScatter", "k_cache", k, "write_index", name="k_cache_out", axis=2, mode="linear")
+    values = g.op("TensorScatter", "v_cache", v, "write_index", name="v_cache_out", axis=2, mode="linear")
     one = g.constant([1])
     rows = g.op("Shape", "hidden", start=1, end=2)
     shape = g.op("Concat", one, one, rows, one, axis=0)
     mask = g.op("Expand", g.op("Unsqueeze", "key_mask", g.constant([1, 2])), shape)
-    finish(g, config, g.op("Attention", q, keys, values, mask))
+    finish(g, config, "hidden", g.op("Attention", q, keys, values, mask), "hidden_out")
 
 
-def projections(g: Graph, config: ModelConfig) -> tuple[str, str, str]:
-    """Q, K, V [B, heads, A, D] of `hidden`, the first two rotated; Q is an output too."""
-    cos, sin = (
-        g.table(f"rotary_{name}", table) for name, table in zip(("cos", "sin"), rotary_tables(config), strict=True)
-    )
-    normed = g.norm("hidden", "attn_norm", config.norm_eps)
+def projections(g: Graph, config: ModelConfig, hidden: str) -> tuple[str, str, str]:
+    """Q, K, V [B, heads, A, D] of `hidden`, the first two rotated."""
+    normed = g.norm(hidden, "attn_norm", config.norm_eps)
     q, k, v = (
         g.swap(g.reshape(g.linear(normed, f"{name}_proj"), 0, 0, heads, config.head_size))
         for name, heads in (("q", config.heads), ("k", config.kv_heads), ("v", config.kv_heads))
@@ -44,32 +43,24 @@ def projections(g: Graph, config: ModelConfig) -> tuple[str, str, str]:
 
     if config.qk_norm:
         q, k = (g.norm(x, f"{name}_norm", config.norm_eps) for name, x in (("q", q), ("k", k)))
-
-    def rotate(x: str) -> str:
-        turned = g.op("RotaryEmbedding", g.cast(x, "fp32"), cos, sin, "positions")
-        return g.cast(turned, g.dtype, "fp32")
-
-    q, k = rotate(q), rotate(k)
-    g.op("Transpose", q, name="q", perm=[0, 2, 1, 3])
-    return q, k, v
+    return rotate(g, config, q), rotate(g, config, k), v
 
 
-def cached(g: Graph, k: str, v: str) -> tuple[str, str]:
-    """Write the rows' keys and values into the caches; both caches."""
-    return (
-        g.op("TensorScatter", "k_cache", k, "write_index", name="k_cache_out", axis=2, mode="linear"),
-        g.op("TensorScatter", "v_cache", v, "write_index", name="v_cache_out", axis=2, mode="linear"),
-    )
+def rotate(g: Graph, config: ModelConfig, x: str) -> str:
+    """The rotary of x [B, heads, A, D] at `positions`, in float32."""
+    tables = (g.table(f"rotary_{n}", t) for n, t in zip(("cos", "sin"), rotary_tables(config), strict=True))
+    turned = g.op("RotaryEmbedding", g.cast(x, "fp32"), *tables, "positions")
+    return g.cast(turned, g.dtype, "fp32")
 
 
-def finish(g: Graph, config: ModelConfig, attended: str) -> None:
-    """From the attended values [B, H, A, D] to `hidden_out`."""
+def finish(g: Graph, config: ModelConfig, hidden: str, attended: str, name: str) -> str:
+    """From the attended values [B, H, A, D] of the rows `hidden` to what leaves the layer, called `name`."""
     flat = g.reshape(g.swap(attended), 0, 0, config.heads * config.head_size)
-    middle = g.op("Add", "hidden", g.linear(flat, "attn_out"))
+    middle = g.op("Add", hidden, g.linear(flat, "attn_out"))
     normed = g.norm(middle, "ff_norm", config.norm_eps)
     gate = g.linear(normed, "ff_proj")
     gated = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), g.linear(normed, "up_proj"))
-    g.op("Add", middle, g.linear(gated, "ff_out"), name="hidden_out")
+    return g.op("Add", middle, g.linear(gated, "ff_out"), name=name)
 
 
 def rotary_tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -81,20 +72,22 @@ def rotary_tables(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def head(g: Graph, config: ModelConfig) -> None:
-    rows = g.op("GatherND", "hidden", g.op("Unsqueeze", "rows", g.constant([2])), batch_dims=1)
+    predict(g, config, g.op("GatherND", "hidden", g.op("Unsqueeze", "rows", g.constant([2])), batch_dims=1))
+
+
+def predict(g: Graph, config: ModelConfig, rows: str) -> None:
+    """Logits, token and confidence of the rows [B, W, d] that leave the last layer."""
     logits = g.linear(g.norm(rows, "ln_f", config.norm_eps), "ff_out")
     logits = g.op("Identity" if g.dtype == "fp32" else "Cast", logits, name="logits",
                   **({} if g.dtype == "fp32" else {"to": TensorProto.FLOAT}))  # fmt: skip
     counted = logits
     if config.suppressed:
         counted = g.op("Add", logits, g.table("suppressed", barred(config, config.suppressed)))
-    allowed = g.op("Add", counted, g.table("barred", barred(config, (config.mask_id,))))
+    barring = g.table("barred", barred(config, (config.mask_id,)))
+    allowed = g.op("Add", counted, barring)
     g.op("ArgMax", allowed, name="token", axis=-1, keepdims=0)
-    last = g.constant([-1])
-    top = g.op("ReduceMax", counted, last, keepdims=1)
-    total = g.op("ReduceSum", g.op("Exp", g.op("Sub", counted, top)), last, keepdims=0)
-    best = g.op("Sub", g.op("ReduceMax", allowed, last, keepdims=1), top)
-    g.op("Div", g.op("Exp", g.op("Squeeze", best, last)), total, name="confidence")
+    odds = g.op("Add", g.op("Softmax", counted, axis=-1), barring)
+    g.op("ReduceMax", odds, g.constant([-1]), name="confidence", keepdims=0)
 
 
 def barred(config: ModelConfig, ids: tuple[int, ...]) -> np.ndarray:

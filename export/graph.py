@@ -16,6 +16,7 @@ from engines.spec import PartSpec, Port
 from engines.weights import Entry
 
 OPSET = 24
+Files = Mapping[str, tuple[Mapping[str, Entry], str]]  # part -> the tensors of its weight file, and that file's name
 ELEMENTS = {
     "fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16,
     "int64": TensorProto.INT64, "bool": TensorProto.BOOL,
@@ -25,16 +26,28 @@ ELEMENTS = {
 class Graph:
     """Collects nodes and initializers; every method returns the name of the value it made."""
 
-    def __init__(self, spec: PartSpec, dtype: str, weights: Mapping[str, Entry], location: str):
-        self.spec, self.dtype, self.weights, self.location = spec, dtype, weights, location
+    def __init__(self, spec: PartSpec, dtype: str, files: Files):
+        self.spec, self.dtype, self.files = spec, dtype, files
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
+        self.prefix = ""
+        self.weights, self.location = files.get(spec.name, ({}, ""))
 
-    def op(self, kind: str, *inputs: str, name: str = "", outputs: int = 1, **attributes: Any) -> str:
-        stem = name or f"{kind.lower()}_{len(self.nodes)}"
-        names = [stem] if outputs == 1 else [f"{stem}.{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(kind, list(inputs), names, name=stem, **attributes))
-        return names[0]
+    def enter(self, part: str) -> None:
+        """Take weights from the file of `part` from now on: a graph may hold more than one part."""
+        self.prefix = f"{part}."
+        self.weights, self.location = self.files[part]
+
+    def op(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        name = name or f"{kind.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def split(self, x: str, *sizes: int, axis: int) -> list[str]:
+        stem = f"split_{len(self.nodes)}"
+        names = [f"{stem}.{i}" for i in range(len(sizes))]
+        self.nodes.append(helper.make_node("Split", [x, self.constant(sizes)], names, name=stem, axis=axis))
+        return names
 
     def constant(self, values: Any, dtype: Any = np.int64) -> str:
         array = np.asarray(values, dtype=dtype)
@@ -47,8 +60,8 @@ class Graph:
         return name
 
     def weight(self, name: str) -> str:
-        """A tensor of the part's weight file, by reference."""
-        entry = self.weights[name]
+        """A tensor of a part's weight file, by reference."""
+        entry, name = self.weights[name], self.prefix + name
         tensor = TensorProto(name=name, data_type=ELEMENTS[entry.dtype], dims=entry.shape)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", self.location), ("offset", entry.offset), ("length", entry.length)):

@@ -21,6 +21,7 @@ import torch
 
 from engines import config as configs
 from engines import spec as specs
+from engines import unfused_spec as unfused_specs
 from engines import weights as weight_files
 from engines.bundle import STAMPS, describe, write_atomically
 from engines.config import ModelConfig
@@ -67,15 +68,15 @@ def write_part(
     root, stem = target.root, f"{target.folder}/{spec.name}"
     (root / target.folder).mkdir(parents=True, exist_ok=True)
     graph_file = f"{stem}.onnx" if spec.form == "fused" else f"{stem}.{spec.form}.onnx"
-    weight_file = f"{stem}.safetensors" if spec.name in (*config.parts, *config.vision_parts) else None
+    weight_file = f"{stem}.safetensors" if holders(spec, config) == (spec.name,) else None
     key = "|".join(map(str, (key, target.folder, target.dtype, target.precision, sources_digest())))
 
     def write_weights(path: Path) -> None:
         weight_files.write(path, sources(target, spec.name, load()))
 
-    def write_graph(path: Path, weights: Path | None) -> None:
-        entries, location = (weight_files.locate(weights), weights.name) if weights else ({}, "")
-        onnx.save(writers.build(spec, config, target.dtype, entries, location), str(path))
+    def write_graph(path: Path, weights: dict[str, Path]) -> None:
+        files = {part: (weight_files.locate(file), file.name) for part, file in weights.items()}
+        onnx.save(writers.build(spec, config, target.dtype, files), str(path))
         onnx.checker.check_model(str(path))
 
     if target.weights is not None and spec.name in config.parts[1:]:  # the embedding is no matrix to multiply with
@@ -84,19 +85,25 @@ def write_part(
         def write_quantized() -> None:
             whole, weights = root / f"{stem}.whole.onnx", root / f"{stem}.whole.safetensors"
             write_weights(weights)
-            write_graph(whole, weights)
+            write_graph(whole, {spec.name: weights})
             quantize(whole, root / graph_file, root / f"{stem}.{target.weights}.data", int(str(target.weights)[3:]))
             whole.unlink()
             weights.unlink()
 
         files = kept(root, [graph_file, weight_file], f"{key}|{spec}|{config}", write_quantized)
         return {"graph": graph_file, "weights": weight_file, "files": files}
-    files = {}
-    weights = root / weight_file if weight_file else None
-    if weight_file and weights:
-        files = kept(root, [weight_file], f"{key}|{config}", partial(write_weights, weights))
+    files, weights = {}, {part: root / target.folder / f"{part}.safetensors" for part in holders(spec, config)}
+    if weight_file:
+        files = kept(root, [weight_file], f"{key}|{config}", partial(write_weights, weights[spec.name]))
     files |= kept(root, [graph_file], f"{key}|{spec}|{config}", lambda: write_graph(root / graph_file, weights))
     return {"graph": graph_file, "weights": weight_file, "files": files}
+
+
+def holders(spec: PartSpec, config: ModelConfig) -> tuple[str, ...]:
+    """The parts whose weight files a graph refers to: its own, or all where it holds them all."""
+    if spec.name == "reuse":
+        return config.parts
+    return (spec.name,) if spec.name in (*config.parts, *config.vision_parts) else ()
 
 
 def kept(root: Path, names: list[str], key: str, make: Callable[[], None]) -> dict[str, dict[str, Any]]:
@@ -149,6 +156,6 @@ def chunks(
 @cache
 def sources_digest() -> str:
     """Changes with the code that makes parts, so that no stamp outlives it."""
-    modules = graph, fused, unfused, vision, writers, quantizing, weight_files, specs, configs
+    modules = graph, fused, unfused, vision, writers, quantizing, weight_files, specs, unfused_specs, configs
     text = "".join(map(inspect.getsource, modules))
     return hashlib.sha256(f"{onnx.__version__}{text}".encode()).hexdigest()

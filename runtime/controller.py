@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from engines.errors import BackendError
-from engines.session import Pass, Reuse, Slots, Walk, Watch
+from engines.session import Pass, Probes, Reuse, Slots, Walk, Watch
 from runtime.cache import SlotMap
 from runtime.plan import Plan, Policy
 from runtime.policies import Elastic
 from runtime.sampler import Sampler, choose, margin
-from runtime.sequence import NONE, Positions, Sequence
+from runtime.sequence import NONE, Positions, Sequence, union
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Controller:
             self._embed(count)
             watch = self._watch(plan)
             if watch is None:
-                self.walk.whole(count, None)
+                self.walk.whole(count, None, readers=self._readers(plan.candidates))
                 reuse, rows = Reuse([], None, []), active * self.walk.config.layers
             else:
                 assert isinstance(self.policy, Elastic)
@@ -121,7 +121,7 @@ class Controller:
             self._bring(plan.candidates)  # the probe looks at the first rows
         count = len(self.map.slot_of)
         self._embed(count)
-        probes = self.walk.whole(count, self._watch(plan))
+        probes = self.walk.whole(count, self._watch(plan), readers=self._readers(plan.candidates))
         self._track(self._positions(probes))
         return len(self.sequence) * self.walk.config.layers
 
@@ -134,6 +134,9 @@ class Controller:
     def _fill(self, active: Positions) -> int:
         """Bring the active positions to the first slots, and as many dummies as the walk wants; returns the rows."""
         missing = max(0, self.walk.filled - len(active))
+        if not missing:
+            self._bring(active)
+            return len(active)
         dummies = len(self.sequence) + np.argsort(self.map.slot_of[len(self.sequence) :])[:missing]
         self._bring(np.concatenate([active, dummies]))
         return len(active) + missing
@@ -145,7 +148,8 @@ class Controller:
         rows = active * len(reuse.probes)
         if reuse.trigger is not None and reuse.trigger + 1 < layers:
             count = self._widen(plan)
-            probes = self.walk.whole(count, self._watch(plan), first=reuse.trigger + 1)
+            readers = self._readers(plan.candidates)
+            probes = self.walk.whole(count, self._watch(plan), first=reuse.trigger + 1, readers=readers)
             tracked = np.concatenate([tracked, self._positions(probes)])
             rows += min(count, len(self.sequence)) * (layers - reuse.trigger - 1)
         self._track(tracked)
@@ -174,20 +178,24 @@ class Controller:
         eligible = np.zeros(self.walk.slots, bool)
         eligible[slots[: len(self.sequence)]] = True
         eligible[slots[self.sequence.masked]] = False
-        readers = slots[self.sequence.readers(plan.candidates)]
+        readers = self._readers(plan.candidates)
         return Watch(self.policy.drift, slots[self.tracked], slots[plan.candidates], eligible, readers)
 
-    def _positions(self, probes: list[Slots]) -> Positions:
+    def _readers(self, candidates: Positions) -> Slots:
+        """The slots whose rows predict the candidates."""
+        return self.map.slot_of[self.sequence.readers(candidates)]
+
+    def _positions(self, probes: Probes) -> Positions:
         """The positions of the tracked slots of some layers, at most `track_num` a layer."""
-        if not probes:
+        if not len(probes):
             return NONE
         assert isinstance(self.policy, Elastic)
         known = len(self.sequence) - len(self.sequence.masked)
-        best = np.array(probes)[:, : min(self.policy.track_num, known)]
+        best = np.asarray(probes)[:, : min(self.policy.track_num, known)]
         return self.map.position_at[best.ravel()]
 
     def _track(self, positions: Positions) -> None:
-        self.tracked = np.unique(positions)
+        self.tracked = union(len(self.sequence), positions)
 
     def _commit(self, plan: Plan, tokens: Positions, confidence: np.ndarray) -> tuple[np.ndarray, float]:
         """Fill the candidates that the policy takes; which those are, and the decision's margin."""
@@ -202,14 +210,14 @@ class Controller:
 
     def _predict(self, candidates: Positions) -> tuple[Positions, np.ndarray]:
         """A token for each candidate, and how sure it is."""
-        rows = self.map.slot_of[self.sequence.readers(candidates)]
+        rows = self._readers(candidates)
         guidance = getattr(self.policy, "cfg_scale", 0.0)
         if self.sampler.greedy and not guidance:
             return self.walk.head(rows)
         logits = self.walk.logits(rows)
         if guidance:  # every row is computed at every step, so the forward without the prompt may overwrite the caches
             self._embed(len(self.map.slot_of), hidden=self.sequence.prompt_length)
-            self.walk.whole(len(self.map.slot_of), None)
+            self.walk.whole(len(self.map.slot_of), None, readers=rows)
             blind = self.walk.logits(rows)
             logits = blind + (guidance + 1) * (logits - blind)
         return self.sampler.draw(logits)

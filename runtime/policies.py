@@ -8,15 +8,13 @@ are policies of the same loop. No policy holds a tensor or a slot.
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-import numpy as np
-
 from engines.config import Capacity
 from engines.errors import OptionError
 from engines.spec import DRIFTS
 from runtime.baselines import Blocks, Dual, Full, Interval, Prefix, Timesteps
 from runtime.plan import Plan, Policy, among, check_threshold, readers, within
 from runtime.sampler import Ranking
-from runtime.sequence import Positions, Sequence
+from runtime.sequence import Positions, Sequence, union
 
 SCOPES = ("all", "near")
 
@@ -66,7 +64,7 @@ class Elastic:
         if step == 0:
             return Plan(None, window, self.tokens_per_step)
         ahead = window if self.block_caching else sequence.open
-        active = np.unique(np.concatenate([tracked, sequence.last, ahead, *readers(sequence, window)]))
+        active = union(len(sequence), tracked, sequence.last, ahead, *readers(sequence, window))
         return Plan(active, window, self.tokens_per_step)
 
 

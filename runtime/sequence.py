@@ -12,6 +12,14 @@ Positions = NDArray[np.int64]
 NONE: Positions = np.zeros(0, np.int64)
 
 
+def union(length: int, *positions: Positions) -> Positions:
+    """The positions below `length` that are in any of some arrays, ascending; quicker than sorting a few."""
+    found = np.zeros(length, bool)
+    for some in positions:
+        found[some] = True
+    return np.flatnonzero(found)
+
+
 @dataclass
 class Sequence:
     """Prompt and answer as ids [N]; masks of the answer are filled by commits.

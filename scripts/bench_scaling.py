@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import export
 import runtime
 from engines.config import ModelConfig
-from engines.session import Watch
+from engines.session import Model, Watch
 from runtime.bench import machine
 from runtime.drawing import figure, save
 from runtime.profile import SLICES, profile
@@ -100,12 +100,11 @@ def step(model: runtime.Runtime, length: int, rows: int, window: int = WINDOW) -
     walk.reuse(rows, watch, 0.0)
     floor()
     for _ in range(3 * REPEATS):  # interleaved: what disturbs one disturbs all
-        before = sum(seconds for part, seconds in engine.seconds.items() if part.startswith(("recall", "drift")))
+        before = watched(engine)
         began = time.perf_counter()
         walk.reuse(rows, watch, 0.0)
         reuse.append(time.perf_counter() - began)
-        now = sum(seconds for part, seconds in engine.seconds.items() if part.startswith(("recall", "drift")))
-        watching.append((now - before) / reuse[-1])
+        watching.append((watched(engine) - before) / reuse[-1])
         began = time.perf_counter()
         floor()
         alone.append(time.perf_counter() - began)
@@ -120,6 +119,11 @@ def step(model: runtime.Runtime, length: int, rows: int, window: int = WINDOW) -
         "drift_share": statistics.median(watching), "bytes_a_layer": read,
         "cache_bytes_a_token": 4 * c.layers * (2 * c.kv_heads + c.heads) * c.head_size + 4 * (c.layers + 1) * c.d_model,
     }  # fmt: skip
+
+
+def watched(model: Model) -> float:
+    """Seconds of drift tests and probes so far."""
+    return sum(spent for part, spent in model.seconds.items() if part.startswith(("recall", "drift", "probe")))
 
 
 def products(config: ModelConfig, rows: int, length: int) -> Callable[[], None]:

@@ -20,6 +20,7 @@ from oracle import Oracle, Run, Step
 
 import export
 import runtime
+from engines.onnxruntime import OnnxRuntimeModel
 from engines.spec import DRIFTS
 from export.build import DEMO
 from runtime.evaluate import problems
@@ -145,7 +146,16 @@ def compare(
 
 def loaded(stack: ExitStack, bundle: Path) -> list[runtime.Runtime]:
     """The bundle on every back end, until the stack closes. One thread: these models are small."""
-    return [stack.enter_context(runtime.load(bundle, backend, threads=1)) for backend in BACKENDS]
+    models = [runtime.load(bundle, backend, threads=1) for backend in BACKENDS]
+    return [stack.enter_context(model) for model in (*models, layer_by_layer(bundle))]
+
+
+def layer_by_layer(bundle: Path) -> runtime.Runtime:
+    """ONNX Runtime without the graph of all layers, as large models run on it."""
+    model = runtime.load(bundle, "onnxruntime", threads=1)
+    assert isinstance(model.model, OnnxRuntimeModel)
+    del model.model.sessions["reuse"]
+    return model
 
 
 def random_shape(number: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +20,8 @@ from engines.backends import BACKENDS, available
 from engines.bundle import Bundle
 from engines.errors import BackendError, BundleError, OptionError, ParityError, PromptError
 from engines.onnxruntime import OnnxRuntimeModel, share_threads
-from engines.session import SteppedWalk, Walk
+from engines.onnxruntime_walk import OnnxRuntimeWalk
+from engines.session import SteppedWalk, Walk, Watch
 from export.verify import verify
 
 ON_CPU = ("onnxruntime", "eager")
@@ -223,21 +224,19 @@ def test_verify_accepts(golden_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "part"), [("layer", "layer_02"), ("logits", "head"), ("sigma", "drift_"), ("probes", "probe")]
+    ("method", "part"), [("layer", "layer_02"), ("logits", "forward"), ("sigma", "drift_"), ("probes", "probe")]
 )
 def test_verify_finds_a_wrong_part(
     golden_bundle: Path, monkeypatch: pytest.MonkeyPatch, method: str, part: str
 ) -> None:
-    """One part at a time is made wrong; that part is named, and none after it is blamed."""
-    from engines.onnxruntime_walk import OnnxRuntimeWalk
-
+    """One part at a time is made wrong; it is named, with what is made of it, and no other is blamed."""
     hook = method if method in ("layer", "logits") else "reuse"
     real = getattr(OnnxRuntimeWalk, hook)
 
     def wrong(walk: Any, index: Any, *rest: Any, **named: Any) -> Any:
         result = real(walk, index, *rest, **named)
         if method == "layer":
-            walk.h[3] += 1e-2 * (index == 2)
+            walk.h[3, : rest[0]] += 1e-2 * (index == 2)
             return None
         if method == "logits":
             return result + 1e-2
@@ -251,7 +250,7 @@ def test_verify_finds_a_wrong_part(
             rows.append(row)
     assert len(rows) == 8 + len(DRIFT_PARTS), "the table is complete all the same"
     bad = {row.part for row in rows if not row.max <= 5e-4}
-    assert bad == (set(DRIFT_PARTS) if method == "sigma" else {part})
+    assert bad == {"sigma": set(DRIFT_PARTS), "logits": {"head", "forward"}}.get(method, {part})
 
 
 def test_verify_of_not_a_number(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +275,6 @@ def test_verify_refuses(golden_bundle: Path) -> None:
 def test_walks_are_complete() -> None:
     """Every back end's walk fills in all hooks: those of its own way through the layers."""
     from engines.eager import EagerWalk
-    from engines.onnxruntime_walk import OnnxRuntimeWalk
 
     assert {"move", "embed", "layer", "whole", "reuse", "head", "logits"} <= Walk.__abstractmethods__
     assert {"before", "drift", "probe"} <= SteppedWalk.__abstractmethods__
@@ -296,9 +294,63 @@ def test_a_run_that_fails_is_one_sentence(golden: runtime.Runtime) -> None:
     """Rows that are not there: what ONNX Runtime says on bound values is translated as all else."""
     walk: Any = golden.model.walk(6)
     walk.embed(np.arange(6))
-    walk.watch(np.array([5]))
     with refused(BackendError, "ONNX Runtime failed on layer_00", "python -m export verify"):
-        walk.layer(0, 3)
+        walk._run(3, 0, 1, tracked=np.array([5]), window=np.array([5]), wanted=np.arange(3))
+
+
+def test_layers_in_one_graph(golden_bundle: Path) -> None:
+    """One run of all layers leaves the same caches, drift numbers and tracked tokens as a run a layer."""
+    length, rng = 90, np.random.default_rng(0)
+    ids, changed = rng.integers(0, 250, (2, length))
+    watch = Watch("row", np.array([3, 20]), np.arange(4, 20), np.arange(length) % 3 > 0, np.arange(4, 20))
+    found = []
+    for together in (True, False):
+        with runtime.load(golden_bundle, "onnxruntime", threads=1) as model:
+            if not together:
+                del cast(OnnxRuntimeModel, model.model).sessions["reuse"]
+            walk = cast(OnnxRuntimeWalk, model.model.walk(length))
+            walk.embed(ids)
+            walk.whole(length, watch)
+            walk.move(np.array([0, 1, 50, 60]), np.array([50, 60, 0, 1]))
+            walk.embed(changed[:24])
+            outcome = walk.reuse(24, watch, 0.0)
+            found.append(({"h": walk.h, "q": walk.q, "k": walk.k, "v": walk.v}, outcome))
+            assert model.model.runs["reuse"] == together
+    (ours, one), (theirs, other) = found
+    for name, cache in ours.items():
+        gap = np.abs(cache - theirs[name])
+        print(f"{name}: max {gap.max():.2e} mean {gap.mean():.2e}")
+        assert gap.max() < 1e-4
+    print("sigma", np.abs(np.array(one.sigma) - other.sigma).max())
+    assert np.allclose(one.sigma, other.sigma, atol=1e-6) and max(one.sigma) < 1, "drift is seen, not written over"
+    assert np.array_equal(one.probes, other.probes)
+
+
+def test_large_models_have_no_second_copy_of_their_weights(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with runtime.load(export.build(tiny_checkpoint, tmp_path / "few"), "onnxruntime", threads=1) as model:
+        expected = model.generate([5, 6, 7], gen_length=24, gamma=0.99)
+        assert model.model.runs["reuse"]
+    monkeypatch.setattr("export.compilers.FEW_BYTES", 0)
+    bundle = export.build(tiny_checkpoint, tmp_path / "many")
+    assert "reuse" not in Bundle.open(bundle).manifest.engines["onnxruntime"]["parts"]
+    with runtime.load(bundle, "onnxruntime", threads=1) as model:
+        out = model.generate([5, 6, 7], gen_length=24, gamma=0.99)
+        assert out.sequence == expected.sequence and not model.model.runs["reuse"]
+
+
+def test_what_leaves_the_last_layer_is_for_its_readers(model: runtime.Runtime) -> None:
+    """Readers' predictions do not depend on whether other rows have any."""
+    walk, readers = model.model.walk(40), np.array([30, 4, 17])
+    walk.embed(np.arange(40))
+    walk.whole(40, None)
+    expected = walk.logits(readers)
+    walk.embed(np.arange(40))
+    walk.whole(40, None, readers=readers)
+    gap = np.abs(walk.logits(readers) - expected)
+    print(f"max {gap.max():.2e} mean {gap.mean():.2e}")
+    assert gap.max() < 1e-4
 
 
 def test_moves_are_as_if_at_once(model: runtime.Runtime) -> None:

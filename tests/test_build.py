@@ -103,9 +103,9 @@ def test_progress_names_each_part(tiny_checkpoint: Path, tmp_path: Path) -> None
     seen: list[Any] = []
     export.build(tiny_checkpoint, tmp_path / "b", progress=lambda *event: seen.append(event))
     names = ("embed", "layer_00", "layer_01", "head", *DRIFT_PARTS, "probe")
-    on_the_cpu = ("embed", "layer_00", "layer_01", "head", "recall", *DRIFT_PARTS, "probe")
+    on_the_cpu = ("embed", "layer_00", "layer_01", "head", "recall", *DRIFT_PARTS, "probe", "reuse")
     exported = [(f"onnx/{name}", i, 10) for i, name in enumerate(names, 1)]
-    assert seen == exported + [(f"onnx/{name}", i, 11) for i, name in enumerate(on_the_cpu, 1)]
+    assert seen == exported + [(f"onnx/{name}", i, 12) for i, name in enumerate(on_the_cpu, 1)]
 
 
 def test_the_estimate_is_near(golden_bundle: Path) -> None:

@@ -34,6 +34,7 @@ from parity import (
     demo_prompts,
     difference,
     elastic_rows,
+    layer_by_layer,
     random_model,
     random_models,
     recorded,
@@ -56,10 +57,18 @@ def eager(golden_bundle: Path) -> Iterator[runtime.Runtime]:
         yield model
 
 
-@pytest.fixture(params=BACKENDS)
-def model(request: pytest.FixtureRequest, golden: runtime.Runtime, eager: runtime.Runtime) -> runtime.Runtime:
+@pytest.fixture(scope="module")
+def stepped(golden_bundle: Path) -> Iterator[runtime.Runtime]:
+    with layer_by_layer(golden_bundle) as model:
+        yield model
+
+
+@pytest.fixture(params=(*BACKENDS, "layer by layer"))
+def model(
+    request: pytest.FixtureRequest, golden: runtime.Runtime, eager: runtime.Runtime, stepped: runtime.Runtime
+) -> runtime.Runtime:
     """The golden bundle on each back end."""
-    found = {m.backend: m for m in (golden, eager)}[request.param]
+    found = {"onnxruntime": golden, "eager": eager, "layer by layer": stepped}[request.param]
     assert isinstance(found, runtime.Runtime)
     return found
 
