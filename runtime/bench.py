@@ -1,8 +1,10 @@
 """Timings of policies and back ends on the same problems, interleaved in one process.
 
 Every problem is decoded by every case before the next begins, so that a noisy
-machine troubles all alike; ratios are taken problem by problem. Exact match
-stands beside each figure. Nothing here knows a back end by name.
+machine troubles all alike; ratios are taken problem by problem. A case warms up
+before each problem, so that it does not pay for the one before it, whose data
+fill the processor's caches and whose threads still spin. Exact match stands
+beside each figure. Nothing here knows a back end by name.
 """
 
 import json
@@ -56,7 +58,12 @@ class Case:
     share: list[float] = field(default_factory=list)
     correct: list[bool] = field(default_factory=list)
 
+    def warm_up(self) -> None:
+        """One short answer that does not count."""
+        self.model.generate(np.array([1]), self.policy, gen_length=BLOCK, **self.options)
+
     def run(self, prompt: Any, problem: tasks.Problem, gen_length: int) -> None:
+        self.warm_up()
         out = self.model.generate(prompt, self.policy, gen_length=gen_length, **self.options)
         self.seconds.append(out.seconds)
         self.tokens.append(out.tokens)
@@ -104,11 +111,11 @@ def prompts(model: Runtime, count: int, length: int, seed: int = 0) -> Iterator[
 
 
 def bench(measured: list[Case], count: int, prompt_length: int, gen_length: int) -> Iterator[int]:
-    """Warm every case up, then decode problem by problem; yields the number of problems done."""
+    """Decode problem by problem; yields the number of problems done."""
     if count < 1:
         raise OptionError(f"limit must be at least 1, got {count}")
-    for case in measured:
-        case.model.generate(np.array([1]), case.policy, gen_length=BLOCK, **case.options)
+    for case in measured:  # so that the first problem does not pay for what is made once
+        case.warm_up()
     for number, (prompt, problem) in enumerate(prompts(measured[0].model, count, prompt_length), 1):
         for case in measured:
             case.run(prompt, problem, gen_length)
