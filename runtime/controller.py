@@ -19,7 +19,7 @@ from runtime.cache import SlotMap
 from runtime.plan import Plan, Policy
 from runtime.policies import Elastic
 from runtime.sampler import Sampler, choose, margin
-from runtime.sequence import NONE, Positions, Sequence, union
+from runtime.sequence import NONE, Positions, Sequence
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,13 @@ class Controller:
                 f"the model's confidences at step {self.steps} are not numbers; check it with "
                 "`python -m export verify`, or build with --bf16 or --fp32"
             )
-        taken, close = self._commit(plan, tokens, confidence)
+        taken, close = self._choose(plan, tokens, confidence)
+        positions, chosen = plan.candidates[taken], tokens[taken]
+        self.sequence.commit(positions, chosen)
         self.steps += 1
         return StepEvent(
             self.steps - 1, active, reuse.sigma, reuse.trigger, plan.candidates.tolist(),
-            plan.candidates[taken].tolist(), tokens[taken].tolist(), confidence[taken].tolist(),
+            positions.tolist(), chosen.tolist(), confidence[taken].tolist(),
             self.tracked.tolist(), unrolled + rows, close, time.perf_counter() - began,
         )  # fmt: skip
 
@@ -195,17 +197,16 @@ class Controller:
         return self.map.position_at[best.ravel()]
 
     def _track(self, positions: Positions) -> None:
-        self.tracked = union(len(self.sequence), positions)
+        self.tracked = np.array(sorted(set(positions.tolist())), np.int64)  # of a handful, quicker than `union`
 
-    def _commit(self, plan: Plan, tokens: Positions, confidence: np.ndarray) -> tuple[np.ndarray, float]:
-        """Fill the candidates that the policy takes; which those are, and the decision's margin."""
+    def _choose(self, plan: Plan, tokens: Positions, confidence: np.ndarray) -> tuple[np.ndarray, float]:
+        """Which candidates the policy takes, and the decision's margin."""
         ranks = self.sampler.order(tokens, confidence)
         if plan.chance is not None:
             taken, close = np.flatnonzero(self.sampler.rng.random(len(tokens)) < plan.chance), 1.0
         else:
             taken = choose(ranks, self.policy.threshold, plan.commits)
             close = margin(ranks, self.policy.threshold, plan.commits)
-        self.sequence.commit(plan.candidates[taken], tokens[taken])
         return taken, close
 
     def _predict(self, candidates: Positions) -> tuple[Positions, np.ndarray]:

@@ -44,9 +44,9 @@ class TimedController(Controller):
         with self.timed("cache upkeep"):
             super()._bring(*args)
 
-    def _commit(self, *args: Any) -> Any:
+    def _choose(self, *args: Any) -> Any:
         with self.timed("sampling"):
-            return super()._commit(*args)
+            return super()._choose(*args)
 
 
 def profile(model: Runtime, prompts: Iterable[Any], gen_length: int, policy: str, options: dict[str, Any]) -> Any:

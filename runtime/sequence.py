@@ -85,11 +85,12 @@ class Sequence:
 
     def commit(self, positions: Positions, tokens: Positions) -> None:
         """Fill masks; the first step that commits an EOS sets the end."""
-        assert (self.ids[positions] == self.mask_id).all() and not (tokens == self.mask_id).any()
+        chosen = tokens.tolist()
+        assert (self.ids[positions] == self.mask_id).all() and self.mask_id not in chosen
         self.ids[positions] = tokens
         self._masked = None
         self.last = np.sort(positions)
-        if self.end is None and self.eos_id is not None and (tokens == self.eos_id).any():
+        if self.end is None and self.eos_id in chosen:
             self.end = int(positions[tokens == self.eos_id].min())
 
     def answer(self, eos_id: int) -> Positions:
