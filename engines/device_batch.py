@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from engines.device_caches import Caches
 from engines.device_parts import Parts, control_block, result_block
-from engines.device_walk import DeviceWalk, walk_of
-from engines.session import Pass, Reuse
+from engines.device_walk import DeviceWalk
+from engines.walk import Pass, Reuse
 from engines.weights import SIZES
 
 if TYPE_CHECKING:
@@ -26,6 +26,11 @@ def size_of(count: int, places: int) -> int:
     """How many of `places` places a pass of `count` sequences runs: 2, 3, 4, 6, 8, 12, 16, …, or all."""
     sizes = (size for power in range(1, 64) for size in (1 << power, 3 << power - 1))
     return min(places, next(size for size in sizes if size >= count))
+
+
+def walk_of(due: Pass) -> DeviceWalk:
+    assert isinstance(due.walk, DeviceWalk)
+    return due.walk
 
 
 class Batch:

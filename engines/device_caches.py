@@ -10,7 +10,7 @@ from itertools import pairwise
 from engines.config import Capacity, ModelConfig
 from engines.cuda import Address, Cuda
 from engines.device_memory import cycles
-from engines.session import Slots
+from engines.walk import Slots
 
 
 class Caches:

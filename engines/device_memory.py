@@ -1,4 +1,4 @@
-"""Small things of device memory: a block of arrays sent as one, moves of rows, half-precision numbers."""
+"""Small things of device memory: a block of arrays sent as one, given rows, moves, half-precision numbers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.cuda import Cuda
-from engines.session import Slots
+from engines.cuda import Address, Cuda
+from engines.walk import Slots
 
 
 class Block:
@@ -51,6 +51,29 @@ class Block:
         self.ask()
         self.cuda.sync()
         return self
+
+
+class GivenRows:
+    """Embeddings on the device that ids beyond a vocabulary stand for, until `free`."""
+
+    def __init__(self, cuda: Cuda, embeddings: NDArray[np.float32], precision: str):
+        raw = narrow(embeddings, precision)
+        self.cuda, self.address = cuda, cuda.alloc(raw.nbytes, "the embeddings of a prompt")
+        self.width = raw.nbytes // len(raw)
+        cuda.upload(self.address, raw)
+        cuda.sync()
+
+    def place(self, hidden: Address, rows: Slots) -> None:
+        """Queue copies to H of a layer: row `rows[slot]` to each slot, unless it is negative."""
+        slots = np.flatnonzero(rows >= 0)
+        breaks = np.flatnonzero((np.diff(slots) != 1) | (np.diff(rows[slots]) != 1)) + 1
+        for run in np.split(slots, breaks) if len(slots) else []:
+            source = self.address + int(rows[run[0]]) * self.width
+            self.cuda.copy(hidden + int(run[0]) * self.width, source, len(run) * self.width)
+
+    def free(self) -> None:
+        self.cuda.sync()
+        self.cuda.free(self.address)
 
 
 def cycles(target: Slots, source: Slots) -> Iterator[list[int]]:

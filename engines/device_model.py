@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.cuda import Cuda
-from engines.device_batch import Batch
+from engines.device_batch import Batch, walk_of
 from engines.device_parts import Engine, Ports
-from engines.device_walk import DeviceWalk, walk_of
+from engines.device_walk import DeviceWalk
 from engines.errors import BackendError
-from engines.session import Model, Pass, Reuse
+from engines.session import Model
+from engines.walk import Pass, Reuse
 
 
 class DeviceModel(Model):

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.cuda import Address
 from engines.device_caches import Caches
-from engines.device_memory import Block, narrow, widen
+from engines.device_memory import Block, GivenRows, narrow, widen
 from engines.device_parts import Parts, control_block, result_block
-from engines.session import Pass, Probes, Reuse, Slots, SteppedWalk, Watch
+from engines.walk import Pass, Probes, Reuse, Slots, SteppedWalk, Watch
 
 if TYPE_CHECKING:
     from engines.device_model import DeviceModel
+
+
+NONE: Slots = np.zeros(0, np.int64)
 
 
 class DeviceWalk(SteppedWalk):
@@ -37,7 +39,7 @@ class DeviceWalk(SteppedWalk):
         self.control = control_block(self.cuda, 1, widths | {"rows": capacity.rows, "write_index": 1})
         self.result = result_block(self.cuda, 1, config.layers, capacity.track_num, capacity.rows)
         self.parts = Parts(model, caches, self.control, self.result, place)
-        self.given: Address | None = None  # rows that ids beyond the vocabulary stand for
+        self.given: GivenRows | None = None
         self.start(1)  # so that its numbers are numbers before a sequence is there
         self.end()
 
@@ -55,22 +57,17 @@ class DeviceWalk(SteppedWalk):
         self.control.edit()
         self.control["positions"][:] = np.minimum(np.arange(self.slots), self.config.max_length - 1)
         self.control["key_mask"][:] = np.arange(self.slots) < length
-        self.unembedded = 0  # rows whose ids are not embedded yet
-        self.placed: list[tuple[int, int, int]] = []  # runs of given rows among them: first slot, first row, how many
+        self.unembedded = NONE  # ids that wait to be embedded
         self.predicted: dict[int, tuple[int, np.float32]] = {}  # by slot: what the head said, while that holds
 
     def end(self) -> None:
         self.idle = True
         if self.given is not None:
-            self.cuda.sync()
-            self.cuda.free(self.given)
+            self.given.free()
             self.given = None
 
     def give(self, embeddings: NDArray[np.float32]) -> None:
-        raw = narrow(embeddings, self.precision)
-        self.given = self.cuda.alloc(raw.nbytes, "the embeddings of a prompt")
-        self.cuda.upload(self.given, raw)
-        self.cuda.sync()
+        self.given = GivenRows(self.cuda, embeddings, self.precision)
 
     def extend(self, slots: Slots) -> None:
         self.length += len(slots)
@@ -92,14 +89,9 @@ class DeviceWalk(SteppedWalk):
         self.place = place
 
     def embed(self, ids: Slots) -> None:
-        vocab = self.config.vocab
         self.control.edit()
-        self.control["ids"][: len(ids)] = np.minimum(ids, vocab - 1)
-        self.unembedded = len(ids)
-        slots = np.flatnonzero(ids >= vocab)
-        breaks = np.flatnonzero((np.diff(slots) != 1) | (np.diff(ids[slots]) != 1)) + 1
-        runs = np.split(slots, breaks) if len(slots) else []
-        self.placed = [(int(run[0]), int(ids[run[0]] - vocab), len(run)) for run in runs]
+        self.control["ids"][: len(ids)] = np.minimum(ids, self.config.vocab - 1)
+        self.unembedded = ids
 
     def layer(self, index: int, rows: int) -> None:
         self._prepare()
@@ -175,7 +167,7 @@ class DeviceWalk(SteppedWalk):
         self, due: Pass, sigma: NDArray[np.float32], probe: Slots, token: Slots, confidence: NDArray[np.float32]
     ) -> Reuse:
         """A pass has run to its end, and embedded what it needs: sigma [L], probe [L, K], and what the head said."""
-        self.unembedded = 0
+        self.unembedded = NONE
         said = zip(token.tolist(), confidence.copy(), strict=True)
         self.predicted = dict(zip(due.watch.readers.tolist(), said, strict=False))
         return Reuse.of(sigma.tolist(), list(probe.copy()), due.gamma)
@@ -226,13 +218,11 @@ class DeviceWalk(SteppedWalk):
         if watch is not None:
             self._look(watch)
         self.control.send()
-        if self.unembedded:
-            self.parts.embed(self.unembedded)
-            self.unembedded = 0
-            width, hidden = self.caches.width["h"], self.caches.at("h", 0, self.place)
-            for slot, row, count in self.placed:
-                assert self.given is not None, "ids beyond the vocabulary were checked"
-                self.cuda.copy(hidden + slot * width, self.given + row * width, count * width)
+        if len(self.unembedded):
+            self.parts.embed(len(self.unembedded))
+            if self.given is not None:
+                self.given.place(self.caches.at("h", 0, self.place), self.unembedded - self.config.vocab)
+            self.unembedded = NONE
 
     def _look(self, watch: Watch) -> None:
         """Write what the drift test and the probe look at, if it changed."""
@@ -257,8 +247,3 @@ class DeviceWalk(SteppedWalk):
     def _probes(self, result: Block) -> Slots:
         """The tracked slots [L, K] as a result has them."""
         return result["probe"].reshape(self.config.layers, -1)
-
-
-def walk_of(due: Pass) -> DeviceWalk:
-    assert isinstance(due.walk, DeviceWalk)
-    return due.walk

@@ -17,7 +17,8 @@ from torch import Tensor
 from engines.bundle import Bundle
 from engines.config import layer_name
 from engines.models import reference
-from engines.session import Model, Slots, SteppedWalk, Watch, slots_for
+from engines.session import Model, slots_for
+from engines.walk import Slots, SteppedWalk, Watch
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

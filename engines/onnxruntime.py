@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from engines.bundle import Bundle
 from engines.errors import BackendError, DeviceError, OptionError
 from engines.onnxruntime_workspace import Workspace
-from engines.session import Model, Walk
+from engines.session import Model
 from engines.unfused_spec import unfused_specs
+from engines.walk import Walk
 
 ort.set_default_logger_severity(3)
 _threads: int | None = None  # of the process-wide pool: ONNX Runtime creates it once

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engines.config import layer_name
 from engines.onnxruntime_workspace import Held
-from engines.session import Probes, Reuse, Slots, Walk, Watch
+from engines.walk import Probes, Reuse, Slots, Walk, Watch
 
 if TYPE_CHECKING:
     from engines.onnxruntime import OnnxRuntimeModel

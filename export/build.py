@@ -6,25 +6,24 @@ a build begins: it takes seconds, and may not be installed. Nothing here knows
 graphs, families or decoding.
 """
 
-import fcntl
 import importlib
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.backends import versions
-from engines.bundle import MANIFEST, STAMPS, Bundle, Manifest, describe, write_manifest
+from engines.bundle import Manifest, describe, write_manifest
 from engines.config import PRECISIONS, Capacity, ModelConfig
-from engines.errors import INSTALL, BackendError, BundleError, NewerBundleError, OptionError
+from engines.errors import INSTALL, BackendError, BundleError, OptionError
 from engines.models import tokenizer
 from engines.spec import PartSpec, Port, part_specs, vision_specs
 from engines.weights import SIZES
-from export.compilers import COMPILERS, check_options, chosen, compiler_folders, engine_bytes
+from export.compilers import COMPILERS, check_options, chosen, engine_bytes
+from export.folder import clear_the_way, locked, sweep
 
 if TYPE_CHECKING:
     from engines.models.checkpoint import Checkpoint
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 DEMO = Path(__file__).parent / "demo"
 DEFAULTS = {"policy": "elastic", "threshold": 0.9, "gamma": 0.9, "drift": "row", "track_num": 1}
-LOCK = ".lock"
 Progress = Callable[[str, int, int], None]  # what is being made, its number, of how many
 
 
@@ -151,59 +149,6 @@ def plan(
     return Build(root, source, config, capacity, precision, names, flavour, capabilities, weights)
 
 
-def clear_the_way(job: Build, force: bool) -> bool:
-    """Whether there is something to build.
-
-    Takes the manifest of an older state away first; that of an intact bundle to
-    which back ends are added stays until the new one replaces it.
-    """
-    found, whole = None, False
-    try:
-        found = Bundle.open(job.root)
-    except NewerBundleError:
-        if not force:
-            raise
-    except BundleError as error:  # none, damaged, or of an older version: it is built again
-        if not force and (strange := strangers(job)):
-            raise BundleError(
-                f"{job.root} holds other files ({strange[0]}); choose an empty --out, or pass --force"
-            ) from error
-    if found is not None and not force:
-        manifest = found.manifest
-        same = manifest.checkpoint["identity"] == job.checkpoint.identity
-        quantized = [e["weights"] for n, e in manifest.engines.items() if n in job.backends and "weights" in e]
-        options = (job.config, job.capacity, job.precision, quantized and [job.weights])
-        if not same or (found.config, found.capacity, manifest.precision, quantized) != options:
-            what = "with other options" if same else "of another checkpoint"
-            raise BundleError(f"{job.root} is a bundle {what}; choose another --out, or pass --force to replace it")
-        texts = (job.checkpoint.directory / "config.json", *job.checkpoint.tokenizer_files())
-        whole = intact(found) and all(found.manifest.files.get(p.name) == describe(p) for p in texts)
-        if whole and set(job.backends) <= set(manifest.engines):
-            return False
-        job.backends = [*manifest.engines, *(b for b in job.backends if b not in manifest.engines)]
-    (job.root / STAMPS).mkdir(exist_ok=True)
-    if not whole:
-        (job.root / MANIFEST).unlink(missing_ok=True)
-    return True
-
-
-def strangers(job: Build) -> list[str]:
-    """Files in the way that no build has written."""
-    own = {LOCK}
-    if (job.root / STAMPS).is_dir():
-        own |= {STAMPS, MANIFEST, "onnx", "engines", "config.json", "calibration.json", *tokenizer.FILES}
-    return sorted(p.name for p in job.root.iterdir() if p.name.removesuffix(".tmp") not in own)
-
-
-def intact(bundle: Bundle) -> bool:
-    """Whether every file of a bundle is what its manifest says."""
-    try:
-        bundle.check()
-    except BundleError:
-        return False
-    return True
-
-
 def run(job: Build) -> None:
     """Make parts, engines and manifest, in this order."""
     from export.part import Target
@@ -246,14 +191,6 @@ def ports(spec: PartSpec) -> dict[str, Any]:
     }
 
 
-def sweep(job: Build) -> None:
-    """Remove what earlier builds with other options left in the folders that builds own."""
-    for folder in (job.root / "onnx", job.root / STAMPS, *compiler_folders(job.root)):
-        for path in folder.rglob("*") if folder.exists() else ():
-            if path.is_file() and path.relative_to(job.root).as_posix() not in job.files:
-                path.unlink()
-
-
 def estimate(job: Build) -> dict[str, int]:
     """Bytes on disk and the peak of memory a build needs, from the shapes alone."""
     c = job.config
@@ -263,14 +200,3 @@ def estimate(job: Build) -> dict[str, int]:
     seen = sum(math.prod(weight.shape) for part in of_vision for weight in part)
     engines = engine_bytes(job.backends, job.precision, job.weights, table, numbers, seen)
     return {"disk": (numbers + seen) * SIZES[job.precision] + engines, "memory": 2 * max(c.layer_numbers, table) * 4}
-
-
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """One build per folder at a time; raises BundleError while another runs."""
-    with (root / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BundleError(f"another build is writing {root}; wait for it or choose another --out") from error
-        yield

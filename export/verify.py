@@ -11,9 +11,10 @@ from engines.backends import REFERENCE
 from engines.bundle import Bundle
 from engines.config import layer_name
 from engines.errors import OptionError, ParityError
-from engines.session import Model, Watch
+from engines.session import Model
 from engines.spec import DRIFTS
 from engines.vision import open_vision
+from engines.walk import Watch
 
 # Of engines, by the bundle's precision or by what their weights are quantised to.
 TOLERANCES = {"fp32": 5e-4, "fp16": 5e-4, "bf16": 5e-4, "int8": 5e-2, "int4": 0.5}

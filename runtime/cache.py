@@ -7,7 +7,7 @@ moves; the back end's walk carries them out. It knows no tensors.
 
 import numpy as np
 
-from engines.session import Slots
+from engines.walk import Slots
 from runtime.sequence import Positions
 
 

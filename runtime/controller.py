@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from engines.errors import BackendError
-from engines.session import Pass, Probes, Reuse, Slots, Walk, Watch
+from engines.walk import Pass, Probes, Reuse, Slots, Walk, Watch
 from runtime.cache import SlotMap
 from runtime.plan import Plan, Policy
 from runtime.policies import Elastic

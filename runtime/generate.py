@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from engines.session import Model, Pass, Walk
+from engines.session import Model
+from engines.walk import Pass, Walk
 from runtime.controller import Controller, StepEvent
 from runtime.plan import Policy, within
 from runtime.request import Request, check_request, checked, prompt_array, sampler_of

@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import export
 import runtime
 from engines.config import ModelConfig
-from engines.session import Model, Watch
+from engines.session import Model
+from engines.walk import Watch
 from runtime.bench import machine
 from runtime.drawing import figure, save
 from runtime.profile import SLICES, profile

@@ -33,7 +33,8 @@ from engines.bundle import Bundle
 from engines.console import run
 from engines.cuda import Cuda
 from engines.errors import ElasticError
-from engines.session import Model, Pass, Walk, Watch
+from engines.session import Model
+from engines.walk import Pass, Walk, Watch
 from runtime.generate import Output
 from scripts.make_random_checkpoint import SHAPES, make_checkpoint
 

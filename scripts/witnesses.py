@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import export
 import runtime
 from engines.eager import EagerModel, EagerWalk
-from engines.session import Reuse, Watch
 from engines.spec import DRIFTS
+from engines.walk import Reuse, Watch
 from runtime import tasks
 from runtime.bench import machine
 from runtime.controller import Controller, StepEvent

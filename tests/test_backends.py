@@ -21,7 +21,7 @@ from engines.bundle import Bundle
 from engines.errors import BackendError, BundleError, OptionError, ParityError, PromptError
 from engines.onnxruntime import OnnxRuntimeModel, share_threads
 from engines.onnxruntime_walk import OnnxRuntimeWalk
-from engines.session import SteppedWalk, Walk, Watch
+from engines.walk import SteppedWalk, Walk, Watch
 from export.verify import verify
 
 ON_CPU = ("onnxruntime", "eager")

@@ -28,7 +28,8 @@ from engines.bundle import MANIFEST, STAMPS, VERSION, Bundle
 from engines.errors import BackendError, BundleError, CheckpointError, NewerBundleError, OptionError
 from engines.models.checkpoint import open_checkpoint
 from engines.weights import NAMES, locate
-from export.build import LOCK, estimate, locked, plan
+from export.build import estimate, plan
+from export.folder import LOCK, locked
 from scripts.make_random_checkpoint import SHAPES, make_checkpoint
 
 KILLS = int(os.environ.get("KILL_BUILDS", "4"))

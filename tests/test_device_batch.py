@@ -22,8 +22,8 @@ from engines.cuda import Cuda
 from engines.device_batch import Batch, size_of
 from engines.device_model import DeviceModel
 from engines.errors import BackendError
-from engines.session import Pass, Reuse, Watch
 from engines.spec import DRIFTS
+from engines.walk import Pass, Reuse, Watch
 from runtime.controller import StepEvent
 from runtime.generate import Output, stream_batch
 from runtime.policies import make_policy

@@ -10,7 +10,7 @@ import export
 import runtime
 from engines.cuda import Cuda
 from engines.errors import BackendError
-from engines.session import SteppedWalk
+from engines.walk import SteppedWalk
 from export.verify import verify
 from runtime.verify import verify as verify_tokens
 
