@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import DRIFT_PARTS, GOLDEN, edit_manifest, refused, sentence
@@ -30,6 +31,7 @@ from engines.models.checkpoint import open_checkpoint
 from engines.weights import NAMES, locate
 from export.build import estimate, plan
 from export.folder import LOCK, locked
+from export.quantize import INT8
 from scripts.make_random_checkpoint import SHAPES, make_checkpoint
 
 KILLS = int(os.environ.get("KILL_BUILDS", "4"))
@@ -313,6 +315,11 @@ def test_quantised_weights(tiny_checkpoint: Path, tmp_path: Path, weights: str, 
     before = whole.manifest.files[whole.engines("onnxruntime")["parts"]["layer_01"]["weights"]]["size"]
     assert entry["weights"] == weights and data.endswith(f"layer_01.{weights}.data")
     assert bundle.manifest.files[data]["size"] < before / (2 if weights == "int8" else 3)
+    nodes = onnx.load(str(bundle.graph("layer_01", "onnxruntime")), load_external_data=False).graph.node
+    levels = [
+        a.i for node in nodes if node.op_type == "MatMulNBits" for a in node.attribute if a.name == "accuracy_level"
+    ]
+    assert levels == [INT8] * 7, "else the processor multiplies in fp32, and takes longer than with whole weights"
     got, expected = logits(bundle.root), logits(whole.root)
     near = float((got * expected).sum() / np.linalg.norm(got) / np.linalg.norm(expected))
     print(f"{weights}: max {np.abs(got - expected).max():.2e} cosine {near:.6f}")
