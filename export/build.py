@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.backends import versions
-from engines.bundle import Manifest, describe, write_manifest
+from engines.bundle import STAMPS, Manifest, describe, write_manifest
 from engines.config import PRECISIONS, Capacity, ModelConfig
 from engines.errors import INSTALL, BackendError, BundleError, OptionError
 from engines.models import tokenizer
 from engines.spec import PartSpec, Port, part_specs, vision_specs
 from engines.weights import SIZES
 from export.compilers import COMPILERS, check_options, chosen, engine_bytes
-from export.folder import clear_the_way, locked, sweep
+from export.folder import clear_the_way, locked, refuse_strangers, sweep
 
 if TYPE_CHECKING:
     from engines.models.checkpoint import Checkpoint
@@ -94,6 +94,8 @@ def build(
     job.progress = progress or job.progress
     try:
         job.root.mkdir(parents=True, exist_ok=True)
+        if not force and not (job.root / STAMPS).is_dir():
+            refuse_strangers(job.root)  # before a lock is left among their files
         with locked(job.root):
             if clear_the_way(job, force):
                 run(job)

@@ -40,11 +40,9 @@ def clear_the_way(job: "Build", force: bool) -> bool:
     except NewerBundleError:
         if not force:
             raise
-    except BundleError as error:  # none, damaged, or of an older version: it is built again
-        if not force and (strange := strangers(job)):
-            raise BundleError(
-                f"{job.root} holds other files ({strange[0]}); choose an empty --out, or pass --force"
-            ) from error
+    except BundleError:  # none, damaged, or of an older version: it is built again
+        if not force:
+            refuse_strangers(job.root)
     if found is not None and not force:
         manifest = found.manifest
         same = manifest.checkpoint["identity"] == job.checkpoint.identity
@@ -64,12 +62,14 @@ def clear_the_way(job: "Build", force: bool) -> bool:
     return True
 
 
-def strangers(job: "Build") -> list[str]:
-    """Files in the way that no build has written."""
+def refuse_strangers(root: Path) -> None:
+    """Raises BundleError where a folder holds files that no build has written."""
     own = {LOCK}
-    if (job.root / STAMPS).is_dir():
+    if (root / STAMPS).is_dir():
         own |= {STAMPS, MANIFEST, "onnx", "engines", "config.json", "calibration.json", *tokenizer.FILES}
-    return sorted(p.name for p in job.root.iterdir() if p.name.removesuffix(".tmp") not in own)
+    strange = sorted(p.name for p in root.iterdir() if p.name.removesuffix(".tmp") not in own)
+    if strange:
+        raise BundleError(f"{root} holds other files ({strange[0]}); choose an empty --out, or pass --force")
 
 
 def intact(bundle: Bundle) -> bool:
