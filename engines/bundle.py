@@ -26,7 +26,6 @@ FORMAT = "elastic-bundle"
 VERSION = 4
 MANIFEST = "manifest.json"
 STAMPS = "stamps"
-REBUILD = "build it again with `python -m export build`"
 
 
 @dataclass(frozen=True)
@@ -72,18 +71,22 @@ class Bundle:
     def file(self, name: str) -> Path:
         """The path of a file of the bundle, after its size and SHA-256 were checked once."""
         if name not in self.manifest.files:
-            raise BundleError(f"{self.root}: the manifest lists no file {name!r}; {REBUILD}")
+            raise BundleError(f"{self.root}: the manifest lists no file {name!r}; {rebuild(self.root)}")
         path = inside(self.root, name)
         if name not in self._checked:
             expected = self.manifest.files[name]
             if not path.is_file():
-                raise BundleError(f"{self.root}: {name} is missing; {REBUILD}")
+                raise BundleError(f"{self.root}: {name} is missing; {rebuild(self.root)}")
             try:
                 intact = path.stat().st_size == expected["size"] and sha256(path) == expected["sha256"]
             except OSError as error:
-                raise BundleError(f"{self.root}: {name} cannot be read ({error.strerror}); {REBUILD}") from error
+                raise BundleError(
+                    f"{self.root}: {name} cannot be read ({error.strerror}); {rebuild(self.root)}"
+                ) from error
             if not intact:
-                raise BundleError(f"{self.root}: {name} is not the file that was built (SHA-256 differs); {REBUILD}")
+                raise BundleError(
+                    f"{self.root}: {name} is not the file that was built (SHA-256 differs); {rebuild(self.root)}"
+                )
             self._checked.add(name)
         return path
 
@@ -96,7 +99,7 @@ class Bundle:
         """The graph of `part` as compiled for `backend` (or as exported), with its weights checked."""
         entry = self.manifest.parts.get(part) if backend is None else self.engines(backend)["parts"].get(part)
         if entry is None:
-            raise BundleError(f"{self.root}: the manifest has no engine of {part} for {backend}; {REBUILD}")
+            raise BundleError(f"{self.root}: the manifest has no engine of {part} for {backend}; {rebuild(self.root)}")
         if entry["weights"]:
             self.file(entry["weights"])
         return self.file(entry["graph"])
@@ -107,7 +110,7 @@ class Bundle:
         if backend not in built:
             raise BundleError(
                 f"{self.root} has no engines for {backend}, only for {', '.join(built) or 'none'}; "
-                f"add them with `python -m export build --backend {backend}`"
+                f"add them with `python -m export build --backend {backend} --out {self.root}`, and the options it has"
             )
         return built[backend]
 
@@ -116,12 +119,17 @@ class Bundle:
         return self.file(self.manifest.parts[part]["weights"])
 
 
+def rebuild(root: Path, options: str = "") -> str:
+    """What helps where a bundle cannot be used."""
+    return f"build it again with `python -m export build --out {root}{options}`, and the options it had"
+
+
 def inside(root: Path, name: str) -> Path:
     """`root`/`name`, refused where it would leave the bundle."""
     relative = PurePosixPath(name)
     path = root / relative
     if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(root.resolve()):
-        raise BundleError(f"{root}: the manifest names {name!r}, which leaves the bundle; {REBUILD}")
+        raise BundleError(f"{root}: the manifest names {name!r}, which leaves the bundle; {rebuild(root)}")
     return path
 
 
@@ -129,7 +137,7 @@ def read_manifest(root: Path) -> Manifest:
     """The manifest of the bundle at `root`; raises BundleError for anything but a complete one."""
     path = root / MANIFEST
     if not os.path.isdir(root):
-        raise BundleError(f"there is no bundle at {root}; {REBUILD}")
+        raise BundleError(f"there is no bundle at {root}; build one with `python -m export build --out {root}`")
     try:
         raw = path.read_bytes()
         content = json.loads(raw)
@@ -139,20 +147,20 @@ def read_manifest(root: Path) -> Manifest:
             raise BundleError(
                 f"{root} is a checkpoint and not a bundle; build one with `python -m export build --checkpoint {root}`"
             ) from error
-        raise BundleError(f"{root} holds no {MANIFEST}: its build was not finished; {REBUILD}") from error
+        raise BundleError(f"{root} holds no {MANIFEST}: its build was not finished; {rebuild(root)}") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BundleError(f"{path} is damaged ({error}); {REBUILD}") from error
+        raise BundleError(f"{path} is damaged ({error}); {rebuild(root)}") from error
     if found[0] != FORMAT or not isinstance(found[1], int):
-        raise BundleError(f"{path} is not a manifest of this project (format {found[0]!r}); {REBUILD}")
+        raise BundleError(f"{path} is not a manifest of this project (format {found[0]!r}); {rebuild(root)}")
     if found[1] != VERSION:
         newer = found[1] > VERSION
         raise (NewerBundleError if newer else BundleError)(
             f"{root} has manifest version {found[1]} and this installation reads {VERSION}; "
-            f"{'update this installation' if newer else REBUILD}"
+            f"{'update this installation' if newer else rebuild(root)}"
         )
     content.pop("sha256", None)
     if raw != signed(content):
-        raise BundleError(f"{path} is damaged (its SHA-256 differs); {REBUILD}")
+        raise BundleError(f"{path} is damaged (its SHA-256 differs); {rebuild(root)}")
     manifest: Manifest = strict(Manifest, content, str(path))
     return manifest
 

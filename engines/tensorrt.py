@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.bundle import REBUILD, Bundle
+from engines.bundle import Bundle, rebuild
 from engines.cuda import Address, Cuda
 from engines.device_model import DeviceModel
 from engines.device_parts import Ports
@@ -78,7 +78,7 @@ class Context:
             if port in self.inputs and shape != old:
                 ok = ok and self.context.set_input_shape(port, shape)
             if not ok:
-                raise BackendError(f"TensorRT refuses {port} {shape} of {self.name}; {REBUILD}")
+                raise BackendError(f"TensorRT refuses {port} {shape} of {self.name}; build the bundle again")
             self.bound[port] = address, shape
 
     def enqueue(self, stream: int) -> None:
@@ -131,7 +131,7 @@ class TensorRTModel(DeviceModel):
             raise DeviceError(
                 f"{self.flavour.name} {self.flavour.version} cannot load {name} on {self.cuda.name}, compute "
                 f"capability {capability(self.cuda)} (built for {', '.join(self.entry['capabilities'])}); "
-                f"{REBUILD} --backend tensorrt --capability {capability(self.cuda)}"
+                + rebuild(self.bundle.root, f" --backend tensorrt --capability {capability(self.cuda)}")
             )
         managed = self.flavour.module.ExecutionContextAllocationStrategy.USER_MANAGED
         return Plan(part, engine, inputs, self.room, managed)
@@ -163,7 +163,8 @@ def compatible(bundle: Bundle, entry: dict[str, Any], flavour: str | None, cuda:
     if (found.name, found.version) != (entry["flavour"], entry["version"]):
         raise BundleError(
             f"{bundle.root}: its engines were built by {built} and {found.name} {found.version} is installed; "
-            "install that version, or add engines with `python -m export build --backend tensorrt`"
+            "install that version, or add engines with "
+            f"`python -m export build --backend tensorrt --out {bundle.root}`, and the options it has"
         )
     targets = entry["capabilities"]
     # Kernels for an older GPU may run on a newer one; whether they do TensorRT says when it loads the plan.

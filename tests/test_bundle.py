@@ -18,7 +18,7 @@ from engines.config import Capacity, ModelConfig, strict
 from engines.errors import BundleError, NewerBundleError
 from engines.weights import locate
 
-AGAIN = "python -m export build"
+AGAIN = "python -m export build --out"
 
 
 def flip(path: Path, at: int, mask: int = 0xFF) -> None:
