@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -109,14 +110,21 @@ def generate_all(args: argparse.Namespace, prompts: list[str], request: dict[str
     if not prompts:
         raise PromptError(f"{args.prompts} holds no prompt; write one a line")
     with opened(args) as model:
-        size = model.bundle.capacity.max_batch
+        size, tokens, began = model.bundle.capacity.max_batch, 0, time.perf_counter()
         for start in range(0, len(prompts), size):
             outs = model.generate_batch(prompts[start : start + size], args.policy, **decoding(args), **request)
+            tokens += sum(out.tokens for out in outs)
             for number, out in enumerate(outs, start + 1):
                 if args.json:
                     print(json.dumps({"prompt": number} | out.to_json() | {"backend": model.backend}))
                 else:
                     print(f"[{number}] {out.text}")
+        seconds = time.perf_counter() - began
+        if not args.json:
+            console.print(
+                f"[{model.backend}] {len(prompts)} prompts, {tokens} tokens in {seconds:.3f} s, "
+                f"{tokens / seconds:.1f} tokens/s"
+            )
 
 
 def trace_command(args: argparse.Namespace) -> None:

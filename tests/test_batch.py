@@ -98,7 +98,10 @@ def test_the_command(text_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert [line["prompt"] for line in lines] == list(range(1, 19))
     with runtime.load(text_bundle, "onnxruntime", threads=1) as model:
         assert lines[17]["ids"] == model.generate("number 16", gen_length=8).ids
-    assert main(given) == 0 and capsys.readouterr().out.startswith("[1] ")
+    assert main(given) == 0
+    printed = capsys.readouterr()
+    tokens = sum(line["tokens"] for line in lines)
+    assert printed.out.startswith("[1] ") and f"18 prompts, {tokens} tokens in" in printed.out + printed.err
     file.write_text("\n")
     for extra, words in (([], ("no prompt", "one a line")), (["--trace", "t"], ("--trace", "one prompt"))):
         assert main([*given, *extra]) != 0
