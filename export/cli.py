@@ -48,7 +48,11 @@ def parser() -> argparse.ArgumentParser:
     check = commands.add_parser("verify", help="compare parts and the plain forward with eager PyTorch")
     check.add_argument("bundle", type=Path)
     check.add_argument("--backend", choices=list(BACKENDS), default="onnxruntime")
-    check.add_argument("--atol", type=float, help=f"absolute tolerance (default: {TOLERANCES} by precision)")
+    check.add_argument(
+        "--atol",
+        type=float,
+        help=f"tolerance, times a part's largest number where that is more than 1 (default: {TOLERANCES} by precision)",
+    )
     check.set_defaults(call=verify_command)
     look = commands.add_parser("inspect", help="show what a bundle holds")
     look.add_argument("bundle", type=Path)
