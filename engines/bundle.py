@@ -26,6 +26,7 @@ FORMAT = "elastic-bundle"
 VERSION = 4
 MANIFEST = "manifest.json"
 STAMPS = "stamps"
+CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class OnnxRuntimeModel(Model):
     def run(self, part: str, outputs: list[str], **feeds: Any) -> list[Any]:
         began = time.perf_counter()
         with translated(part):
-            found = list(self.sessions[part].run(outputs, feeds))
+            found = list(self._session(part).run(outputs, feeds))
         self.seconds[part] += time.perf_counter() - began
         self.runs[part] += 1
         return found
@@ -129,9 +129,14 @@ class OnnxRuntimeModel(Model):
         """Run a part on what `binding` binds."""
         began = time.perf_counter()
         with translated(part):
-            self.sessions[part].run_with_iobinding(binding)
+            self._session(part).run_with_iobinding(binding)
         self.seconds[part] += time.perf_counter() - began
         self.runs[part] += 1
+
+    def _session(self, part: str) -> ort.InferenceSession:
+        if self.closed:
+            raise BackendError("the model is closed; load it again")
+        return self.sessions[part]
 
     def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         found = []

@@ -39,7 +39,6 @@ class OnnxRuntimeWalk(Walk):
         self.entered = True
         self.said: tuple[Slots, Slots, NDArray[np.float32]] | None = None  # readers, tokens, confidences
         self.row_of, self.slot_at = np.arange(limit), np.arange(limit)  # a row is a position
-        self.track_num = self.work.put("track_num", np.array([min(model.capacity.track_num, length)]))
         self.together = "reuse" in model.sessions
         self._bind()
 
@@ -55,6 +54,7 @@ class OnnxRuntimeWalk(Walk):
     def _bind(self) -> None:
         """Bind what does not change until the sequence grows: the caches."""
         c, length = self.config, self.length
+        self.track_num = self.work.put("track_num", np.array([min(self.model.capacity.track_num, length)]))
         planes = self.work.take("kvq", self.planes, length, c.head_size).array
         keys = c.layers * c.kv_heads
         self.k, self.v, self.q = (
@@ -76,7 +76,7 @@ class OnnxRuntimeWalk(Walk):
 
     def move(self, target: Slots, source: Slots) -> None:
         self._enter()
-        self.ids = None
+        self.ids = self.said = None
         rows = self.row_of[source]
         self.row_of[target] = rows
         self.slot_at[rows] = target

@@ -72,10 +72,12 @@ class Workspace:
         bound, binding = self.bound[part], self.bindings[part]
         for name, held in inputs.items():
             if bound.get(name) is not held:
+                bound.pop(name, None)  # so that one who is interrupted here binds it the next time
                 binding.bind_ortvalue_input(name, held.value)
                 bound[name] = held
         for name, held in outputs.items():
             if bound.get(name) is not held:
+                bound.pop(name, None)
                 binding.bind_ortvalue_output(name, held.value)
                 bound[name] = held
 

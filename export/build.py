@@ -50,6 +50,7 @@ class Build:
     progress: Progress = lambda *_: None
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    defaults: dict[str, Any] | None = None  # of a calibrated bundle that is built upon
 
     def write_parts(self, target: "Target", specs: tuple[PartSpec, ...]) -> dict[str, dict[str, Any]]:
         """Write parts to `target`; returns {part: {"graph", "weights"}}."""
@@ -169,11 +170,12 @@ def run(job: Build) -> None:
     engines = {name: COMPILERS[name](job) for name in job.backends}
     sweep(job)
     decoding = job.checkpoint.decoding()
+    defaults = DEFAULTS | decoding | {"window": min(decoding["window"], job.capacity.window)}
     write_manifest(
         job.root,
         Manifest(
             model=job.config.to_json(), capacity=dict(vars(job.capacity)), precision=job.precision,
-            defaults=DEFAULTS | decoding | {"window": min(decoding["window"], job.capacity.window)},
+            defaults=defaults if job.defaults is None else job.defaults,
             parts=job.parts, engines=engines, tools=versions(), files=job.files,
             checkpoint={"name": job.checkpoint.directory.name, "identity": job.checkpoint.identity},
         ),

@@ -4,9 +4,9 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from engines.bundle import MANIFEST, STAMPS, Bundle, describe
+from engines.bundle import CALIBRATION, MANIFEST, STAMPS, Bundle, Manifest, describe
 from engines.errors import BundleError, NewerBundleError
 from engines.models import tokenizer
 from export.compilers import compiler_folders
@@ -46,27 +46,47 @@ def clear_the_way(job: "Build", force: bool) -> bool:
     if found is not None and not force:
         manifest = found.manifest
         same = manifest.checkpoint["identity"] == job.checkpoint.identity
-        quantized = [e["weights"] for n, e in manifest.engines.items() if n in job.backends and "weights" in e]
-        options = (job.config, job.capacity, job.precision, quantized and [job.weights])
-        if not same or (found.config, found.capacity, manifest.precision, quantized) != options:
+        alike = (found.config, found.capacity, manifest.precision) == (job.config, job.capacity, job.precision)
+        if not same or not alike or not all(as_asked(job, name, entry) for name, entry in manifest.engines.items()):
             what = "with other options" if same else "of another checkpoint"
             raise BundleError(f"{job.root} is a bundle {what}; choose another --out, or pass --force to replace it")
         texts = (job.checkpoint.directory / "config.json", *job.checkpoint.tokenizer_files())
         whole = intact(found) and all(found.manifest.files.get(p.name) == describe(p) for p in texts)
         if whole and set(job.backends) <= set(manifest.engines):
             return False
-        job.backends = [*manifest.engines, *(b for b in job.backends if b not in manifest.engines)]
+        build_upon(job, manifest)
     (job.root / STAMPS).mkdir(exist_ok=True)
     if not whole:
         (job.root / MANIFEST).unlink(missing_ok=True)
     return True
 
 
+def as_asked(job: "Build", name: str, entry: dict[str, Any]) -> bool:
+    """Whether engines that are there are those that are asked for; what is not said of a compiler may be anything."""
+    if name not in job.backends:
+        return True
+    said = {option: getattr(job, option) for option in ("flavour", "capabilities") if getattr(job, option)}
+    return all(entry.get(option, value) == value for option, value in said.items()) and (
+        entry.get("weights", job.weights) == job.weights
+    )
+
+
+def build_upon(job: "Build", manifest: Manifest) -> None:
+    """Have a bundle's engines made again as they were, which takes up what is whole, and keep its calibration."""
+    for entry in manifest.engines.values():
+        for option in ("weights", "flavour", "capabilities"):
+            setattr(job, option, getattr(job, option) or entry.get(option))
+    job.backends = [*manifest.engines, *(name for name in job.backends if name not in manifest.engines)]
+    evidence = job.root / CALIBRATION
+    if evidence.is_file() and describe(evidence) == manifest.files.get(CALIBRATION):
+        job.files[CALIBRATION], job.defaults = manifest.files[CALIBRATION], manifest.defaults
+
+
 def refuse_strangers(root: Path) -> None:
     """Raises BundleError where a folder holds files that no build has written."""
     own = {LOCK}
     if (root / STAMPS).is_dir():
-        own |= {STAMPS, MANIFEST, "onnx", "engines", "config.json", "calibration.json", *tokenizer.FILES}
+        own |= {STAMPS, MANIFEST, "onnx", "engines", "config.json", CALIBRATION, *tokenizer.FILES}
     strange = sorted(p.name for p in root.iterdir() if p.name.removesuffix(".tmp") not in own)
     if strange:
         raise BundleError(f"{root} holds other files ({strange[0]}); choose an empty --out, or pass --force")

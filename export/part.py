@@ -10,6 +10,7 @@ are. Nothing here knows back ends or a manifest.
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -20,6 +21,7 @@ import onnx
 import torch
 
 from engines import config as configs
+from engines import models
 from engines import spec as specs
 from engines import unfused_spec as unfused_specs
 from engines import weights as weight_files
@@ -90,7 +92,8 @@ def write_part(
             whole.unlink()
             weights.unlink()
 
-        files = kept(root, [graph_file, weight_file], f"{key}|{spec}|{config}", write_quantized)
+        key += f"|{spec}|{config}|{quantizing.version()}"
+        files = kept(root, [graph_file, weight_file], key, write_quantized)
         return {"graph": graph_file, "weights": weight_file, "files": files}
     files, weights = {}, {part: root / target.folder / f"{part}.safetensors" for part in holders(spec, config)}
     if weight_file:
@@ -157,5 +160,6 @@ def chunks(
 def sources_digest() -> str:
     """Changes with the code that makes parts, so that no stamp outlives it."""
     modules = graph, fused, unfused, vision, writers, quantizing, weight_files, specs, unfused_specs, configs
-    text = "".join(map(inspect.getsource, modules))
+    readers = sorted(Path(str(models.__file__)).parent.rglob("*.py"))  # a family's names say which tensor is which
+    text = "".join([*map(inspect.getsource, (*modules, sys.modules[__name__])), *(p.read_text() for p in readers)])
     return hashlib.sha256(f"{onnx.__version__}{text}".encode()).hexdigest()

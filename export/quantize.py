@@ -14,6 +14,13 @@ BLOCK = 32
 INT8 = 4  # what the quantizer calls products of eight-bit activations
 
 
+def version() -> str:
+    """Of the quantizer."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
 def quantize(source: Path, target: Path, data: Path, bits: int) -> None:
     """Write the graph `source` with its matrices in `bits` bits: the graph to `target`, what is large to `data`.
 

@@ -82,7 +82,7 @@ def check_precision(precision: str) -> None:
 def targets(flavour: Flavour, capabilities: list[str] | None) -> list[str]:
     """The compute capabilities to compile for; ["current"] where the flavour compiles for the GPU at hand."""
     if not flavour.ahead_of_time:
-        if capabilities:
+        if capabilities not in (None, [], [CURRENT]):
             raise OptionError(f"{flavour.name} compiles for the GPU at hand; leave --capability out")
         return [CURRENT]
     names = list(dict.fromkeys(capabilities or CAPABILITIES))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engines.bundle import set_defaults
+from engines.bundle import CALIBRATION, set_defaults
 from engines.errors import OptionError
 from runtime import tasks
 from runtime.api import Runtime
@@ -123,4 +123,4 @@ def keep(model: Runtime, target: float, trials: list[Trial], gen_length: int, co
         "target_agreement": target, "prompts": count, "gen_length": gen_length, "backend": model.backend,
         "device": model.model.device, "chosen": asdict(chosen), "trials": [asdict(trial) for trial in trials[:-1]],
     }  # fmt: skip
-    set_defaults(model.bundle.root, {"policy": "elastic"} | chosen.options, "calibration.json", evidence)
+    set_defaults(model.bundle.root, {"policy": "elastic"} | chosen.options, CALIBRATION, evidence)

@@ -2,7 +2,8 @@
 
 Engines are timed around each run; dispatch is what a run costs that does next to
 nothing (one id embedded), and is taken off the engines. Steps are told apart:
-the first computes everything, a refresh everything from a layer on.
+the first computes everything, a refresh everything from a layer on, or masks that
+have come into sight.
 """
 
 import time
@@ -67,7 +68,8 @@ def profile(model: Runtime, prompts: Iterable[Any], gen_length: int, policy: str
         spent = Snapshot(model.model, made)
         for event in stream(model.model, Request(prompt, gen_length=gen_length), chosen, None, make):
             if isinstance(event, StepEvent):
-                kind = "first" if event.step == 0 else "reuse" if event.trigger is None else "refresh"
+                more = event.rows > event.active * model.bundle.config.layers
+                kind = "first" if event.step == 0 else "refresh" if more else "reuse"
                 for name, seconds in spent.since(event, once).items():
                     totals[kind][name] += seconds
                 totals[kind]["steps"] += 1
@@ -109,12 +111,13 @@ def slice_of(part: str) -> str:
 
 def dispatch(model: Model, runs: int = 200) -> float:
     """Seconds of an engine run that does next to nothing: the median over `runs` of embedding one id."""
-    walk, found = model.walk(1), []
-    for _ in range(runs):
-        before = model.seconds.get("embed", 0.0)
-        walk.embed(np.zeros(1, np.int64))
-        walk.hidden(0, 1)  # a walk may put off what nobody asks for
-        found.append(model.seconds.get("embed", 0.0) - before)
+    with model.exclusive():
+        walk, found = model.walk(1), []
+        for _ in range(runs):
+            before = model.seconds.get("embed", 0.0)
+            walk.embed(np.zeros(1, np.int64))
+            walk.hidden(0, 1)  # a walk may put off what nobody asks for
+            found.append(model.seconds.get("embed", 0.0) - before)
     return float(np.median(found))
 
 

@@ -193,6 +193,61 @@ def test_closed(golden_bundle: Path, name: str) -> None:
             work()
 
 
+def test_closed_in_the_middle(golden_bundle: Path) -> None:
+    model = runtime.load(golden_bundle, "onnxruntime", threads=1)
+    events = model.stream(PROMPT, gen_length=16)
+    next(events)
+    model.close()
+    with refused(BackendError, "closed", "load it again"):
+        next(events)
+
+
+class Interrupted:
+    """A binding that is interrupted right after its n-th value was bound."""
+
+    left = 0
+
+    def __init__(self, binding: Any):
+        self.binding = binding
+
+    def __getattr__(self, name: str) -> Any:
+        def bind(*values: Any) -> None:
+            getattr(self.binding, name)(*values)
+            Interrupted.left -= 1
+            if Interrupted.left == 0:
+                raise KeyboardInterrupt
+
+        return bind
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_an_interrupted_binding_is_made_again(golden_bundle: Path, together: bool) -> None:
+    """Ctrl-C between binding a value and noting it, anywhere in an answer: the next one is as ever."""
+    options: dict[str, Any] = {"gen_length": 12, "tokens_per_step": 2, "stop_at_eos": False, "track_num": 2}
+    interrupted = 0
+    with runtime.load(golden_bundle, "onnxruntime", threads=1) as loaded:
+        model = cast(OnnxRuntimeModel, loaded.model)
+        if not together:
+            del model.sessions["reuse"]
+        run = model.run_bound
+        expected = loaded.generate(PROMPT, window=4, **options)
+        for at in range(1, 200, 13):
+            bindings = model.workspaces[0].bindings
+            kept = dict(bindings)
+            Interrupted.left = at
+            bindings.update({part: Interrupted(binding) for part, binding in kept.items()})
+            model.run_bound = lambda part, binding: run(part, binding.binding)  # type: ignore[method-assign]
+            try:
+                loaded.generate([*PROMPT, 7, 7], window=8, **options)
+            except KeyboardInterrupt:
+                interrupted += 1
+            bindings.update(kept)
+            model.run_bound = run  # type: ignore[method-assign]
+            out = loaded.generate(PROMPT, window=4, **options)
+            assert out.sequence == expected.sequence, at
+    assert interrupted > 5
+
+
 # Engines that fail
 
 
@@ -351,6 +406,19 @@ def test_what_leaves_the_last_layer_is_for_its_readers(model: runtime.Runtime) -
     gap = np.abs(walk.logits(readers) - expected)
     print(f"max {gap.max():.2e} mean {gap.mean():.2e}")
     assert gap.max() < 1e-4
+
+
+def test_predictions_move_with_their_rows(model: runtime.Runtime) -> None:
+    walk, first = model.model.walk(20), np.arange(4)
+    walk.embed(np.arange(20))
+    walk.whole(20, None)
+    walk.embed(np.arange(30, 36))
+    walk.reuse(6, Watch("row", first, first, np.arange(walk.slots) < 20, first), 0.0)
+    before = walk.head(first)[0]
+    walk.move(np.array([0, 10]), np.array([10, 0]))
+    after = walk.head(first)[0]
+    assert np.array_equal(after, walk.logits(first).argmax(-1)) and np.array_equal(after[1:], before[1:])
+    assert walk.head(np.array([10]))[0] == before[0]
 
 
 def test_moves_are_as_if_at_once(model: runtime.Runtime) -> None:

@@ -10,7 +10,7 @@ from conftest import refused
 
 import export
 import runtime
-from engines.errors import OptionError
+from engines.errors import BackendError, OptionError
 from runtime.bench import Case, bench, cases, prompts, report
 from runtime.cli import main
 from runtime.profile import SLICES, profile, rows
@@ -122,6 +122,16 @@ def test_a_profile_adds_up(model: runtime.Runtime) -> None:
             assert all(slices[name] >= 0 for name in SLICES if name != "Python"), slices
             assert slices["layers"] > slices["sampling"]
     assert [line[0] for line in rows(found)] == list(SLICES)
+
+
+def test_a_profile_leaves_a_running_answer_alone(model: runtime.Runtime) -> None:
+    expected = model.generate("Hi", gen_length=16).ids
+    events = model.stream("Hi", gen_length=16)
+    next(events)
+    with refused(BackendError, "in use"):
+        profile(model, ["Hi"], 16, "elastic", {})
+    *_, out = events
+    assert out.ids == expected  # type: ignore[union-attr]
 
 
 def test_a_profile_needs_engines_that_run_one_by_one(bundle: Path) -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,16 @@ import torch
 from conftest import DRIFT_PARTS, GOLDEN, edit_manifest, refused, sentence
 from safetensors.torch import load_file
 
+import engines.models
 import export
 import runtime
-from engines.bundle import MANIFEST, STAMPS, VERSION, Bundle
+from engines.bundle import CALIBRATION, MANIFEST, STAMPS, VERSION, Bundle, set_defaults
 from engines.errors import BackendError, BundleError, CheckpointError, NewerBundleError, OptionError
 from engines.models.checkpoint import open_checkpoint
 from engines.weights import NAMES, locate
 from export.build import estimate, plan
-from export.folder import LOCK, locked
+from export.folder import LOCK, as_asked, locked
+from export.part import sources_digest
 from export.quantize import INT8
 from scripts.make_random_checkpoint import SHAPES, make_checkpoint
 
@@ -300,6 +303,41 @@ def test_generation_defaults_become_the_bundles(text_checkpoint: Path, tmp_path:
     assert after.defaults == before.defaults | {"threshold": 0.7, "horizon": 64, "window": 16}, "within the capacity"
     assert after.parts == before.parts
     assert Bundle.open(export.build(checkpoint, tmp_path / "wide")).capacity.window == 32, "room for its own window"
+
+
+# A bundle that is built upon
+
+
+def test_what_is_built_again_is_as_it_was(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A build that names neither the engines that are there nor their options mends them, and keeps a calibration."""
+    bundle = export.build(tiny_checkpoint, tmp_path / "b", weights="int8")
+    set_defaults(bundle, {"gamma": 0.5}, CALIBRATION, {"trials": []})
+    before = content(bundle)
+    (bundle / "engines/onnxruntime/layer_01.int8.data").write_bytes(b"damaged")
+    export.build(tiny_checkpoint, bundle, backends=[])
+    after = content(bundle)
+    assert json.loads(after.pop(MANIFEST)) == json.loads(before.pop(MANIFEST)) and after == before
+    assert Bundle.open(bundle).manifest.defaults["gamma"] == 0.5
+
+
+def test_engines_with_other_options_need_force(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def asked(**options: Any) -> bool:
+        job = replace(plan(tiny_checkpoint, tmp_path / "b", "fp32", [], None, None, 1, 1), backends=["any"], **options)
+        return as_asked(job, "any", {"flavour": "one", "capabilities": ["8.9"]})
+
+    assert asked() and asked(flavour="one") and asked(flavour="one", capabilities=["8.9"])
+    assert not asked(flavour="other") and not asked(capabilities=["8.9", "9.0"])
+
+
+def test_no_stamp_outlives_the_names_of_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(str(engines.models.__file__)).parent
+    shutil.copytree(folder, tmp_path / "models")
+    before = sources_digest.__wrapped__()
+    monkeypatch.setattr(engines.models, "__file__", str(tmp_path / "models/__init__.py"))
+    assert sources_digest.__wrapped__() == before
+    family = tmp_path / "models/families/llada.py"
+    family.write_text(family.read_text().replace("ff_proj", "up_proj"))
+    assert sources_digest.__wrapped__() != before
 
 
 # Weights in few bits

@@ -46,6 +46,17 @@ def test_back_ends_agree(golden: runtime.Runtime, eager: runtime.Runtime, option
     assert gap < 1e-4
 
 
+def test_more_is_tracked_as_the_answer_unrolls(golden: runtime.Runtime, eager: runtime.Runtime) -> None:
+    """A sequence that begins with fewer positions than a layer may track."""
+    options: dict[str, Any] = {"window": 1, "horizon": 2, "track_num": 4, "gamma": 0.0, "drift": "head"}
+    ours, theirs = (
+        model.generate([41], gen_length=30, stop_at_eos=False, tokens_per_step=1, **options)
+        for model in (golden, eager)
+    )
+    assert difference(recorded(ours), recorded(theirs)) is None and ours.sequence == theirs.sequence
+    assert max(len(event.tracked) for event in ours.trace) > 3
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_oracle_agrees(golden: runtime.Runtime, options: dict[str, Any]) -> None:
     expected = Oracle.read(GOLDEN).elastic(PROMPT, 48, stop_at_eos=False, **{"threshold": None, **options})
