@@ -110,7 +110,7 @@ class Bundle:
         built = self.manifest.engines
         if backend not in built:
             raise BundleError(
-                f"{self.root} has no engines for {backend}, only for {', '.join(built) or 'none'}; "
+                f"{self.root} has no engines for {backend}{', only for ' if built else ''}{', '.join(built)}; "
                 f"add them with `python -m export build --backend {backend} --out {self.root}`, and the options it has"
             )
         return built[backend]
@@ -137,6 +137,8 @@ def inside(root: Path, name: str) -> Path:
 def read_manifest(root: Path) -> Manifest:
     """The manifest of the bundle at `root`; raises BundleError for anything but a complete one."""
     path = root / MANIFEST
+    if os.path.isfile(root):
+        raise BundleError(f"{root} is a file and not a bundle; give a bundle's folder")
     if not os.path.isdir(root):
         raise BundleError(f"there is no bundle at {root}; build one with `python -m export build --out {root}`")
     try:
@@ -148,7 +150,11 @@ def read_manifest(root: Path) -> Manifest:
             raise BundleError(
                 f"{root} is a checkpoint and not a bundle; build one with `python -m export build --checkpoint {root}`"
             ) from error
+        if not (root / STAMPS).is_dir():
+            raise BundleError(f"{root} holds no {MANIFEST} and is no bundle; give a bundle's folder") from error
         raise BundleError(f"{root} holds no {MANIFEST}: its build was not finished; {rebuild(root)}") from error
+    except PermissionError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{path} is damaged ({error}); {rebuild(root)}") from error
     if found[0] != FORMAT or not isinstance(found[1], int):

@@ -17,7 +17,8 @@ from engines.interrupt import INTERRUPTED
 
 def screen() -> Console:
     """Where people read: the terminal as wide as it is, a file or a pipe wide enough for tables."""
-    return Console(soft_wrap=True, markup=False, highlight=False, width=None if sys.stdout.isatty() else 140)
+    narrow = sys.stdout is not None and sys.stdout.isatty()  # there is none where it was closed
+    return Console(soft_wrap=True, markup=False, highlight=False, width=None if narrow else 140)
 
 
 class Parser(argparse.ArgumentParser):

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
                       help="compute capability to build TensorRT engines for (repeatable)")  # fmt: skip
     make.add_argument("--weights", choices=list(WEIGHTS), help="quantise ONNX Runtime's matrices (default: do not)")
     make.add_argument("--dry-run", action="store_true", help="print parts, disk and memory; write nothing")
-    make.add_argument("--force", action="store_true", help="replace what lies in --out")
+    make.add_argument("--force", action="store_true", help="replace the bundle in --out, or build among other files")
     make.set_defaults(call=build_command, precision="fp32")
     check = commands.add_parser("verify", help="compare parts and the plain forward with eager PyTorch")
     check.add_argument("bundle", type=Path)
@@ -75,7 +75,7 @@ def build_command(args: argparse.Namespace) -> None:
         f"{job.checkpoint.directory.name}: {c.family}, {c.layers} layers of width {c.d_model}, {c.heads} heads "
         f"({c.kv_heads} key/value), vocabulary {c.vocab}, length {c.max_length}, {args.precision}"
     )
-    console.print(f"needs about {need['disk'] / GIGA:.2f} GB of disk and {need['memory'] / GIGA:.2f} GB of memory")
+    console.print(f"needs about {need['disk'] / GIGA:.3f} GB of disk and {need['memory'] / GIGA:.3f} GB of memory")
     if args.dry_run:
         for part in (*c.parts, *c.vision_parts):
             console.print(f"  {part}")
@@ -105,9 +105,10 @@ def verify_command(args: argparse.Namespace) -> None:
     bundle = Bundle.open(args.bundle)
     weights = bundle.manifest.engines.get(args.backend, {}).get("weights")
     atol = args.atol if args.atol is not None else TOLERANCES[weights or bundle.manifest.precision]
-    table = Table("part", "max", "mean", "cosine", title=f"{args.backend} against eager, tolerance {atol:g}")
+    title = f"{args.backend} against eager, tolerance {atol:g} of the largest number, or of 1"
+    table = Table("part", "max", "mean", "cosine", "largest number", title=title)
     for row in verify(bundle, args.backend, atol):
-        table.add_row(row.part, f"{row.max:.2e}", f"{row.mean:.2e}", f"{row.cosine:.8f}")
+        table.add_row(row.part, f"{row.max:.2e}", f"{row.mean:.2e}", f"{row.cosine:.8f}", f"{row.scale:.4g}")
     console.print(table)
     console.print("[ok] all values close")
 

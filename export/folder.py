@@ -48,7 +48,12 @@ def clear_the_way(job: "Build", force: bool) -> bool:
         same = manifest.checkpoint["identity"] == job.checkpoint.identity
         alike = (found.config, found.capacity, manifest.precision) == (job.config, job.capacity, job.precision)
         if not same or not alike or not all(as_asked(job, name, entry) for name, entry in manifest.engines.items()):
-            what = "with other options" if same else "of another checkpoint"
+            had = {"precision": manifest.precision} | vars(found.capacity)
+            asked = {"precision": job.precision} | vars(job.capacity)
+            other = ", ".join(
+                f"{name} {value}" for name, value in had.items() if value != asked[name] and name != "rows"
+            )
+            what = f"with other options{other and f' ({other})'}" if same else "of another checkpoint"
             raise BundleError(f"{job.root} is a bundle {what}; choose another --out, or pass --force to replace it")
         texts = (job.checkpoint.directory / "config.json", *job.checkpoint.tokenizer_files())
         whole = intact(found) and all(found.manifest.files.get(p.name) == describe(p) for p in texts)

@@ -190,7 +190,8 @@ def calibrate_command(args: argparse.Namespace) -> None:
 
 def read_lines(path: Path) -> list[str]:
     try:
-        return [line for line in path.read_text().splitlines() if line.strip()]
+        text = sys.stdin.read() if str(path) == "-" else path.read_text()
+        return [line for line in text.splitlines() if line.strip()]
     except OSError as error:
         raise PromptError(f"cannot read prompts from {path} ({error.strerror}); check the path") from error
     except UnicodeError as error:
@@ -200,4 +201,3 @@ def read_lines(path: Path) -> list[str]:
 def verify_command(args: argparse.Namespace) -> None:
     for line in verify(args.bundle, args.backend, args.prompts):
         console.print(line)
-    console.print("[ok] all tokens agree")

@@ -19,6 +19,8 @@ def figure(width: float, height: float) -> Any:
 
 def save(chart: Any, file: Path) -> None:
     """Write a figure in the format that the file's name asks for; raises OptionError with the remedy."""
+    if file.is_dir() or not file.suffix:
+        raise OptionError(f"cannot draw to {file}; choose another --plot, ending in .png")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         chart.savefig(file, dpi=130)

@@ -22,6 +22,7 @@ SEED = 20251014
 STEPS = {"sums": (6, 12), "programs": (4, 8)}  # worked steps; prompts stay within 128 tokens
 SHOT_STEPS = 2, 5  # of the solved problems in a few-shot prompt
 LONGEST_PROMPT = 128
+MOST = 100_000
 PATIENCE = 100  # problems passed over for each that fits
 
 
@@ -52,8 +53,8 @@ def evaluate(
 
     With `few_shot` each comes after as many solved ones as that many tokens hold.
     """
-    if limit < 1:
-        raise OptionError(f"limit must be at least 1, got {limit}")
+    if not 1 <= limit <= MOST:
+        raise OptionError(f"limit must lie in 1 … {MOST:,} (problems are drawn before the first is asked), got {limit}")
     if few_shot < 0:
         raise OptionError(f"few-shot must be a number of tokens, or 0 for none, got {few_shot}")
     key = key_of(model, family, policy, options, few_shot)

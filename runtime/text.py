@@ -36,7 +36,9 @@ class Text:
     def tokenizer(self) -> Tokenizer:
         path = self._file("tokenizer.json")
         if path is None:
-            raise BundleError(f"{self.bundle.root} has no tokenizer.json; give ids with --prompt-ids")
+            raise BundleError(
+                f"{self.bundle.root} has no tokenizer.json, which text needs; where ids will do, give --prompt-ids"
+            )
         try:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception

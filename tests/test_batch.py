@@ -1,5 +1,6 @@
 """Several sequences side by side: each is decoded as it is alone, whatever shares its batch."""
 
+import io
 import json
 import random
 from pathlib import Path
@@ -88,7 +89,9 @@ def test_text(text_bundle: Path) -> None:
         assert [out.text for out in outs] == [model.generate(p, gen_length=8).text for p in ("Hi", "a longer one")]
 
 
-def test_the_command(text_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    text_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A line for each prompt of a file, in order; more than a batch holds come batch by batch."""
     file = tmp_path / "prompts.txt"
     file.write_text("\n".join(["Hi", "", *(f"number {n}" for n in range(17))]))
@@ -102,6 +105,9 @@ def test_the_command(text_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
     printed = capsys.readouterr()
     tokens = sum(line["tokens"] for line in lines)
     assert printed.out.startswith("[1] ") and f"18 prompts, {tokens} tokens in" in printed.out + printed.err
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n"))
+    assert main(["-" if given[i - 1] == "--prompts" else word for i, word in enumerate(given)]) == 0
+    assert "1 prompts" in capsys.readouterr().out
     file.write_text("\n")
     for extra, words in (([], ("no prompt", "one a line")), (["--trace", "t"], ("--trace", "one prompt"))):
         assert main([*given, *extra]) != 0

@@ -181,7 +181,7 @@ def test_up_to_date(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_other_options_need_force(tiny_checkpoint: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     bundle = export.build(tiny_checkpoint, tmp_path / "b")
     before = content(bundle)
-    with refused(BundleError, str(bundle), "with other options", "--out", "--force"):
+    with refused(BundleError, str(bundle), "with other options", *options, "--out", "--force"):
         export.build(tiny_checkpoint, bundle, **options)
     assert content(bundle) == before, "nothing was lost"
     fresh = export.build(tiny_checkpoint, tmp_path / "fresh", **options)

@@ -126,9 +126,13 @@ def test_a_manifest_that_is_not_the_one_written(bundle_copy: Path, change: Calla
 
 
 def test_missing(bundle_copy: Path, tmp_path: Path) -> None:
-    for place in (tmp_path / "nothing", bundle_copy / MANIFEST, Path("x" * 5000)):
+    for place in (tmp_path / "nothing", Path("x" * 5000)):
         with refused(BundleError, "there is no bundle", str(place), AGAIN):
             runtime.load(place)
+    with refused(BundleError, "is a file", MANIFEST, "a bundle's folder"):
+        runtime.load(bundle_copy / MANIFEST)
+    with refused(BundleError, "is no bundle", str(tmp_path), "a bundle's folder"):
+        runtime.load(tmp_path)
     (bundle_copy / "onnx" / "layer_01.onnx").unlink()
     with refused(BundleError, "layer_01.onnx is missing", AGAIN):
         runtime.load(bundle_copy)
@@ -216,7 +220,7 @@ def test_paths_that_stay(tmp_path: Path) -> None:
 def test_engines_built_for_another_back_end(text_checkpoint: Path, tmp_path: Path) -> None:
     bundle = export.build(text_checkpoint, tmp_path / "b", backends=[])
     assert Bundle.open(bundle).manifest.engines == {}
-    with refused(BundleError, "no engines for onnxruntime, only for none", "--backend onnxruntime"):
+    with refused(BundleError, "no engines for onnxruntime; add them", "--backend onnxruntime"):
         runtime.load(bundle, "onnxruntime")
     with runtime.load(bundle, "eager", threads=1) as model:  # needs no engine
         assert model.backend == "eager"

@@ -88,6 +88,13 @@ def test_generate(generate: Call, text_bundle: Path) -> None:
     assert found[5] == f"{wanted.share:.1%}".rstrip("%")
 
 
+def test_without_standard_output(text_bundle: Path) -> None:
+    """Closed by the shell: nobody reads the answer, and that is no error."""
+    argv = [sys.executable, "-m", "runtime", "generate", str(text_bundle), "--prompt", "Hi", "--gen-length", "4"]
+    ended = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *argv], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_generate_json(generate: Call, text_bundle: Path) -> None:
     code, out, err = generate(text_bundle, "--prompt", "Hi", "--gen-length", 8, "--json")
     assert (code, err, out.count("\n")) == (0, "", 1)
@@ -461,7 +468,7 @@ def test_inspect(call: Call, golden_bundle: Path) -> None:
         assert word in printed
     code, printed, err = call(export.cli.main, "inspect", golden_bundle, "--json")
     assert (code, err) == (0, "") and json.loads(printed) == dict(vars(Bundle.open(golden_bundle).manifest))
-    failed(call(export.cli.main, "inspect", golden_bundle / "onnx"), 1, "not finished", "python -m export build")
+    failed(call(export.cli.main, "inspect", golden_bundle / "onnx"), 1, "is no bundle", "a bundle's folder")
 
 
 def test_verify(call: Call, text_bundle: Path) -> None:
@@ -477,6 +484,14 @@ def test_verify(call: Call, text_bundle: Path) -> None:
     assert re.findall(r"^(\w+): \d of 1 runs equal", printed, re.M) == list(POLICIES)
     failed(call(runtime.cli.main, "verify", text_bundle, "--prompts", 0), 2, "prompts must be at least 1", "0")
     failed(call(runtime.cli.main, "verify", text_bundle, "--backend", "eager"), 2, "eager is the reference", "another")
+
+
+def test_quantised_tokens_are_shown_and_not_judged(call: Call, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    bundle = export.build(tiny_checkpoint, tmp_path / "b", weights="int4")
+    code, printed, err = call(runtime.cli.main, "verify", bundle, "--prompts", 2)
+    assert (code, err) == (0, "") and "[ok] int4" in printed and "all tokens agree" not in printed
+    shares = [float(share) for share in re.findall(r"^\w+: ([\d.]+)% of tokens", printed, re.M)]
+    assert len(shares) == len(POLICIES) and 0 < sum(shares) < 100 * len(shares)
 
 
 # eval
@@ -524,7 +539,8 @@ def test_eval_with_solved_problems_before_each(call: Call, text_bundle: Path, tm
 
 def test_eval_refuses(call: Call, text_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ("eval", text_bundle, "--task", "sums", "--gen-length", 16)
-    failed(call(runtime.cli.main, *argv, "--limit", 0), 2, "limit must be at least 1", "0")
+    failed(call(runtime.cli.main, *argv, "--limit", 0), 2, "limit must lie in 1 …", "0")
+    failed(call(runtime.cli.main, *argv, "--limit", 10**8), 2, "limit must lie in", "100,000")
     failed(call(runtime.cli.main, *argv, "--limit", 1, "--few-shot", -5), 2, "few-shot", "tokens", "-5")
     failed(call(runtime.cli.main, *argv, "--task", "chess"), 2, "--task", "invalid choice", "sums", "--help")
     failed(call(runtime.cli.main, *argv, "--limit", 1, "--json", tmp_path), 2, "Is a directory", "choose another file")

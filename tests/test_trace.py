@@ -35,6 +35,6 @@ def test_the_command(text_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "steps" in capsys.readouterr().out and file.stat().st_size > 1000 and events.read_text().count("\n") > 0
     assert main([*argv, "--policy", "full"]) == 2
     assert "trace draws the policy elastic" in capsys.readouterr().err
-    for bad in (tmp_path / "t.xyz", file / "below" / "t.png"):
+    for bad in (tmp_path / "t.xyz", file / "below" / "t.png", tmp_path, tmp_path / "t"):
         assert main([*argv, "--plot", str(bad)]) == 2
         assert f"cannot draw to {bad}" in capsys.readouterr().err
