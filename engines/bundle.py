@@ -21,9 +21,10 @@ from typing import Any
 
 from engines.config import Capacity, ModelConfig, strict
 from engines.errors import BundleError, NewerBundleError
+from engines.files import describe, sha256, write_atomically
 
 FORMAT = "elastic-bundle"
-VERSION = 4
+VERSION = 5
 MANIFEST = "manifest.json"
 STAMPS = "stamps"
 CALIBRATION = "calibration.json"
@@ -198,28 +199,5 @@ def signed(content: dict[str, Any]) -> bytes:
     return json.dumps(content | {"sha256": digest}, indent=1).encode() + b"\n"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside `path`, flush to the disk, then rename over it."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def canonical(content: dict[str, Any]) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()
-
-
-def describe(path: Path) -> dict[str, Any]:
-    """The manifest's entry of a file."""
-    return {"size": path.stat().st_size, "sha256": sha256(path)}

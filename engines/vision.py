@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import OptionError
-from engines.session import Model
+from engines.model import Model
 
 Rows = NDArray[np.float32]
 RUNNERS = {  # back end -> module and class, which takes the loaded model
-    "eager": ("engines.vision_eager", "EagerVision"),
-    "onnxruntime": ("engines.vision_onnxruntime", "OnnxRuntimeVision"),
-    "tensorrt": ("engines.vision_tensorrt", "TensorRTVision"),
+    "eager": ("engines.eager.vision", "EagerVision"),
+    "onnxruntime": ("engines.ort.vision", "OnnxRuntimeVision"),
+    "tensorrt": ("engines.trt.vision", "TensorRTVision"),
 }
 
 

@@ -1,6 +1,6 @@
 """`python -m export build|verify|inspect`."""
 
-from engines.console import enter
+from engines.cli import enter
 
 if __name__ == "__main__":
     enter("export.cli")

@@ -15,18 +15,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.backends import versions
-from engines.bundle import STAMPS, Manifest, describe, write_manifest
+from engines.bundle import STAMPS, Manifest, write_manifest
 from engines.config import PRECISIONS, Capacity, ModelConfig
 from engines.errors import INSTALL, BackendError, BundleError, OptionError
-from engines.models import tokenizer
-from engines.spec import PartSpec, Port, part_specs, vision_specs
+from engines.files import describe
+from engines.registry import versions
+from engines.signatures import GraphSignature, TensorSpec
+from engines.signatures.gpu import gpu_signatures
+from engines.signatures.vision import vision_signatures
 from engines.weights import SIZES
+from export.checkpoint import tokenizer
 from export.compilers import COMPILERS, check_options, chosen, engine_bytes
-from export.folder import clear_the_way, locked, refuse_strangers, sweep
+from export.folder import locked, prepare_folder, refuse_foreign_files, remove_stale
 
 if TYPE_CHECKING:
-    from engines.models.checkpoint import Checkpoint
+    from export.checkpoint.reader import Checkpoint
     from export.part import Target
 
 DEMO = Path(__file__).parent / "demo"
@@ -35,7 +38,7 @@ Progress = Callable[[str, int, int], None]  # what is being made, its number, of
 
 
 @dataclass
-class Build:
+class BuildJob:
     """One build under way: its inputs, and the parts made so far."""
 
     root: Path
@@ -52,17 +55,17 @@ class Build:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     defaults: dict[str, Any] | None = None  # of a calibrated bundle that is built upon
 
-    def write_parts(self, target: "Target", specs: tuple[PartSpec, ...]) -> dict[str, dict[str, Any]]:
+    def write_parts(self, target: "Target", signatures: tuple[GraphSignature, ...]) -> dict[str, dict[str, Any]]:
         """Write parts to `target`; returns {part: {"graph", "weights"}}."""
         from export.part import write_part
 
         written = {}
-        for number, spec in enumerate(specs, 1):
-            self.progress(f"{target.folder}/{spec.name}", number, len(specs))
-            load = partial(self.checkpoint.part, spec.name)
-            made = write_part(target, spec, self.config, self.checkpoint.identity, load)
+        for number, signature in enumerate(signatures, 1):
+            self.progress(f"{target.folder}/{signature.name}", number, len(signatures))
+            load = partial(self.checkpoint.part, signature.name)
+            made = write_part(target, signature, self.config, self.checkpoint.identity, load)
             self.files |= made["files"]
-            written[spec.name] = {"graph": made["graph"], "weights": made["weights"]}
+            written[signature.name] = {"graph": made["graph"], "weights": made["weights"]}
         return written
 
 
@@ -96,9 +99,9 @@ def build(
     try:
         job.root.mkdir(parents=True, exist_ok=True)
         if not force and not (job.root / STAMPS).is_dir():
-            refuse_strangers(job.root)  # before a lock is left among their files
+            refuse_foreign_files(job.root)  # before a lock is left among their files
         with locked(job.root):
-            if clear_the_way(job, force):
+            if prepare_folder(job, force):
                 run(job)
     except OSError as error:
         need = estimate(job)["disk"] / 1e9
@@ -121,14 +124,14 @@ def plan(
     flavour: str | None = None,
     capabilities: list[str] | None = None,
     weights: str | None = None,
-) -> Build:
+) -> BuildJob:
     """Check the options against the checkpoint; nothing is written."""
     if precision not in PRECISIONS:
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     names = chosen(backends)
     check_options(names, precision, weights, flavour, capabilities)
     try:
-        open_checkpoint = importlib.import_module("engines.models.checkpoint").open_checkpoint
+        open_checkpoint = importlib.import_module("export.checkpoint.reader").open_checkpoint
         importlib.import_module("export.part")
     except ImportError as error:
         remedy = INSTALL.format(extra="export")
@@ -149,10 +152,10 @@ def plan(
         raise OptionError(f"--out must not be the checkpoint's own folder {source.directory}")
     config = replace(source.config, max_length=length)
     capacity = Capacity.of(config, length, window, track_num, max_batch)
-    return Build(root, source, config, capacity, precision, names, flavour, capabilities, weights)
+    return BuildJob(root, source, config, capacity, precision, names, flavour, capabilities, weights)
 
 
-def run(job: Build) -> None:
+def run(job: BuildJob) -> None:
     """Make parts, engines and manifest, in this order."""
     from export.part import Target
 
@@ -161,14 +164,17 @@ def run(job: Build) -> None:
         tokenizer.write_tokenizer(job.checkpoint.directory, job.checkpoint.family.split, path)
         job.files[path.name] = describe(path)
     folder = Target(job.root, "onnx", job.precision, job.precision)
-    specs = *part_specs(job.config, job.precision, job.capacity.track_num), *vision_specs(job.config, job.precision)
-    written = job.write_parts(folder, specs)
-    job.parts = {spec.name: written[spec.name] | ports(spec) for spec in specs}
+    signatures = (
+        *gpu_signatures(job.config, job.precision, job.capacity.track_num),
+        *vision_signatures(job.config, job.precision),
+    )
+    written = job.write_parts(folder, signatures)
+    job.parts = {signature.name: written[signature.name] | ports(signature) for signature in signatures}
     for source in (job.checkpoint.directory / "config.json", *job.checkpoint.tokenizer_files()):
         shutil.copyfile(source, job.root / source.name)
         job.files[source.name] = describe(job.root / source.name)
     engines = {name: COMPILERS[name](job) for name in job.backends}
-    sweep(job)
+    remove_stale(job)
     decoding = job.checkpoint.decoding()
     defaults = DEFAULTS | decoding | {"window": min(decoding["window"], job.capacity.window)}
     write_manifest(
@@ -182,20 +188,20 @@ def run(job: Build) -> None:
     )  # fmt: skip
 
 
-def ports(spec: PartSpec) -> dict[str, Any]:
+def ports(signature: GraphSignature) -> dict[str, Any]:
     """The manifest's description of a part's ports."""
 
-    def describe_port(port: Port) -> dict[str, Any]:
+    def describe_port(port: TensorSpec) -> dict[str, Any]:
         return {"name": port.name, "dtype": port.dtype, "axes": list(port.axes)}
 
     return {
-        "inputs": list(map(describe_port, spec.inputs)),
-        "outputs": list(map(describe_port, spec.outputs)),
-        "aliases": dict(spec.aliases),
+        "inputs": list(map(describe_port, signature.inputs)),
+        "outputs": list(map(describe_port, signature.outputs)),
+        "aliases": dict(signature.aliases),
     }
 
 
-def estimate(job: Build) -> dict[str, int]:
+def estimate(job: BuildJob) -> dict[str, int]:
     """Bytes on disk and the peak of memory a build needs, from the shapes alone."""
     c = job.config
     table = c.vocab * c.d_model

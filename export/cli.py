@@ -9,11 +9,11 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from engines.backends import BACKENDS
 from engines.bundle import Bundle
+from engines.cli import Parser, run, screen
 from engines.config import PRECISIONS
-from engines.console import Parser, run, screen
-from engines.flavour import FLAVOURS
+from engines.registry import BACKENDS
+from engines.trt.package import FLAVOURS
 from export.build import build, estimate, plan
 from export.compilers import COMPILERS, WEIGHTS
 from export.verify import TOLERANCES, verify

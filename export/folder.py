@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.bundle import CALIBRATION, MANIFEST, STAMPS, Bundle, Manifest, describe
+from engines.bundle import CALIBRATION, MANIFEST, STAMPS, Bundle, Manifest
 from engines.errors import BundleError, NewerBundleError
-from engines.models import tokenizer
+from engines.files import describe
+from export.checkpoint import tokenizer
 from export.compilers import compiler_folders
 
 if TYPE_CHECKING:
-    from export.build import Build
+    from export.build import BuildJob
 
 LOCK = ".lock"
 
@@ -28,7 +29,7 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
-def clear_the_way(job: "Build", force: bool) -> bool:
+def prepare_folder(job: "BuildJob", force: bool) -> bool:
     """Whether there is something to build.
 
     Takes the manifest of an older state away first; that of an intact bundle to
@@ -42,7 +43,7 @@ def clear_the_way(job: "Build", force: bool) -> bool:
             raise
     except BundleError:  # none, damaged, or of an older version: it is built again
         if not force:
-            refuse_strangers(job.root)
+            refuse_foreign_files(job.root)
     if found is not None and not force:
         manifest = found.manifest
         same = manifest.checkpoint["identity"] == job.checkpoint.identity
@@ -59,14 +60,14 @@ def clear_the_way(job: "Build", force: bool) -> bool:
         whole = intact(found) and all(found.manifest.files.get(p.name) == describe(p) for p in texts)
         if whole and set(job.backends) <= set(manifest.engines):
             return False
-        build_upon(job, manifest)
+        extend_existing(job, manifest)
     (job.root / STAMPS).mkdir(exist_ok=True)
     if not whole:
         (job.root / MANIFEST).unlink(missing_ok=True)
     return True
 
 
-def as_asked(job: "Build", name: str, entry: dict[str, Any]) -> bool:
+def as_asked(job: "BuildJob", name: str, entry: dict[str, Any]) -> bool:
     """Whether engines that are there are those that are asked for; what is not said of a compiler may be anything."""
     if name not in job.backends:
         return True
@@ -76,7 +77,7 @@ def as_asked(job: "Build", name: str, entry: dict[str, Any]) -> bool:
     )
 
 
-def build_upon(job: "Build", manifest: Manifest) -> None:
+def extend_existing(job: "BuildJob", manifest: Manifest) -> None:
     """Have a bundle's engines made again as they were, which takes up what is whole, and keep its calibration."""
     for entry in manifest.engines.values():
         for option in ("weights", "flavour", "capabilities"):
@@ -87,7 +88,7 @@ def build_upon(job: "Build", manifest: Manifest) -> None:
         job.files[CALIBRATION], job.defaults = manifest.files[CALIBRATION], manifest.defaults
 
 
-def refuse_strangers(root: Path) -> None:
+def refuse_foreign_files(root: Path) -> None:
     """Raises BundleError where a folder holds files that no build has written."""
     own = {LOCK}
     if (root / STAMPS).is_dir():
@@ -106,7 +107,7 @@ def intact(bundle: Bundle) -> bool:
     return True
 
 
-def sweep(job: "Build") -> None:
+def remove_stale(job: "BuildJob") -> None:
     """Remove what earlier builds with other options left in the folders that builds own."""
     for folder in (job.root / "onnx", job.root / STAMPS, *compiler_folders(job.root)):
         for path in folder.rglob("*") if folder.exists() else ():

@@ -21,17 +21,18 @@ import onnx
 import torch
 
 from engines import config as configs
-from engines import models
-from engines import spec as specs
-from engines import unfused_spec as unfused_specs
 from engines import weights as weight_files
-from engines.bundle import STAMPS, describe, write_atomically
+from engines.bundle import STAMPS
 from engines.config import ModelConfig
 from engines.errors import CheckpointError
-from engines.spec import PartSpec
-from export import fused, graph, unfused, vision, writers
-from export import quantize as quantizing
-from export.quantize import quantize
+from engines.files import describe, write_atomically
+from engines.signatures import GraphSignature
+from engines.signatures import cpu as cpu_signatures
+from engines.signatures import gpu as signatures
+from export import checkpoint
+from export.graphs import builder, cpu, gpu, vision, writers
+from export.graphs import quantize as quantizing
+from export.graphs.quantize import quantize
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CHUNK = 1 << 24  # elements cast at a time
@@ -58,7 +59,11 @@ class Target:
 
 
 def write_part(
-    target: Target, spec: PartSpec, config: ModelConfig, key: str, load: Callable[[], dict[str, torch.Tensor]]
+    target: Target,
+    signature: GraphSignature,
+    config: ModelConfig,
+    key: str,
+    load: Callable[[], dict[str, torch.Tensor]],
 ) -> dict[str, Any]:
     """Write one part unless its stamps say it is there; returns {"graph", "weights", "files"}.
 
@@ -67,46 +72,46 @@ def write_part(
     CheckpointError where a value does not fit the target's type, OSError as the
     disk does.
     """
-    root, stem = target.root, f"{target.folder}/{spec.name}"
+    root, stem = target.root, f"{target.folder}/{signature.name}"
     (root / target.folder).mkdir(parents=True, exist_ok=True)
-    graph_file = f"{stem}.onnx" if spec.form == "fused" else f"{stem}.{spec.form}.onnx"
-    weight_file = f"{stem}.safetensors" if holders(spec, config) == (spec.name,) else None
+    graph_file = f"{stem}.onnx" if signature.dialect == "gpu" else f"{stem}.{signature.dialect}.onnx"
+    weight_file = f"{stem}.safetensors" if holders(signature, config) == (signature.name,) else None
     key = "|".join(map(str, (key, target.folder, target.dtype, target.precision, sources_digest())))
 
     def write_weights(path: Path) -> None:
-        weight_files.write(path, sources(target, spec.name, load()))
+        weight_files.write(path, sources(target, signature.name, load()))
 
     def write_graph(path: Path, weights: dict[str, Path]) -> None:
         files = {part: (weight_files.locate(file), file.name) for part, file in weights.items()}
-        onnx.save(writers.build(spec, config, target.dtype, files), str(path))
+        onnx.save(writers.build(signature, config, target.dtype, files), str(path))
         onnx.checker.check_model(str(path))
 
-    if target.weights is not None and spec.name in config.parts[1:]:  # the embedding is no matrix to multiply with
+    if target.weights is not None and signature.name in config.parts[1:]:  # the embedding is no matrix to multiply with
         graph_file, weight_file = f"{stem}.{target.weights}.onnx", f"{stem}.{target.weights}.data"
 
         def write_quantized() -> None:
             whole, weights = root / f"{stem}.whole.onnx", root / f"{stem}.whole.safetensors"
             write_weights(weights)
-            write_graph(whole, {spec.name: weights})
+            write_graph(whole, {signature.name: weights})
             quantize(whole, root / graph_file, root / f"{stem}.{target.weights}.data", int(str(target.weights)[3:]))
             whole.unlink()
             weights.unlink()
 
-        key += f"|{spec}|{config}|{quantizing.version()}"
+        key += f"|{signature}|{config}|{quantizing.version()}"
         files = kept(root, [graph_file, weight_file], key, write_quantized)
         return {"graph": graph_file, "weights": weight_file, "files": files}
-    files, weights = {}, {part: root / target.folder / f"{part}.safetensors" for part in holders(spec, config)}
+    files, weights = {}, {part: root / target.folder / f"{part}.safetensors" for part in holders(signature, config)}
     if weight_file:
-        files = kept(root, [weight_file], f"{key}|{config}", partial(write_weights, weights[spec.name]))
-    files |= kept(root, [graph_file], f"{key}|{spec}|{config}", lambda: write_graph(root / graph_file, weights))
+        files = kept(root, [weight_file], f"{key}|{config}", partial(write_weights, weights[signature.name]))
+    files |= kept(root, [graph_file], f"{key}|{signature}|{config}", lambda: write_graph(root / graph_file, weights))
     return {"graph": graph_file, "weights": weight_file, "files": files}
 
 
-def holders(spec: PartSpec, config: ModelConfig) -> tuple[str, ...]:
+def holders(signature: GraphSignature, config: ModelConfig) -> tuple[str, ...]:
     """The parts whose weight files a graph refers to: its own, or all where it holds them all."""
-    if spec.name == "reuse":
+    if signature.name == "reuse":
         return config.parts
-    return (spec.name,) if spec.name in (*config.parts, *config.vision_parts) else ()
+    return (signature.name,) if signature.name in (*config.parts, *config.vision_parts) else ()
 
 
 def kept(root: Path, names: list[str], key: str, make: Callable[[], None]) -> dict[str, dict[str, Any]]:
@@ -159,7 +164,7 @@ def chunks(
 @cache
 def sources_digest() -> str:
     """Changes with the code that makes parts, so that no stamp outlives it."""
-    modules = graph, fused, unfused, vision, writers, quantizing, weight_files, specs, unfused_specs, configs
-    readers = sorted(Path(str(models.__file__)).parent.rglob("*.py"))  # a family's names say which tensor is which
+    modules = builder, gpu, cpu, vision, writers, quantizing, weight_files, signatures, cpu_signatures, configs
+    readers = sorted(Path(str(checkpoint.__file__)).parent.rglob("*.py"))  # a family's names say which tensor is which
     text = "".join([*map(inspect.getsource, (*modules, sys.modules[__name__])), *(p.read_text() for p in readers)])
     return hashlib.sha256(f"{onnx.__version__}{text}".encode()).hexdigest()

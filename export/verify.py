@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import backends
-from engines.backends import REFERENCE
+from engines import registry as backends
 from engines.bundle import Bundle
 from engines.config import layer_name
 from engines.errors import OptionError, ParityError
-from engines.session import Model
-from engines.spec import DRIFTS
+from engines.model import Model
+from engines.registry import REFERENCE
+from engines.runner import DriftInputs
+from engines.signatures.gpu import DRIFTS
 from engines.vision import open_vision
-from engines.walk import Watch
 
 # Of engines, by the bundle's precision or by what their weights are quantised to.
 TOLERANCES = {"fp32": 5e-4, "fp16": 5e-4, "bf16": 5e-4, "int8": 0.1, "int4": 0.5}
@@ -73,25 +73,25 @@ def verify(bundle: Bundle, backend: str, atol: float, seed: int = 0) -> Iterator
 
 def differences(model: Model, reference: Model, ids: NDArray[np.int64]) -> Iterator[Difference]:
     length, layers = len(ids), model.config.layers
-    walks = model.walk(length), reference.walk(length)
-    for walk in walks:
-        walk.embed(ids)
-    yield Difference.of("embed", *(walk.hidden(0, length) for walk in walks))
+    runners = model.new_runner(length), reference.new_runner(length)
+    for runner in runners:
+        runner.embed(ids)
+    yield Difference.of("embed", *(runner.hidden(0, length) for runner in runners))
     rows = max(1, length // 4)
     tracked, window = np.arange(1), np.arange(1, rows) if rows > 1 else np.arange(1)
-    eligible = [np.arange(walk.slots) < length for walk in walks]
+    eligible = [np.arange(runner.slots) < length for runner in runners]
     for index in range(layers):
-        for walk in walks:
-            walk.layer(index, length)
-        output, expected = (walk.hidden(index + 1, length) for walk in walks)
+        for runner in runners:
+            runner.layer(index, length)
+        output, expected = (runner.hidden(index + 1, length) for runner in runners)
         yield Difference.of(layer_name(index), output, expected)
-        walks[0].set_hidden(index + 1, expected)
-    yield Difference.of("head", *(walk.logits(np.arange(length)) for walk in walks))
+        runners[0].set_hidden(index + 1, expected)
+    yield Difference.of("head", *(runner.logits(np.arange(length)) for runner in runners))
     for number, kind in enumerate(DRIFTS, 1):
         passes = []
-        for walk, keys in zip(walks, eligible, strict=True):
-            walk.embed(np.roll(ids, number)[:rows])
-            passes.append(walk.reuse(rows, Watch(kind, tracked, window, keys, window), gamma=0.0))
+        for runner, keys in zip(runners, eligible, strict=True):
+            runner.embed(np.roll(ids, number)[:rows])
+            passes.append(runner.reuse(rows, DriftInputs(kind, tracked, window, keys, window), gamma=0.0))
         yield Difference.of(f"drift_{kind}", *(np.array(outcome.sigma[:1]) for outcome in passes))
     found = [set(outcome.probes[0].tolist()) for outcome in passes]
     yield Difference("probe", float(found[0] != found[1]), float(found[0] != found[1]), 1.0)

@@ -1,6 +1,6 @@
 """`python -m runtime generate|eval|verify`."""
 
-from engines.console import enter
+from engines.cli import enter
 
 if __name__ == "__main__":
     enter("runtime.cli")

@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines import backends
+from engines import registry as backends
 from engines.bundle import Bundle
 from engines.errors import OptionError
-from engines.session import check_ids
+from engines.model import check_ids
 from engines.vision import Vision, open_vision
-from runtime.controller import StepEvent
-from runtime.embeddings import IMAGE, encode, mentioned, numbered, see
-from runtime.generate import Output, stream, stream_batch
-from runtime.images import Source
-from runtime.images import load as load_image
-from runtime.plan import Policy
-from runtime.policies import make_policy
-from runtime.request import Request
+from runtime.decoding.controller import StepEvent
+from runtime.decoding.generate import Output, stream, stream_batch
+from runtime.decoding.policies import make_policy
+from runtime.decoding.policies.base import Policy
+from runtime.decoding.request import Request
+from runtime.images.decode import Source
+from runtime.images.decode import load as load_image
+from runtime.images.prompt import IMAGE, encode, encode_image, mentioned, placeholder_ids
 from runtime.text import Text
 
 REQUEST = tuple(field.name for field in fields(Request) if field.name not in ("prompt_ids", "image_seconds"))
@@ -70,8 +70,8 @@ class Runtime:
 
         `prompt` is a user's text, chat messages, or ids [P]; `images` are files,
         bytes or Pillow's, for the places that it has for them or else in front.
-        Options are those of the policy (see `runtime.policies`) and of
-        `runtime.generate.Request`; None means not given. Raises OptionError for one
+        Options are those of the policy (see `runtime.decoding.policies`) and of
+        `runtime.decoding.generate.Request`; None means not given. Raises OptionError for one
         the policy does not use, PromptError for a prompt or an image that cannot be
         decoded.
         """
@@ -99,7 +99,7 @@ class Runtime:
         if not images:
             return Request(self.text.prompt(prompt) if is_text else prompt, **given)
         began = time.perf_counter()
-        rows = self.see(images)
+        rows = self.encode_image(images)
         seconds = time.perf_counter() - began
         vision, vocab = self.bundle.config.vision, self.bundle.config.vocab
         assert vision is not None, "`see` has looked"
@@ -112,9 +112,9 @@ class Runtime:
                 return Request(prompt, **given)  # which says what is wrong with it
         check_ids(ids[ids != IMAGE], vocab)
         given = given | {"embeddings": np.concatenate(rows), "image_seconds": seconds}
-        return Request(numbered(ids, rows, vocab), **given)
+        return Request(placeholder_ids(ids, rows, vocab), **given)
 
-    def see(self, images: Sequence[Source | NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    def encode_image(self, images: Sequence[Source | NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """The rows [n, d] of the language model that each image becomes; those that an earlier call gave stay.
 
         Raises OptionError for a model that sees none, PromptError for an image that cannot be decoded.
@@ -123,7 +123,9 @@ class Runtime:
             runner = self.vision = self.vision or open_vision(self.model)
 
             def seen(image: Source | NDArray[np.float32]) -> NDArray[np.float32]:
-                return image if isinstance(image, np.ndarray) else see(runner, load_image(runner.config, image))
+                return (
+                    image if isinstance(image, np.ndarray) else encode_image(runner, load_image(runner.config, image))
+                )
 
             return [seen(image) for image in images]
 

@@ -1,6 +1,6 @@
 """A conversation: its history, what it has cost, and what an answer looks like while its masks are filled.
 
-It knows no terminal and no commands (`runtime.terminal` does), and nothing of how
+It knows no terminal and no commands (`runtime.cli.terminal` does), and nothing of how
 a step is planned or run: what it yields follows from the prompt's length, the
 events and the tokenizer.
 """
@@ -16,12 +16,12 @@ import numpy as np
 from engines.errors import BundleError
 from engines.vision import Rows
 from runtime.api import Runtime
-from runtime.embeddings import mention
-from runtime.generate import Output
-from runtime.images import Source
-from runtime.plan import within
-from runtime.request import Request, check_request
-from runtime.sequence import Positions
+from runtime.decoding.generate import Output
+from runtime.decoding.policies.base import within
+from runtime.decoding.request import Request, check_request
+from runtime.decoding.sequence import Positions
+from runtime.images.decode import Source
+from runtime.images.prompt import mention
 from runtime.text import Text
 
 MASK = "░"
@@ -53,8 +53,8 @@ class Figures:
         self.steps += out.steps
         self.seconds += sum(event.seconds for event in out.trace)
         self.rows += rows
-        self.possible += rows / out.share
-        self.last = out.share
+        self.possible += rows / out.computed_fraction
+        self.last = out.computed_fraction
 
     def __str__(self) -> str:
         if not self.turns:
@@ -100,7 +100,7 @@ class Chat:
 
         Raises OptionError for a model that sees none, PromptError for an image that cannot be decoded.
         """
-        self.waiting += self.model.see([image])
+        self.waiting += self.model.encode_image([image])
 
     def messages(self, turns: list[tuple[str, str]], text: str) -> list[dict[str, str]]:
         said = [(role, words) for turn in turns for role, words in zip(("user", "assistant"), turn, strict=True)]

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from engines.bundle import Bundle
 from engines.errors import BundleError, PromptError
-from runtime.sequence import Positions
+from runtime.decoding.sequence import Positions
 
 
 class Sandbox(ImmutableSandboxedEnvironment):

@@ -23,14 +23,12 @@ from rich.progress import track
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from parity import BACKENDS, NOISE, RUNS, SHARE, Comparison, Tally, demo_prompts, random_models
-
-from engines.backends import versions
-from engines.console import run
+from engines.cli import run
 from engines.errors import OptionError, ParityError
-from engines.models.checkpoint import open_checkpoint
+from engines.registry import versions
 from export.build import DEMO
+from export.checkpoint.reader import open_checkpoint
+from tests.support.comparison import BACKENDS, NOISE, RUNS, SHARE, Comparison, Tally, demo_prompts, random_models
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "checks" / "parity.json"
 console = Console(soft_wrap=True)
@@ -50,7 +48,7 @@ def check(args: argparse.Namespace) -> None:
     show(sets)
     report = {
         "versions": versions(), "platform": f"{platform.system()} {platform.machine()}", "backends": BACKENDS,
-        "noise": NOISE, "largest_share_apart": SHARE, "checkpoint": identity, "models": args.models,
+        "noise": NOISE, "largest_fraction_ambiguous": SHARE, "checkpoint": identity, "models": args.models,
         "seconds": round(time.perf_counter() - began, 1), "holds": all(tally.holds for tally in sets.values()),
         "sets": {name: describe(tally) for name, tally in sets.items()},
     }  # fmt: skip
@@ -74,31 +72,31 @@ def watched(name: str, runs: Iterator[Comparison], count: int) -> Tally:
 
 def show(sets: dict[str, Tally]) -> None:
     """The summary table, then each run that was set apart or parted."""
-    table = Table("", "compared", "equal", "set apart", "parted", "refreshes", "closest")
+    table = Table("", "compared", "equal", "set apart", "diverged", "refreshes", "closest")
     for name, tally in sets.items():
         c = tally.counts()
-        shown = c["compared"], c["equal"], c["apart"], c["parted"], c["refreshes"]
-        table.add_row(name, *map(str, shown), f"{min(tally.margins().values()):.1e}")
+        few_shot_prompt = c["compared"], c["equal"], c["ambiguous"], c["diverged"], c["refreshes"]
+        table.add_row(name, *map(str, few_shot_prompt), f"{min(tally.margins().values()):.1e}")
     console.print(table)
     for tally in sets.values():
-        for comparison in tally.apart:
+        for comparison in tally.ambiguous:
             close = {kind: f"{margin:.1e}" for kind, margin in comparison.margins.items() if margin < NOISE}
-            ending = f"parted {comparison.parted}" if comparison.parted else "equal all the same"
+            ending = f"parted {comparison.diverged}" if comparison.diverged else "equal all the same"
             console.print(f"set apart: {comparison.name}: {close}, {ending}", markup=False)
-        for comparison in tally.parted:
-            console.print(f"parted: {comparison.name}: {comparison.parted}", markup=False)
+        for comparison in tally.diverged:
+            console.print(f"parted: {comparison.name}: {comparison.diverged}", markup=False)
 
 
 def describe(tally: Tally) -> dict[str, Any]:
     """The figures of a set, for JSON."""
 
     def listed(comparison: Comparison) -> dict[str, Any]:
-        return {"name": comparison.name, "margins": finite(comparison.margins), "parted": comparison.parted}
+        return {"name": comparison.name, "margins": finite(comparison.margins), "diverged": comparison.diverged}
 
     return {
         **tally.counts(), "smallest_margins": finite(tally.margins()),
         "largest_sigma_difference": max(run.sigma for run in tally.runs),
-        "runs_apart": list(map(listed, tally.apart)), "runs_parted": list(map(listed, tally.parted)),
+        "runs_apart": list(map(listed, tally.ambiguous)), "runs_parted": list(map(listed, tally.diverged)),
     }  # fmt: skip
 
 

@@ -4,4 +4,4 @@
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 python scripts/check.py "$@"
-KILL_BUILDS=20 python -m pytest tests/test_build.py -k kill
+KILL_BUILDS=20 python -m pytest tests/export/test_build.py -k kill

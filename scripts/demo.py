@@ -9,7 +9,7 @@ from rich.table import Table
 import runtime
 from engines.errors import ElasticError
 from runtime.cli import DEFAULT_BUNDLE
-from runtime.tasks import generate, grade
+from runtime.evaluation.tasks import generate, grade
 
 GEN_LENGTH = 192
 
@@ -33,7 +33,9 @@ def main() -> None:
         for name, out in runs:
             verdict = "right" if grade(out.text, problem) else f"wrong, not {problem.answer}"
             speed = f"{out.tokens / out.seconds:.0f}"
-            table.add_row(str(number), name, verdict, str(out.steps), f"{out.seconds:.2f}", speed, f"{out.share:.1%}")
+            table.add_row(
+                str(number), name, verdict, str(out.steps), f"{out.seconds:.2f}", speed, f"{out.computed_fraction:.1%}"
+            )
     console.print(table)
     console.print(f"elastic: {elastic.model.device}; eager: {eager.model.device}; both stop at EOS")
 

@@ -27,16 +27,17 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import export
-from engines import backends, flavour
-from engines.backends import versions
+from engines import registry as backends
 from engines.bundle import Bundle
-from engines.console import run
-from engines.cuda import Cuda
+from engines.cli import run
 from engines.errors import ElasticError
-from engines.session import Model
-from engines.walk import Pass, Walk, Watch
-from runtime.generate import Output
-from scripts.make_random_checkpoint import SHAPES, make_checkpoint
+from engines.gpu.cuda import Cuda
+from engines.model import Model
+from engines.registry import versions
+from engines.runner import DriftInputs, ReusePass, SequenceRunner
+from engines.trt import package as flavour
+from runtime.decoding.generate import Output
+from scripts.experiments.make_random_checkpoint import SHAPES, make_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "benchmarks"
@@ -93,30 +94,30 @@ def timed(work: Callable[[], Any], sync: Callable[[], None]) -> float:
     return statistics.median(seconds[3:])
 
 
-def watch_of(walk: Walk, length: int, window: int) -> Watch:
+def watch_of(runner: SequenceRunner, length: int, window: int) -> DriftInputs:
     """A drift test of some tokens before a window of masks, in a sequence of `length` positions."""
     masks = np.arange(8, 8 + window)
-    return Watch("row", np.arange(8), masks, np.arange(walk.slots) < length, masks)
+    return DriftInputs("row", np.arange(8), masks, np.arange(runner.slots) < length, masks)
 
 
 def steps(model: Model, length: int, window: int, sync: Callable[[], None]) -> dict[str, float]:
     """Milliseconds of a reuse step, of refreshes from layer 1, half and 28 of 32, and of a full step."""
-    walk, layers = model.walk(length), model.config.layers
-    filled = walk.filled or 2 * window
-    everything = walk.slots if walk.filled else length
-    watch = watch_of(walk, length, window)
-    walk.embed(np.ones(everything, np.int64))
-    walk.whole(everything, watch)
+    runner, layers = model.new_runner(length), model.config.layers
+    filled = runner.padded_rows or 2 * window
+    everything = runner.slots if runner.padded_rows else length
+    watch = watch_of(runner, length, window)
+    runner.embed(np.ones(everything, np.int64))
+    runner.run_layers(everything, watch)
 
     def reuse() -> None:
-        walk.embed(np.ones(filled, np.int64))
-        walk.reuse(filled, watch, 0.0)
-        walk.head(watch.window)
+        runner.embed(np.ones(filled, np.int64))
+        runner.reuse(filled, watch, 0.0)
+        runner.head(watch.window)
 
     found = {"reuse": timed(reuse, sync)}
     for first in sorted({1, layers // 2, layers * 28 // 32}):
-        found[f"refresh from {first}"] = timed(partial(walk.whole, everything, watch, first), sync)
-    found["full"] = timed(lambda: walk.whole(everything, None), sync)
+        found[f"refresh from {first}"] = timed(partial(runner.run_layers, everything, watch, first), sync)
+    found["full"] = timed(lambda: runner.run_layers(everything, None), sync)
     return {name: 1e3 * seconds for name, seconds in found.items()}
 
 
@@ -133,13 +134,13 @@ def host_share(model: Model, length: int, window: int) -> float:
 
     cuda.sync = sync
     try:
-        walk = model.walk(length)
-        watch = watch_of(walk, length, window)
+        runner = model.new_runner(length)
+        watch = watch_of(runner, length, window)
         for number in range(REPEATS + 3):
             if number == 3:
                 waited, began = 0.0, time.perf_counter()
-            walk.embed(np.full(walk.filled, number))
-            walk.reuse(walk.filled, watch, 0.0)
+            runner.embed(np.full(runner.padded_rows, number))
+            runner.reuse(runner.padded_rows, watch, 0.0)
         return 1 - waited / (time.perf_counter() - began)
     finally:
         cuda.sync = wait
@@ -171,15 +172,15 @@ def batch_figures(model: Any, sizes: Iterable[int], length: int, window: int, ge
 
 def batched_pass(model: Model, size: int, length: int, window: int) -> float:
     """Seconds of a reuse pass of `size` sequences."""
-    walks = model.walks([(length, length)] * size)
-    passes = [Pass(walk, walk.filled, watch_of(walk, length, window), 0.0) for walk in walks]
+    runners = model.new_runners([(length, length)] * size)
+    passes = [ReusePass(runner, runner.padded_rows, watch_of(runner, length, window), 0.0) for runner in runners]
     for due in passes:
-        due.walk.embed(np.ones(due.walk.slots, np.int64))
-        due.walk.whole(due.walk.slots, due.watch)
+        due.runner.embed(np.ones(due.runner.slots, np.int64))
+        due.runner.run_layers(due.runner.slots, due.watch)
 
     def reuse() -> None:
         for due in passes:
-            due.walk.embed(np.ones(due.rows, np.int64))
+            due.runner.embed(np.ones(due.rows, np.int64))
         model.reuse(passes)
 
     return timed(reuse, waiting(model))

@@ -8,22 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import sentence
 
 import export
 import runtime
-from engines.backends import BACKENDS
+from engines.registry import BACKENDS
+from tests.support.cases import ROOT, sentence
 
-ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("engines", "export", "runtime")
 DEVICES = {"torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "safetensors", "polygraphy"}
 # What a machine that runs bundles on ONNX Runtime lacks, and the modules that may need it.
 BUILD_ONLY = ("torch", "onnx", "onnxscript", "safetensors", "polygraphy", "tensorrt", "tensorrt_rtx")
 NEED_THEM = {
-    "engines.models.reference",
-    "engines.models.checkpoint",
-    "engines.models.vision",
-    "engines.vision_eager",
+    "engines.eager.layers",
+    "engines.eager.vision_layers",
+    "engines.eager.vision",
 } | {module for name, (module, *_) in BACKENDS.items() if name not in ("onnxruntime", "tensorrt")}
 BLOCK = f"""
 import json, sys
@@ -91,7 +89,7 @@ def strings(tree: ast.AST) -> Iterator[str]:
 
 def test_every_module_imports_without_the_packages_of_a_build() -> None:
     names = [name for name, _ in modules("engines", "runtime") if name not in NEED_THEM and "__main__" not in name]
-    assert len(names) > 20 and {"engines.onnxruntime", "engines.models.families.llada", "runtime.cli"} < set(names)
+    assert len(names) > 20 and {"engines.ort.model", "engines.trt.model", "runtime.cli"} < set(names)
     code = """
 import importlib
 for name in sys.argv[1:]:
@@ -163,13 +161,14 @@ def test_imports_run_one_way() -> None:
             top = module.split(".")[0]
             seen += top in ROOMS
             assert top not in forbidden[room] | {"scripts", "tests"}, f"{name} imports {module}"
-            assert not module.startswith(("export.cli", "runtime.cli")), f"{name} imports a command line"
+            cli = f"{room}.cli"
+            assert name.startswith(cli) or not module.startswith(cli), f"{name} imports a command line"
     assert seen > 80
 
 
 def test_the_runtime_knows_no_device() -> None:
     """Neither decoding nor what describes a bundle imports a tensor library; a back end does, and a build."""
-    light = [name for name, _ in modules("runtime")] + ["engines.bundle", "engines.session", "engines.backends"]
+    light = [name for name, _ in modules("runtime")] + ["engines.bundle", "engines.model", "engines.registry"]
     paths = dict(modules(*ROOMS))
     for name in light:
         used = {m.split(".")[0] for m, typed in imported(ast.parse(paths[name].read_text())) if not typed}
@@ -180,7 +179,7 @@ def test_back_ends_import_only_what_is_theirs() -> None:
     paths = dict(modules("engines"))
     for name, (module, _, packages, _) in BACKENDS.items():
         used = {m.split(".")[0] for m, _ in imported(ast.parse(paths[module].read_text()))} & DEVICES
-        if name == "tensorrt":  # found and imported by name, in engines.flavour
+        if name == "tensorrt":  # found and imported by name, in engines.trt.package
             assert not used, used
             continue
         assert used >= set(packages) and used <= {*packages, "safetensors"}, (name, used)
@@ -194,11 +193,11 @@ def test_back_end_names_stay_where_they_belong() -> None:
     allowed = {
         "export.cli",
         "runtime.cli",
-        "runtime.commands",
-        "runtime.bench_commands",
+        "runtime.cli.commands",
+        "runtime.cli.bench",
         "export.compilers",
-        "export.tensorrt",
-        "export.quantize",
+        "export.compilers.tensorrt",
+        "export.graphs.quantize",
     }
     found = {}
     for name, path in modules("export", "runtime"):
@@ -213,8 +212,9 @@ def test_a_family_is_named_in_its_own_file_only() -> None:
         name for name, path in modules(*ROOMS) if "llada" in " ".join(strings(ast.parse(path.read_text()))).lower()
     }
     assert (
-        found <= {"engines.models.families.llada", "engines.models.families.llava_llada", "export.cli", "runtime.cli"}
-        and "engines.models.families.llada" in found
+        found
+        <= {"export.checkpoint.families.llada", "export.checkpoint.families.llava_llada", "export.cli", "runtime.cli"}
+        and "export.checkpoint.families.llada" in found
     )
 
 

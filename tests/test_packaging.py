@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.cases import ROOT
 
 
 @pytest.fixture(scope="module")

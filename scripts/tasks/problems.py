@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from runtime import tasks
-from runtime.evaluate import SEED, STEPS
+from runtime.evaluation import tasks
+from runtime.evaluation.exact_match import SEED, STEPS
 
 COUNT = 500
 

@@ -1,0 +1,159 @@
+"""The parts in eager PyTorch: what every back end is judged by.
+
+Functions of plain tensors, with the ports of `engines.signatures.gpu`. Weights are a
+dictionary of a part's local names; matrices lie as [in, out], so that a part
+computes x @ W. Pre-norm RMSNorm, rotary embeddings with half-split rotation,
+grouped-query attention without a causal mask, SwiGLU (arXiv 2502.09992); biases
+and norms of Q and K as the config's switches have them. Nothing here knows a checkpoint, a bundle or a policy.
+"""
+
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engines.config import ModelConfig
+
+Weights: TypeAlias = dict[str, Tensor]
+
+
+def embed(weights: Weights, ids: Tensor) -> Tensor:
+    """ids [B, A] -> hidden [B, A, d]."""
+    return F.embedding(ids, weights["wte.weight"])
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) in float32, cast back, then scaled (arXiv 1910.07467)."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+
+
+def rotary_tables(length: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin [length, D/2] in float32: the angle of position p and pair i is p·theta^(-2i/D)."""
+    exponents = torch.arange(0, head_size, 2, dtype=torch.float32) / head_size
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), 1.0 / theta**exponents)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the halves of each head, in float32. x [B, A, H, D]; cos, sin [B, A, D/2]."""
+    first, second = x.float().chunk(2, -1)
+    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
+
+
+def linear(weights: Weights, name: str, x: Tensor) -> Tensor:
+    product = x @ weights[f"{name}.weight"]
+    bias = weights.get(f"{name}.bias")
+    return product if bias is None else product + bias
+
+
+def layer(
+    config: ModelConfig,
+    weights: Weights,
+    tables: tuple[Tensor, Tensor],
+    hidden: Tensor,
+    positions: Tensor,
+    key_mask: Tensor,
+    write_index: int,
+    k_cache: Tensor,
+    v_cache: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One transformer block on A rows; returns hidden_out [B, A, d] and q [B, A, H, D].
+
+    The rows' keys and values overwrite slots write_index … write_index + A of
+    `k_cache` and `v_cache` [B, G, S, D]; attention runs over all slots with
+    `key_mask` [B, S] true. `positions` [B, A] feed the rotary only.
+    """
+    batch, rows, _ = hidden.shape
+    normed = rms_norm(hidden, weights["attn_norm.weight"], config.norm_eps)
+    q, k, v = (linear(weights, f"{name}_proj", normed).view(batch, rows, -1, config.head_size) for name in "qkv")
+    if config.qk_norm:
+        q, k = (rms_norm(x, weights[f"{n}_norm.weight"], config.norm_eps) for n, x in (("q", q), ("k", k)))
+    cos, sin = (table[positions] for table in tables)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    k_cache[:, :, write_index : write_index + rows] = k.transpose(1, 2)
+    v_cache[:, :, write_index : write_index + rows] = v.transpose(1, 2)
+    mask = None if bool(key_mask.all()) else key_mask[:, None, None, :].expand(-1, 1, rows, -1)
+    attended = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k_cache, v_cache, attn_mask=mask, enable_gqa=config.kv_heads != config.heads
+    )
+    hidden = hidden + linear(weights, "attn_out", attended.transpose(1, 2).reshape(batch, rows, -1))
+    normed = rms_norm(hidden, weights["ff_norm.weight"], config.norm_eps)
+    gated = F.silu(linear(weights, "ff_proj", normed)) * linear(weights, "up_proj", normed)
+    return hidden + linear(weights, "ff_out", gated), q
+
+
+def head(config: ModelConfig, weights: Weights, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """hidden [B, W, d] -> token [B, W], confidence [B, W], logits [B, W, V], the last two in float32.
+
+    [MASK] is left out of the arg-max; the softmax stays over all columns but the suppressed ones.
+    """
+    logits = linear(weights, "ff_out", rms_norm(hidden, weights["ln_f.weight"], config.norm_eps)).float()
+    allowed = logits.clone()
+    allowed[..., list(config.suppressed)] = -torch.inf
+    total = allowed.logsumexp(-1)
+    allowed[..., config.mask_id] = -torch.inf
+    best, token = allowed.max(-1)
+    return token, (best - total).exp(), logits
+
+
+def attention_rows(q: Tensor, k: Tensor, key_mask: Tensor) -> Tensor:
+    """Softmax scores in float32. q [B, N, H, D], k [B, G, S, D], key_mask [B, S] -> [B, H, N, S]."""
+    return scores(q, k).masked_fill(~key_mask[:, None, None, :], -torch.inf).softmax(-1)
+
+
+def scores(q: Tensor, k: Tensor) -> Tensor:
+    """Scaled q·k in float32: q [B, N, H, D], k [B, G, S, D] -> [B, H, N, S]."""
+    batch, rows, heads, size = q.shape
+    grouped = q.float().transpose(1, 2).reshape(batch, k.shape[1], -1, size) * size**-0.5
+    product: Tensor = grouped @ k.float().transpose(2, 3)
+    return product.view(batch, heads, rows, -1)
+
+
+def drift(
+    kind: str, q_prev: Tensor, q_now: Tensor, tracked_rows: Tensor, k_prev: Tensor, k_cache: Tensor, key_mask: Tensor
+) -> Tensor:
+    """sigma [B] in float32: the similarity of the tracked tokens' attention before and after a pass.
+
+    q_prev, q_now [B, T, H, D]; tracked_rows [B, T] marks the T rows that count;
+    k_prev [B, G, A, D] are the first A slots' keys before the pass, k_cache
+    [B, G, S, D] all keys after it. `row`: the cosine of each head's attention
+    row over the keys (arXiv 2510.14973); `head`: the cosine across heads for
+    each key, with an epsilon of 1e-8 on each norm, as in the authors' published code.
+    """
+    old, new = attention_before_and_after(q_prev, q_now, k_prev, k_cache, key_mask)
+    axis, eps = (1, 1e-8) if kind == "head" else (-1, 0.0)
+    norms = old.norm(dim=axis).clamp_min(eps) * new.norm(dim=axis).clamp_min(eps)
+    similarity = (old * new).sum(axis) / norms  # [B, H, T]; for head: [B, T, S]
+    counted = tracked_rows[:, :, None] & key_mask[:, None, :] if kind == "head" else tracked_rows[:, None, :]
+    weights = counted.expand_as(similarity).float()
+    total: Tensor = (similarity * weights).sum((1, 2))
+    return total / weights.sum((1, 2))
+
+
+def attention_before_and_after(
+    q_prev: Tensor, q_now: Tensor, k_prev: Tensor, k_cache: Tensor, key_mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attention rows [B, H, T, S] of the tracked tokens, with the Q and K from before a pass and with those after it.
+
+    Shapes as in `drift`. Keys behind the first A slots are the same before and after.
+    """
+    before = scores(q_prev, k_cache)
+    before[..., : k_prev.shape[2]] = scores(q_prev, k_prev)
+    old = before.masked_fill(~key_mask[:, None, None, :], -torch.inf).softmax(-1)
+    return old, attention_rows(q_now, k_cache, key_mask)
+
+
+def probe(
+    track_num: int, q_window: Tensor, window_rows: Tensor, k_cache: Tensor, key_mask: Tensor, probe_keys: Tensor
+) -> Tensor:
+    """Slots [B, track_num] of the keys that the window's rows attend to most, over heads and rows.
+
+    Only keys with `probe_keys` [B, S] true are eligible; q_window [B, W, H, D],
+    window_rows [B, W] marks the rows that count.
+    """
+    rows = attention_rows(q_window, k_cache, key_mask) * window_rows[:, None, :, None]
+    mass = rows.sum((1, 2)).masked_fill(~probe_keys, -1.0)
+    return mass.topk(track_num, dim=-1).indices

@@ -1,0 +1,55 @@
+"""The vision parts in eager PyTorch: what every back end is judged by.
+
+A SigLIP tower (arXiv 2303.15343), pre-norm with biases throughout and attention
+among a tile's own patches, up to its last layer but without the norm after it;
+and a projector of two layers. Weights are a dictionary of a part's local names,
+matrices lie as [in, out]. Nothing here knows a checkpoint, a bundle or an image.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from engines.config import VisionConfig
+from engines.eager.layers import Weights, linear
+
+
+def embed(config: VisionConfig, weights: Weights, pixels: Tensor) -> Tensor:
+    """pixels [N, C, S, S] -> hidden [N, P, Dv]: a linear map of each patch and its position.
+
+    Where the side is no multiple of a patch, what is left over at the right and the bottom has no part in it.
+    """
+    grid, size = config.grid, config.patch_size
+    used = pixels[:, :, : grid * size, : grid * size]
+    patches = used.reshape(len(used), config.channels, grid, size, grid, size).permute(0, 2, 4, 1, 3, 5)
+    return linear(weights, "patch", patches.reshape(len(used), config.patches, -1)) + weights["positions"]
+
+
+def layer(config: VisionConfig, weights: Weights, index: int, hidden: Tensor) -> Tensor:
+    """One transformer block, hidden [N, P, Dv] -> [N, P, Dv]; no patch sees another tile."""
+    name = f"layer_{index:02d}"
+    normed = norm(config, weights, f"{name}.norm1", hidden)
+    q, k, v = (
+        linear(weights, f"{name}.{which}_proj", normed).view(*hidden.shape[:2], config.heads, -1).transpose(1, 2)
+        for which in "qkv"
+    )
+    attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    hidden = hidden + linear(weights, f"{name}.out_proj", attended)
+    normed = norm(config, weights, f"{name}.norm2", hidden)
+    return hidden + linear(weights, f"{name}.fc2", F.gelu(linear(weights, f"{name}.fc1", normed), approximate="tanh"))
+
+
+def norm(config: VisionConfig, weights: Weights, name: str, x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], config.norm_eps)
+
+
+def tower(config: VisionConfig, weights: Weights, pixels: Tensor) -> Tensor:
+    """pixels [N, C, S, S] -> features [N, P, Dv]."""
+    hidden = embed(config, weights, pixels)
+    for index in range(config.layers):
+        hidden = layer(config, weights, index, hidden)
+    return hidden
+
+
+def projector(weights: Weights, features: Tensor) -> Tensor:
+    """features [N, P, Dv] -> rows [N, P, d] of the language model."""
+    return linear(weights, "fc2", F.gelu(linear(weights, "fc1", features)))

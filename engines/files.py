@@ -1,0 +1,42 @@
+"""Files of a bundle and of a user: atomic writes, hashes, and one translation of the operating system's errors."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engines.errors import ElasticError, OptionError
+
+
+@contextmanager
+def writing(path: Path, remedy: str, error_type: type[ElasticError] = OptionError) -> Iterator[None]:
+    """Translate an OSError of the body into `error_type`: "cannot write PATH (reason); REMEDY"."""
+    try:
+        yield
+    except OSError as error:
+        raise error_type(f"cannot write {path} ({error.strerror or error}); {remedy}") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside `path`, flush to the disk, then rename over it."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The manifest's entry of a file."""
+    return {"size": path.stat().st_size, "sha256": sha256(path)}

@@ -1,0 +1,107 @@
+"""ONNX Runtime on an NVIDIA GPU, through its CUDA or its TensorRT provider.
+
+The exported graphs run as they are, in the bundle's precision, on the memory and
+the stream of `engines.gpu.model`: every port is bound to its address, so
+nothing is copied and caches are written in place. Nothing here knows windows,
+gamma or text.
+"""
+
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from engines.bundle import Bundle
+from engines.errors import INSTALL, DeviceError, OptionError
+from engines.gpu.cuda import Cuda
+from engines.gpu.model import GpuModel
+from engines.gpu.passes import Bindings
+from engines.ort.model import translated
+from engines.signatures import GraphSignature
+from engines.signatures.gpu import gpu_signatures
+
+PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+TYPES = {"fp32": np.float32, "fp16": np.float16, "int64": np.int64, "bool": np.bool_}
+GRAIN = 256  # slots are rounded up to a multiple, so that few lengths have memory of their own
+
+
+class Session:
+    """One part's session, bound to device memory; tells ONNX Runtime only what changed."""
+
+    def __init__(self, signature: GraphSignature, session: Any):
+        self.signature, self.session = signature, session
+        self.binding = session.io_binding()
+        self.bound: Bindings = {}
+
+    def run(self, profile: int, ports: Bindings) -> None:
+        binding = self.binding
+        for bind, signatures in (
+            (binding.bind_input, self.signature.inputs),
+            (binding.bind_output, self.signature.outputs),
+        ):
+            for port in signatures:
+                address, shape = ports[port.name]
+                if self.bound.get(port.name) != (address, shape):
+                    bind(port.name, "cuda", 0, TYPES[port.dtype], shape, address)
+                    self.bound[port.name] = address, shape
+        with translated(f"{self.signature.name} on the GPU"):
+            self.session.run_with_iobinding(binding)
+
+
+class OnnxRuntimeGpuModel(GpuModel):
+    """All parts of a bundle as sessions on one GPU and one stream."""
+
+    backend = "onnxruntime"
+    capturable = False  # its providers allocate while they run
+
+    def __init__(self, bundle: Bundle, provider: str = "cuda", device: int = 0):
+        super().__init__(bundle)
+        self.provider = available(provider)
+        if bundle.manifest.precision == "bf16":
+            raise OptionError(
+                "ONNX Runtime's providers for GPUs bind no bf16: build with --fp16, or use --backend tensorrt"
+            )
+        self.cuda = Cuda(device)
+        signatures = gpu_signatures(self.config, bundle.manifest.precision, self.capacity.track_num)
+        with self.cuda.closed_on_error():
+            self.sessions = {
+                signature.name: Session(signature, self._open(signature.name, device)) for signature in signatures
+            }
+        self.weights, self.batches = {}, {}
+
+    def _open(self, part: str, device: int) -> Any:
+        settings = {"device_id": str(device), "user_compute_stream": str(self.cuda.stream)}
+        try:
+            return ort.InferenceSession(str(self.bundle.graph(part)), providers=[(PROVIDERS[self.provider], settings)])
+        except Exception as error:
+            reason = str(error).split("\n")[0]
+            raise DeviceError(
+                f"ONNX Runtime {ort.__version__} cannot run {part} with its {self.provider} provider: {reason}; "
+                "update onnxruntime-gpu, or use --provider cpu"
+            ) from error
+
+    def engine(self, part: str, slots: int) -> Session:
+        return self.sessions[part]
+
+    def slots_for_length(self, length: int) -> int:
+        return -(-(length + self.capacity.rows) // GRAIN) * GRAIN
+
+    @property
+    def device(self) -> str:
+        return f"{self.cuda.name}, onnxruntime {ort.__version__} ({self.provider})"
+
+    def close(self) -> None:
+        self.sessions.clear()
+        super().close()
+
+
+def available(provider: str) -> str:
+    """`provider`, if this ONNX Runtime has it; raises OptionError for no such name, DeviceError if it is not there."""
+    if provider not in PROVIDERS:
+        raise OptionError(f"unknown provider {provider!r}; choose from auto, cpu, {', '.join(PROVIDERS)}")
+    if PROVIDERS[provider] not in ort.get_available_providers():
+        raise DeviceError(
+            f"this ONNX Runtime has no {provider} provider (it has {', '.join(ort.get_available_providers())}); "
+            f"{INSTALL.format(extra='gpu')} brings onnxruntime-gpu"
+        )
+    return provider

@@ -1,0 +1,44 @@
+"""The family Dream, in the format of Dream-org/Dream-v0-Instruct-7B (arXiv 2508.15487).
+
+A Qwen2 transformer whose attention is not causal: biases on Q, K and V, grouped
+key/value heads. It was adapted from a left-to-right model, so the row of a
+position predicts the one after it. Nothing here knows where a checkpoint lies or
+how a layer computes.
+"""
+
+from typing import Any
+
+from engines.config import ModelConfig
+from export.checkpoint import Family, llama
+from export.checkpoint.config_keys import Keys
+
+FIXED: dict[str, Any] = {"hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False, "use_mrope": False}
+HARMLESS = frozenset((
+    "model_type", "architectures", "auto_map", "_name_or_path", "transformers_version", "torch_dtype", "dtype",
+    "use_cache", "initializer_range", "attention_dropout", "sliding_window", "max_window_layers",
+    "bos_token_id", "pad_token_id",
+))  # fmt: skip
+
+
+def read_config(raw: dict[str, Any]) -> ModelConfig:
+    """The numbers of a Dream config.json; raises CheckpointError naming the key that is wrong."""
+    keys = Keys("dream", raw, llama.REQUIRED, llama.OPTIONAL, FIXED, HARMLESS)
+    return ModelConfig(family="dream", **llama.numbers(keys), qkv_bias=True, bias=False, shift=1)
+
+
+FAMILY = Family(
+    name="dream",
+    model_type="Dream",
+    architectures=("DreamModel",),
+    read_config=read_config,
+    weights=llama.weights,
+    ignorable=("*.rotary_emb.inv_freq",),
+    decoding={"window": 32},  # arXiv 2510.14973
+    length=2048,  # what it was trained on; the config says 131072
+    end_of_turn="<|im_end|>",
+    # As Qwen2 splits text: contractions, words, single digits, punctuation, line ends, blanks.
+    split=(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    ),
+)

@@ -1,0 +1,72 @@
+"""Keys of config.json and names of tensors as Llama's published classes have them, which several families took over.
+
+Nothing here knows a family, or where a checkpoint lies.
+"""
+
+from typing import Any
+
+from engines.config import ModelConfig
+from export.checkpoint import Weight
+from export.checkpoint.config_keys import Keys, expect
+
+REQUIRED = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
+    "max_position_embeddings", "rope_theta", "rms_norm_eps", "mask_token_id", "eos_token_id", "hidden_act",
+)  # fmt: skip
+OPTIONAL = ("num_key_value_heads", "tie_word_embeddings")
+
+
+def numbers(keys: Keys) -> dict[str, Any]:
+    """What the keys say of a `ModelConfig`: all but its family, its biases and what is the family's own.
+
+    Raises CheckpointError naming the key that is wrong.
+    """
+    d_model, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
+    expect(d_model % (2 * heads) == 0, "hidden_size", d_model, f"an even number per head ({heads} heads)")
+    kv_heads = keys.count("num_key_value_heads", heads)
+    expect(heads % kv_heads == 0, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads ({heads})")
+    vocab = keys.count("vocab_size")
+    mask_id, eos_id = keys.token("mask_token_id", vocab), keys.token("eos_token_id", vocab)
+    expect(mask_id != eos_id, "mask_token_id", mask_id, "another id than eos_token_id")
+    return {
+        "layers": keys.count("num_hidden_layers"),
+        "d_model": d_model,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_size": d_model // heads,
+        "mlp_size": keys.count("intermediate_size"),
+        "vocab": vocab,
+        "max_length": keys.count("max_position_embeddings"),
+        "rope_theta": keys.number("rope_theta"),
+        "norm_eps": keys.number("rms_norm_eps"),
+        "tied": keys.flag("tie_word_embeddings", False),
+        "mask_id": mask_id,
+        "eos_id": eos_id,
+    }
+
+
+def weights(config: ModelConfig, part: str) -> dict[str, Weight]:
+    """Local name -> tensor, for the part `part` of `config.parts`."""
+    d, size = config.d_model, config.head_size
+    table = "model.embed_tokens.weight"
+    if part == "embed":
+        return {"wte.weight": Weight(table, (config.vocab, d), False)}
+    if part == "head":
+        return {
+            "ln_f.weight": Weight("model.norm.weight", (d,), False),
+            "ff_out.weight": Weight(table if config.tied else "lm_head.weight", (config.vocab, d), True),
+        }
+    prefix = f"model.layers.{config.parts.index(part) - 1}"
+    found = {
+        "attn_norm.weight": Weight(f"{prefix}.input_layernorm.weight", (d,), False),
+        "ff_norm.weight": Weight(f"{prefix}.post_attention_layernorm.weight", (d,), False),
+        "attn_out.weight": Weight(f"{prefix}.self_attn.o_proj.weight", (d, config.heads * size), True),
+        "ff_proj.weight": Weight(f"{prefix}.mlp.gate_proj.weight", (config.mlp_size, d), True),
+        "up_proj.weight": Weight(f"{prefix}.mlp.up_proj.weight", (config.mlp_size, d), True),
+        "ff_out.weight": Weight(f"{prefix}.mlp.down_proj.weight", (d, config.mlp_size), True),
+    }
+    for name, heads in (("q", config.heads), ("k", config.kv_heads), ("v", config.kv_heads)):
+        found[f"{name}_proj.weight"] = Weight(f"{prefix}.self_attn.{name}_proj.weight", (heads * size, d), True)
+        if config.qkv_bias:
+            found[f"{name}_proj.bias"] = Weight(f"{prefix}.self_attn.{name}_proj.bias", (heads * size,), False)
+    return found

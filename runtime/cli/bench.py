@@ -1,0 +1,125 @@
+"""What `python -m runtime bench` does with its parsed options: cases, profile, batches, images."""
+
+import argparse
+import json
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+from rich.progress import Progress
+from rich.table import Table
+
+from engines.cli import screen
+from engines.errors import BundleError, DeviceError, OptionError
+from engines.registry import available
+from runtime.api import Runtime, load
+from runtime.bench import breakdown as profile
+from runtime.bench.batches import check_size, throughput
+from runtime.bench.cases import Case, bench, cases, check_file, machine, plot, prompts, report, write
+from runtime.bench.images import look
+
+console = screen()
+BASELINE = "eager full-greedy"  # where that case is not run, the first is taken
+
+
+def bench_command(args: argparse.Namespace) -> None:
+    names = args.backends.split(",") if args.backends else available()
+    sizes = sizes_of(args.batches) if args.batches else []
+    check_file(args.json)
+    if args.image and (sizes or args.profile or args.plot):
+        raise OptionError("--image asks about images alone; leave --batches, --profile and --plot out")
+    if args.plot and args.plot.suffix != ".png":
+        raise OptionError(f"cannot draw to {args.plot}; choose another --plot, ending in .png")
+    with ExitStack() as stack:
+        models = []
+        for name in names:
+            try:
+                models.append(stack.enter_context(load(args.bundle, name, threads=args.threads)))
+            except (DeviceError, BundleError) as error:
+                if args.backends:
+                    raise
+                print(f"note: {name} is left out: {error}", file=sys.stderr)
+        measured = cases(models, args.policies.split(","))
+        if args.baseline != BASELINE and args.baseline not in {case.name for case in measured}:
+            listed = ", ".join(case.name for case in measured)
+            raise OptionError(f"--baseline {args.baseline!r} is no case of this bench; choose from {listed}")
+        for size in sizes:
+            check_size(size, models[0].bundle.capacity.max_batch)
+        if args.image:
+            return look_command(measured, args)
+        with Progress(console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("bench", total=args.limit)
+            for number in bench(measured, args.limit, args.prompt_length, args.gen_length):
+                bar.update(task, completed=number)
+        figures = report(measured, args.baseline, args.prompt_length, args.gen_length)
+        if args.profile:
+            figures["profile"] = profile_of(models, args)
+        if sizes:
+            figures["batches"] = batches_of(models, sizes, args)
+    if args.json:
+        write(figures, args.json)
+    table = Table(
+        "", "s p50", "s p95", "tokens/s", "steps", "layer-rows", "right", f"times faster than {figures['baseline']}"
+    )
+    for row in figures["cases"]:
+        seconds, (low, high) = row["seconds"], row["times_faster_quartiles"]
+        table.add_row(
+            row["case"], f"{seconds['p50']:.3f}", f"{seconds['p95']:.3f}", f"{row['tokens_per_second']:.1f}",
+            f"{row['steps']:.1f}", f"{row['layer_rows_computed']:.1%}", f"{row['exact_match']:.0%}",
+            f"{row['times_faster']:.2f} ({low:.2f} … {high:.2f})",
+        )  # fmt: skip
+    console.print(table)
+    if args.profile:
+        kinds = (f"{kind}, ms ({slices['steps']} steps)" for kind, slices in figures["profile"].items())
+        split = Table("elastic on onnxruntime", *kinds)
+        for line in profile.rows(figures["profile"]):
+            split.add_row(*line)
+        console.print(split)
+    if args.batches:
+        side = Table("side by side", "tokens/s", "times faster than the first", "sequences as alone")
+        for row in figures["batches"]:
+            side.add_row(
+                f"{row['backend']} {row['batch']}", f"{row['tokens_per_second']:.0f}", f"{row['times_faster']:.2f}",
+                f"{row['equal_to_alone']} of {row['sequences']}",
+            )  # fmt: skip
+        console.print(side)
+    if args.plot:
+        plot(figures, args.plot)
+    print(json.dumps(figures))
+
+
+def look_command(measured: list[Case], args: argparse.Namespace) -> None:
+    """The bench with images: times to the first commit and to the answer, and the images' share."""
+    *_, looks = look(measured, args.image, args.limit, args.gen_length)
+    models = list({id(case.model): case.model for case in measured}.values())
+    figures = machine(models) | {"gen_length": args.gen_length, "images": [one.figures() for one in looks]}
+    if args.json:
+        write(figures, args.json)
+    table = Table("", "image tokens", "s for the image", "s to the first commit", "s to the answer", "image's share")
+    for row in figures["images"]:
+        table.add_row(
+            row["case"], str(row["image_tokens"]), f"{row['image_seconds']:.3f}", f"{row['first_commit_seconds']:.3f}",
+            f"{row['answer_seconds']:.3f}", f"{row['image_share']:.1%}",
+        )  # fmt: skip
+    console.print(table)
+    print(json.dumps(figures))
+
+
+def sizes_of(text: str) -> list[int]:
+    try:
+        return [int(size) for size in text.split(",")]
+    except ValueError as error:
+        raise OptionError(f"--batches takes whole numbers, as 1,2,4; got {text!r}") from error
+
+
+def batches_of(models: list[Runtime], sizes: list[int], args: argparse.Namespace) -> list[dict[str, Any]]:
+    count = max(sizes) * -(-args.limit // max(sizes))
+    return [row for model in models for row in throughput(model, sizes, count, args.prompt_length, args.gen_length)]
+
+
+def profile_of(models: list[Runtime], args: argparse.Namespace) -> Any:
+    model = next((model for model in models if model.backend == "onnxruntime"), None)
+    if model is None:
+        raise OptionError("--profile is of onnxruntime: add it to --backends, or leave --profile out")
+    drawn = (prompt for prompt, _ in prompts(model, args.limit, args.prompt_length))
+    return profile.profile(model, drawn, args.gen_length, "elastic", {})

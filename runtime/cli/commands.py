@@ -1,0 +1,204 @@
+"""What each command of `runtime` does with its parsed options."""
+
+import argparse
+import json
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.table import Table
+
+from engines.cli import screen
+from engines.errors import OptionError, PromptError
+from runtime.api import REQUEST, Runtime, load
+from runtime.bench.trace import plot as draw_trace
+from runtime.decoding.controller import StepEvent
+from runtime.decoding.policies import Elastic
+from runtime.evaluation import calibrate
+from runtime.evaluation.exact_match import compare, evaluate, key_of, summary
+from runtime.evaluation.parity import verify
+from runtime.evaluation.tasks import FAMILIES
+
+console = screen()
+DECODING = (
+    "window", "threshold", "tokens_per_step", "gamma", "drift", "track_num", "block_caching", "refresh_scope",
+    "max_masks", "window_span", "steps", "block_length", "remasking", "cfg_scale", "alg", "alg_temp", "eps",
+    "prompt_interval", "response_interval",
+)  # fmt: skip
+
+
+def decoding(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in DECODING}
+
+
+def opened(args: argparse.Namespace) -> Runtime:
+    model = load(args.bundle, args.backend, threads=args.threads, provider=args.provider)
+    if model.model.note:
+        print(f"note: {model.model.note}", file=sys.stderr)
+    return model
+
+
+def read_prompt(args: argparse.Namespace) -> Any:
+    if args.prompt_ids is None:
+        try:
+            return sys.stdin.read() if args.prompt == "-" else args.prompt
+        except UnicodeError as error:
+            raise PromptError(f"standard input is not text ({error}); save the prompt as UTF-8") from error
+    try:
+        text = args.prompt_ids.read_text()
+        return json.loads(text) if text.lstrip().startswith("[") else [int(word) for word in text.split()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise PromptError(f"cannot read ids from {args.prompt_ids} ({error}); write them as [1, 2, 3]") from error
+
+
+class Trace:
+    """A file of events, one JSON line a step; opened with the first, so that a refused request loses no older file."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self.file: TextIO | None = None
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def write(self, event: StepEvent) -> None:
+        if self.path is None:
+            return
+        try:
+            self.file = self.file or self.path.open("w")
+            print(json.dumps(event.to_json()), file=self.file, flush=True)
+        except OSError as error:
+            raise OptionError(
+                f"cannot write the trace to {self.path} ({error.strerror}); choose another file"
+            ) from error
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            with suppress(OSError):  # every line was flushed when it was written
+                self.file.close()
+
+
+def generate_command(args: argparse.Namespace) -> None:
+    request: dict[str, Any] = {name: getattr(args, name, None) for name in REQUEST}
+    if args.prompts is not None:
+        return generate_all(args, read_lines(args.prompts), request)
+    prompt = read_prompt(args)
+    with opened(args) as model, Trace(args.trace) as trace:
+        for event in model.stream(prompt, args.policy, args.image, **decoding(args), **request):
+            if isinstance(event, StepEvent):
+                trace.write(event)
+        assert not isinstance(event, StepEvent)
+        if args.json:
+            print(json.dumps(event.to_json() | {"backend": model.backend, "device": model.model.device}))
+            return
+        print(event.text)
+        console.print(
+            f"[{model.backend}] {event.tokens} tokens in {event.steps} steps, {event.seconds:.3f} s, "
+            f"{event.tokens / event.seconds:.1f} tokens/s, {event.computed_fraction:.1%} of layer-rows computed"
+            + (f", {event.image_seconds:.3f} s for the images" if args.image else "")
+        )
+
+
+def generate_all(args: argparse.Namespace, prompts: list[str], request: dict[str, Any]) -> None:
+    """Answer the prompts of a file, as many side by side as the bundle was built for."""
+    if args.image:
+        raise OptionError("--image belongs to one prompt; give --prompt, or leave --image out")
+    if args.trace is not None:
+        raise OptionError("--trace writes the steps of one prompt; give --prompt, or leave --trace out")
+    if not prompts:
+        raise PromptError(f"{args.prompts} holds no prompt; write one a line")
+    with opened(args) as model:
+        size, tokens, began = model.bundle.capacity.max_batch, 0, time.perf_counter()
+        for start in range(0, len(prompts), size):
+            outs = model.generate_batch(prompts[start : start + size], args.policy, **decoding(args), **request)
+            tokens += sum(out.tokens for out in outs)
+            for number, out in enumerate(outs, start + 1):
+                if args.json:
+                    print(json.dumps({"prompt": number} | out.to_json() | {"backend": model.backend}))
+                else:
+                    print(f"[{number}] {out.text}")
+        seconds = time.perf_counter() - began
+        if not args.json:
+            console.print(
+                f"[{model.backend}] {len(prompts)} prompts, {tokens} tokens in {seconds:.3f} s, "
+                f"{tokens / seconds:.1f} tokens/s"
+            )
+
+
+def trace_command(args: argparse.Namespace) -> None:
+    prompt = read_prompt(args)
+    if args.policy not in (None, "elastic"):
+        raise OptionError(f"trace draws the policy elastic, which tests for drift; {args.policy} does not")
+    with opened(args) as model, Trace(args.json) as trace:
+        out = model.generate(prompt, "elastic", **decoding(args), gen_length=args.gen_length)
+        for event in out.trace:
+            trace.write(event)
+        chosen, _ = model.resolve("elastic", decoding(args))
+        assert isinstance(chosen, Elastic)
+        draw_trace(out.trace, model.bundle.config.layers, chosen.gamma, args.plot)
+    print(out.text)
+    refreshed = sum(event.trigger is not None for event in out.trace)
+    console.print(f"{out.steps} steps, {refreshed} with a refresh; drawn to {args.plot}")
+
+
+def eval_command(args: argparse.Namespace) -> None:
+    options = decoding(args) | {"gen_length": args.gen_length}
+    other = {"gen_length": args.gen_length}
+    table = Table("", "exact match (95 %)", "steps", "tokens/s", "layer-rows")
+    lines, both = [], ([], [])  # type: list[dict[str, Any]], tuple[list[Any], list[Any]]
+    with opened(args) as model:
+        for family in args.task or FAMILIES:
+            ways = [(args.policy, options)] + ([(args.against, other)] if args.against else [])
+            for (policy, given), kept in zip(ways, both, strict=False):
+                results = evaluate(model, family, args.limit, policy, given, args.json, console, args.few_shot)
+                kept += results
+                lines.append(key_of(model, family, policy, given, args.few_shot) | summary(results))
+                low, high = lines[-1]["interval"]
+                table.add_row(
+                    f"{family} {policy or 'default'}", f"{lines[-1]['exact_match']:.1%} ({low:.1%} … {high:.1%})",
+                    f"{lines[-1]['steps']:.1f}", f"{lines[-1]['tokens_per_second']:.0f}",
+                    f"{lines[-1]['computed_fraction']:.1%}",
+                )  # fmt: skip
+    console.print(table)
+    if args.against:
+        found = compare(*both)
+        console.print(
+            f"against {args.against}: {found['difference']:+.2%} ({found['low']:+.2%} … {found['high']:+.2%}), "
+            f"gained {found['gained']}, lost {found['lost']} of {found['problems']} (McNemar p = {found['p']:.3f}); "
+            f"{found['agreement']:.2%} of tokens equal, {found['times_faster']:.1f} times faster"
+        )
+        lines.append({"paired": args.against, **found})
+    for line in lines:
+        print(json.dumps(line))
+
+
+def calibrate_command(args: argparse.Namespace) -> None:
+    with opened(args) as model:
+        asked: list[Any] = calibrate.prompts(args.limit)
+        if args.prompts:
+            asked = read_lines(args.prompts)[: args.limit]
+        trials = []
+        for trial in calibrate.calibrate(model, args.target_agreement, asked, args.gen_length):
+            trials.append(trial)
+            console.print(f"{trial.agreement:.2%} of tokens, {1e3 * trial.seconds:.0f} ms an answer: {trial.options}")
+        if not args.dry_run:
+            calibrate.keep(model, args.target_agreement, trials, args.gen_length, len(asked))
+    what = "would be the default of" if args.dry_run else "is now the default of"
+    console.print(f"[ok] {trials[-1].options} {what} {args.bundle}")
+
+
+def read_lines(path: Path) -> list[str]:
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text()
+        return [line for line in text.splitlines() if line.strip()]
+    except OSError as error:
+        raise PromptError(f"cannot read prompts from {path} ({error.strerror}); check the path") from error
+    except UnicodeError as error:
+        raise PromptError(f"{path} holds no text ({error}); write the prompts one a line, as UTF-8") from error
+
+
+def verify_command(args: argparse.Namespace) -> None:
+    for line in verify(args.bundle, args.backend, args.prompts):
+        console.print(line)

@@ -1,0 +1,41 @@
+"""Which position lies in which slot: the active set always occupies the first slots.
+
+Attention does not care in which order keys lie, so instead of gathering rows
+the few that enter and leave the active set swap places. This module plans the
+moves; the back end's walk carries them out. It knows no tensors.
+"""
+
+import numpy as np
+
+from engines.runner import Slots
+from runtime.decoding.sequence import Positions
+
+
+class SlotMap:
+    """A permutation of `length` positions over slots, the identity at first."""
+
+    def __init__(self, length: int):
+        self.slot_of: Slots = np.arange(length)
+        self.position_at: Positions = np.arange(length)
+
+    def grow(self, length: int) -> None:
+        """Have at least `length` positions; new ones lie in the slots of their own numbers."""
+        more = np.arange(len(self.slot_of), length)
+        self.slot_of, self.position_at = np.append(self.slot_of, more), np.append(self.position_at, more)
+
+    def bring_to_front(self, positions: Positions) -> tuple[Slots, Slots]:
+        """Make `positions` occupy the first slots; returns the moves (targets, sources).
+
+        Rows that are there already stay; each other one swaps with a row that
+        is not wanted there.
+        """
+        count = len(positions)
+        slots = self.slot_of[positions]
+        arriving = np.sort(slots[slots >= count])
+        free = np.ones(count, bool)
+        free[slots[slots < count]] = False
+        leaving = np.flatnonzero(free)
+        target, source = np.concatenate([leaving, arriving]), np.concatenate([arriving, leaving])
+        self.position_at[target] = self.position_at[source]
+        self.slot_of[self.position_at[target]] = target
+        return target, source

@@ -1,0 +1,79 @@
+"""End-to-end parity: the tokens, triggers and commits of a back end against eager PyTorch.
+
+Where two runs part, the eager run's confidence margins tell float noise from
+error: a commit within NOISE of the threshold, or a drift number within NOISE of
+gamma, may fall on either side.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines.errors import OptionError, ParityError
+from engines.registry import REFERENCE
+from runtime.api import load
+from runtime.decoding.generate import Output
+from runtime.decoding.policies import POLICIES
+from runtime.evaluation.intervals import agreement
+
+NOISE = 1e-4
+
+
+def verify(bundle: Path, backend: str, prompts: int, seed: int = 0) -> Iterator[str]:
+    """Yield a line for each policy, and a last one; raises ParityError if runs part beyond float noise.
+
+    Quantised weights are other weights: there the lines say how many tokens are equal, and nothing is refused.
+    """
+    if backend == REFERENCE:
+        raise OptionError(f"{REFERENCE} is the reference itself; verify another back end")
+    if prompts < 1:
+        raise OptionError(f"prompts must be at least 1, got {prompts}")
+    with load(bundle, backend) as model, load(bundle, REFERENCE) as reference:
+        config, capacity = model.bundle.config, model.bundle.capacity
+        rng = np.random.default_rng(seed)
+        special = {config.mask_id, config.eos_id}
+        allowed = np.array([i for i in range(config.vocab) if i not in special])
+        length = min(24, capacity.max_length // 2)
+        runs = {name: [rng.choice(allowed, length) for _ in range(prompts)] for name in POLICIES}
+        weights = model.bundle.manifest.engines.get(model.backend, {}).get("weights")
+        for policy, drawn in runs.items():
+            diverged, equal = 0, 0.0
+            for prompt in drawn:
+                options: dict[str, Any] = {"gen_length": length, "policy": policy}
+                ours, theirs = model.generate(prompt, **options), reference.generate(prompt, **options)
+                equal += agreement(ours.ids, theirs.ids) / len(drawn)
+                step = first_difference(ours, theirs)
+                if step is None or weights:
+                    continue
+                margin = decision_margin(theirs, step, reference)
+                if margin > NOISE:
+                    raise ParityError(
+                        f"{backend} and {REFERENCE} part at step {step} of policy {policy}, where no decision is "
+                        f"closer than {margin:.2g}; check the parts with `python -m export verify`"
+                    )
+                diverged += 1
+            if weights:
+                yield f"{policy}: {equal:.1%} of tokens as with whole weights ({weights} is not judged)"
+            else:
+                yield f"{policy}: {len(drawn) - diverged} of {len(drawn)} runs equal, {diverged} part within {NOISE:g}"
+        yield f"[ok] {weights} runs; its parts are compared by `export verify`" if weights else "[ok] all tokens agree"
+
+
+def first_difference(ours: Output, theirs: Output) -> int | None:
+    """The first step at which two runs differ in trigger, commits or tokens."""
+    for a, b in zip(ours.trace, theirs.trace, strict=False):
+        if (a.trigger, a.committed, a.tokens, a.tracked) != (b.trigger, b.committed, b.tokens, b.tracked):
+            return b.step
+    return None if ours.sequence == theirs.sequence else min(len(ours.trace), len(theirs.trace))
+
+
+def decision_margin(run: Output, step: int, model: Any) -> float:
+    """The smallest distance of a decision to flipping, up to and including `step`, as far as a trace shows."""
+    defaults = model.bundle.manifest.defaults
+    distances = [1.0]
+    for event in run.trace[: step + 1]:
+        distances += [abs(sigma - defaults["gamma"]) for sigma in event.sigma]
+        distances.append(event.margin)
+    return min(distances)

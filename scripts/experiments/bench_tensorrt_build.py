@@ -1,0 +1,151 @@
+"""Measure three ways to compile the layers of a model for TensorRT, ahead of time and without a GPU.
+
+    python scripts/experiments/bench_tensorrt_build.py --shape llada-8b --work DIR      about 1 GB of disk
+
+`constants`: the weights lie in the plan, so each layer is built. `refit`: one
+plan whose weights are marked refittable one by one; each layer is refitted when
+it is loaded. `inputs`: the weights are inputs of the engine, one plan serves all
+layers (what `python -m export build` does). Each runs in a process of its own
+on one layer with random weights; prints one JSON line. Needs tensorrt-rtx.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from engines.config import Capacity
+from engines.signatures import GraphSignature
+from engines.signatures.gpu import layer_signature
+from engines.trt import package as flavour
+from export.checkpoint.families.llada import FAMILY as LLADA
+from export.compilers import tensorrt
+from export.part import Target, write_part
+from scripts.experiments.make_random_checkpoint import COMMON, SHAPES
+
+WAYS = ("constants", "refit", "inputs")
+
+
+def write_layer(shape: str, length: int, window: int, work: Path) -> tuple[Path, Capacity, int]:
+    """Export one layer with random weights; returns its graph, the capacity and the number of layers."""
+    config = LLADA.read_config(COMMON | SHAPES[shape] | {"torch_dtype": "float16"})
+    layers = config.layers
+    config = replace(config, max_length=min(length, config.max_length))
+    capacity = Capacity.of(config, config.max_length, window, 1, 1)
+    generator = torch.Generator().manual_seed(0)
+    d, kv = config.d_model, config.kv_heads * config.head_size
+    shapes = {
+        "q_proj": (d, d), "k_proj": (d, kv), "v_proj": (d, kv), "attn_out": (d, d),
+        "ff_proj": (d, config.mlp_size), "up_proj": (d, config.mlp_size), "ff_out": (config.mlp_size, d),
+        "attn_norm": (d,), "ff_norm": (d,),
+    }  # fmt: skip
+
+    def load() -> dict[str, torch.Tensor]:
+        return {
+            f"{name}.weight": torch.randn(dims, generator=generator).mul_(0.02).half() if len(dims) == 2
+            else torch.ones(dims, dtype=torch.float16) for name, dims in shapes.items()
+        }  # fmt: skip
+
+    target = Target(work, "onnx", "fp16", "fp16")
+    (work / "stamps").mkdir(parents=True, exist_ok=True)
+    write_part(target, layer_signature(config, "fp16", 0), config, f"random {shape}", load)
+    return work / "onnx" / "layer_00.onnx", capacity, layers
+
+
+def build(way: str, path: Path, capacity: Capacity, capabilities: list[str]) -> tuple[float, int]:
+    """Compile the layer one way; returns seconds and the plan's bytes."""
+    found = flavour.find("tensorrt_rtx")
+    slots = capacity.max_length + capacity.rows
+    spec_profiles = tensorrt.profiles(_spec(path), capacity, slots)
+    began = time.perf_counter()
+    if way == "inputs":
+        model = tensorrt.prepare(path, slots)
+        plan, _ = tensorrt.serialize("layer_00", model, spec_profiles, found, capabilities)
+        return time.perf_counter() - began, len(plan)
+    trt = found.module
+    messages = tensorrt.Messages(trt)
+    builder = trt.Builder(messages.logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, messages.logger)
+    model = onnx.load(str(path), load_external_data=False)
+    stored = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    weights = [t.name for t in stored if len(t.dims) == 2]
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == "S":
+                dim.dim_value = slots
+    fixed = path.with_name("fixed.onnx")
+    onnx.save(model, str(fixed))
+    assert parser.parse_from_file(str(fixed)), parser.get_error(0).desc()
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = len(capabilities)
+    for number, name in enumerate(capabilities):
+        config.set_compute_capability(found.capability(name), number)
+    if way == "refit":
+        config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
+        for name in weights:
+            assert network.mark_weights_refittable(name), name
+    axes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.input}
+    for span in spec_profiles:
+        profile = builder.create_optimization_profile()
+        for port, dims in tensorrt.shapes(axes, span | {"B": (1, 1, 1)}):
+            profile.set_shape(port, *dims)
+        config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    assert plan is not None, messages.last
+    return time.perf_counter() - began, plan.nbytes
+
+
+def _spec(path: Path) -> GraphSignature:
+    return GraphSignature(path.stem, (), ())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--shape", choices=list(SHAPES), default="llada-8b")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the layer")
+    parser.add_argument("--max-length", type=int, default=1400)
+    parser.add_argument("--window", type=int, default=16)
+    parser.add_argument("--capability", action="append", help="compute capability (repeatable; default 8.9)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    path, capacity, layers = write_layer(args.shape, args.max_length, args.window, args.work)
+    capabilities = args.capability or ["8.9"]
+    if args.way:
+        seconds, size = build(args.way, path, capacity, capabilities)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(
+            json.dumps({"seconds": round(seconds, 2), "plan_mb": round(size / 1e6, 2), "peak_rss_gib": round(peak, 2)})
+        )
+        return
+    weights = path.with_suffix(".safetensors").stat().st_size
+    ways = {}
+    for way in WAYS:
+        done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--way", way], capture_output=True, text=True)
+        if done.returncode == 0:
+            ways[way] = json.loads(done.stdout.splitlines()[-1])
+        else:
+            ways[way] = {"failed": done.stderr.splitlines()[-1]}
+    figures = {
+        "command": f"scripts/experiments/bench_tensorrt_build.py --shape {args.shape} --max-length {args.max_length}",
+        "capabilities": capabilities, "layers": layers, "layer_mb": round(weights / 1e6, 2), "one_layer": ways,
+        "limit_rss_gib": round(3 * weights / 2**30 + 2, 2), "tensorrt_rtx": flavour.find("tensorrt_rtx").version,
+        "machine": f"{platform.machine()}, no GPU, Python {platform.python_version()}",
+    }  # fmt: skip
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

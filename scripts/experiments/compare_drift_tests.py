@@ -1,0 +1,177 @@
+"""Which drift test sees staleness best: each one's sigma against what the cache really costs at that step.
+
+    python scripts/experiments/compare_drift_tests.py --work DIR [--json FILE] [--plot FILE] [--limit 60]
+
+Decodes few-shot problems in eager PyTorch with gamma 0, so that nothing is ever
+refreshed, and computes every drift test at every step. The step's error is the
+total variation distance between the window's token distributions and those of a
+full forward over the same ids. A good witness ranks steps as their errors do.
+"""
+
+import argparse
+import json
+import math
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import export
+import runtime
+from engines.eager.layers import attention_before_and_after
+from engines.eager.model import EagerModel, EagerRunner
+from engines.runner import DriftInputs, ReuseResult
+from runtime.bench.cases import machine
+from runtime.bench.plots import figure, save
+from runtime.decoding.controller import Controller, StepEvent
+from runtime.decoding.generate import stream
+from runtime.decoding.policies import Elastic
+from runtime.decoding.request import Request
+from runtime.evaluation import tasks
+from runtime.evaluation.exact_match import STEPS, few_shot_prompt
+
+POLICY: Any = Elastic(window=32, threshold=0.9, gamma=0.0)
+GEN_LENGTH, FEW_SHOT = 192, 400
+WORST = 0.1  # the share of steps that a witness should find
+
+
+def lowest(old: Tensor, new: Tensor) -> Tensor:
+    """`min`: the cosine over the keys, averaged over heads, of the token for which it is lowest."""
+    return F.cosine_similarity(old, new, dim=-1).mean(1).amin(1)
+
+
+def focus(old: Tensor, new: Tensor) -> Tensor:
+    """The cosine over the keys, weighted by each row's Kullback-Leibler divergence from uniform attention, in nats."""
+    entropy = -(new * new.clamp_min(1e-30).log()).sum(-1)
+    weights = (math.log(new.shape[-1]) - entropy).clamp_min(1e-6)
+    return (F.cosine_similarity(old, new, dim=-1) * weights).sum((1, 2)) / weights.sum((1, 2))
+
+
+def moved(old: Tensor, new: Tensor) -> Tensor:
+    """1 minus the total variation distance of the attention rows before and after."""
+    return (1 - (old - new).abs().sum(-1) / 2).mean((1, 2))
+
+
+# What is compared: attention rows [1, H, T, S] before and after a pass -> sigma [1]. The last three are not exported.
+CANDIDATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "row": lambda old, new: F.cosine_similarity(old, new, dim=-1).mean((1, 2)),
+    "head": lambda old, new: F.cosine_similarity(old, new, dim=1).mean((1, 2)),
+    "min": lowest, "focus": focus, "moved": moved,
+}  # fmt: skip
+
+
+class RecordingRunner(EagerRunner):
+    """Computes every candidate at every layer, and lets none of them trigger a refresh."""
+
+    @torch.inference_mode()
+    def reuse(self, rows: int, watch: DriftInputs, gamma: float) -> ReuseResult:
+        self.sigma = {kind: list[float]() for kind in CANDIDATES}
+        probes = []
+        for index in range(self.config.layers):
+            q_prev, k_prev = self.save_previous(index, rows, watch)
+            self.layer(index, rows)
+            q_now = self.q[index][:, self.rows(watch.tracked)]
+            old, new = attention_before_and_after(q_prev, q_now, k_prev, self.k[index], self.key_mask)
+            real = self.key_mask[0]  # slots that hold no position are left out
+            for kind, similarity in CANDIDATES.items():
+                self.sigma[kind].append(float(similarity(old[..., real], new[..., real])))
+            probes.append(self.probe(index, watch))
+        return ReuseResult(self.sigma["row"], None, probes)
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    wide = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return np.asarray(wide / wide.sum(-1, keepdims=True))
+
+
+def observe(model: EagerModel, prompt: NDArray[np.int64]) -> list[dict[str, float]]:
+    """The lowest sigma of every drift test and the error, for each step of one prompt after the first."""
+    made: list[Controller] = []
+
+    def make(runner: Any, *rest: Any) -> Controller:
+        made.append(Controller(RecordingRunner(model, runner.length, runner.length), *rest))
+        return made[0]
+
+    ids = np.concatenate([prompt, np.full(GEN_LENGTH, model.config.mask_id)])
+    found = []
+    for event in stream(model, Request(prompt, gen_length=GEN_LENGTH), POLICY, None, make):
+        if not isinstance(event, StepEvent):
+            break
+        if event.step:
+            runner = made[0].runner
+            assert isinstance(runner, RecordingRunner)
+            window = np.array(event.window)
+            truth = model.new_runner(len(ids))
+            truth.embed(ids)
+            truth.run_layers(len(ids), None)
+            cached, fresh = runner.logits(made[0].map.slot_of[window]), truth.logits(window)
+            error = np.abs(softmax(cached) - softmax(fresh)).sum(-1).mean() / 2
+            found.append({kind: min(sigma) for kind, sigma in runner.sigma.items()} | {"error": float(error)})
+        ids[event.committed] = event.tokens
+    return found
+
+
+def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.argsort(np.argsort(values)).astype(np.float64)
+
+
+def summary(steps: list[dict[str, float]]) -> dict[str, Any]:
+    """For each drift test: rank correlation with the error, and how many steps it refreshes to meet the worst ones."""
+    error = np.array([step["error"] for step in steps])
+    worst = error >= np.quantile(error, 1 - WORST)
+    found: dict[str, Any] = {"steps": len(steps), "mean_error": float(error.mean()), "worst": float(error[worst].min())}
+    for kind in CANDIDATES:
+        drift = 1 - np.array([step[kind] for step in steps])
+        order = np.argsort(-drift)
+        caught = np.cumsum(worst[order]) / worst.sum()
+        found[kind] = {
+            "spearman": float(np.corrcoef(ranks(drift), ranks(error))[0, 1]),
+            "worst_caught_at_20_percent": float(caught[int(0.2 * len(steps))]),
+            "refreshes_to_catch_90_percent": float((np.flatnonzero(caught >= 0.9)[0] + 1) / len(steps)),
+        }
+    return found
+
+
+def plot(steps: list[dict[str, float]], file: Path) -> None:
+    chart = figure(12, 3.2)
+    error = [step["error"] for step in steps]
+    for axes, kind in zip(chart.subplots(1, len(CANDIDATES), sharey=True), CANDIDATES, strict=True):
+        axes.loglog([max(1e-6, 1 - step[kind]) for step in steps], np.maximum(error, 1e-6), ".", ms=3, alpha=0.5)
+        axes.set(xlabel="1 - sigma", title=kind)
+    chart.axes[0].set_ylabel("error of the step")
+    save(chart, file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder for the bundle")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--plot", type=Path, help="draw the steps to this PNG file")
+    parser.add_argument("--limit", type=int, default=60, help="problems (default 60)")
+    args = parser.parse_args()
+    rng, steps = random.Random(1), list[dict[str, float]]()
+    with runtime.load(export.build("demo", args.work / "observed"), "eager") as model:
+        assert isinstance(model.model, EagerModel)
+        for number in range(args.limit):
+            family = tasks.FAMILIES[number % len(tasks.FAMILIES)]
+            problem = tasks.generate(family, rng, "test", rng.randint(*STEPS[family]))
+            steps += observe(model.model, few_shot_prompt(model, problem, FEW_SHOT, rng))
+        about = machine([model]) | {"command": "scripts/experiments/compare_drift_tests.py", "problems": args.limit}
+    found = about | summary(steps)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    if args.plot:
+        plot(steps, args.plot)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

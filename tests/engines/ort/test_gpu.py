@@ -1,0 +1,71 @@
+"""ONNX Runtime on a GPU, on the stand-in for its memory: same decisions as on the CPU, one wait a reuse pass."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+import export
+import runtime
+from engines.errors import DeviceError, OptionError
+from engines.ort.gpu import OnnxRuntimeGpuModel
+from tests.engines.trt.test_model import OPTIONS, PROMPT, decisions, sigma
+from tests.support.cases import GOLDEN, refused
+from tests.support.fake_gpu import FakeCuda, fake_provider
+
+
+@pytest.fixture(scope="module")
+def model(golden_bundle: Path) -> Iterator[runtime.Runtime]:
+    with fake_provider():
+        loaded = runtime.load(golden_bundle, "onnxruntime")
+    with loaded:
+        assert isinstance(loaded.model, OnnxRuntimeGpuModel)
+        yield loaded
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_decides_as_on_the_cpu(model: runtime.Runtime, golden: runtime.Runtime, options: dict[str, Any]) -> None:
+    ours, theirs = (m.generate(PROMPT, gen_length=32, **options) for m in (model, golden))
+    gap = np.abs(sigma(ours) - sigma(theirs))
+    print(f"{options}: {ours.steps} steps, sigma max {gap.max():.1e} mean {gap.mean():.1e}")
+    assert decisions(ours) == decisions(theirs) and ours.sequence == theirs.sequence
+    assert gap.max() < 1e-5
+
+
+def test_plain_forward(model: runtime.Runtime, golden: runtime.Runtime) -> None:
+    assert np.abs(model.logits(PROMPT) - golden.logits(PROMPT)).max() < 1e-5
+
+
+def test_a_reuse_step_waits_once(model: runtime.Runtime) -> None:
+    assert isinstance(model.model, OnnxRuntimeGpuModel) and isinstance(model.model.cuda, FakeCuda)
+    cuda = model.model.cuda
+    seen = [(cuda.waits, cuda.counts["upload"]) for _ in model.stream(PROMPT, gen_length=32, gamma=0.0, window=8)]
+    steps = np.diff(np.array(seen), axis=0)[2:-1]
+    assert len(steps) > 4 and (steps == 1).all(), steps
+
+
+def test_choice_of_a_provider(golden_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with refused(DeviceError, "no cuda provider", "CPUExecutionProvider", "onnxruntime-gpu"):
+        runtime.load(golden_bundle, "onnxruntime", provider="cuda")
+    with refused(OptionError, "unknown provider 'rocm'", "auto, cpu, cuda, tensorrt"):
+        runtime.load(golden_bundle, "onnxruntime", provider="rocm")
+    with refused(OptionError, "a provider is ONNX Runtime's", "eager"):
+        runtime.load(golden_bundle, "eager", provider="cuda")
+    with fake_provider():
+        with runtime.load(golden_bundle, "onnxruntime", provider="cpu", threads=1) as loaded:
+            assert "CPU, 1 threads" in loaded.model.device and not loaded.model.note
+        halves = export.build(GOLDEN, tmp_path / "bf16", precision="bf16", window=8)
+        with refused(OptionError, "bind no bf16", "--fp16"):
+            runtime.load(halves, "onnxruntime", provider="cuda")
+
+
+def test_a_gpu_that_is_not_there(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA build of ONNX Runtime on a machine without a GPU: the CPU serves, and the note says so."""
+    cuda = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python; scripts/setup.sh installs it")
+    monkeypatch.setattr(cuda, "cudaGetDeviceCount", lambda: (cuda.cudaError_t.cudaErrorNoDevice, None))
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with runtime.load(golden_bundle, "onnxruntime") as loaded:
+        assert "CPU" in loaded.model.device and "the GPU is passed over: no NVIDIA GPU" in loaded.model.note

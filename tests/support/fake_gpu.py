@@ -1,0 +1,390 @@
+"""A stand-in for an NVIDIA GPU and TensorRT: the session's logic without either.
+
+It keeps TensorRT's rules and checks them: queued work runs only when the host
+waits, shapes must lie in the chosen profile, every port needs an address inside
+one allocation, a cache's output must alias its input, nothing may wait while a
+graph is captured, and a captured graph replays the addresses it was captured
+with, in a context that has kept its shapes. A "plan" is the ONNX graph TensorRT would have been given; ONNX Runtime
+runs it on the stand-in's memory.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+
+from engines.errors import BackendError
+from engines.gpu.cuda import Address, Cuda
+
+VERSION = "0.0.standin"
+NATIVE = {"RotaryEmbedding": "ROTARY_EMBEDDING", "TensorScatter": "KV_CACHE_UPDATE", "Attention": "ATTENTION_INPUT"}
+
+
+class FakeCuda(Cuda):
+    """Device memory as NumPy arrays at made-up addresses; a queue that runs at `sync`."""
+
+    latest: "FakeCuda"
+
+    def __init__(self, device: int = 0):
+        self.name, self.capability, self.stream = "Stand-in", (8, 9), 7
+        self.owned: list[Address] = []
+        self.regions: dict[Address, NDArray[np.uint8]] = {}
+        self.end, self.limit = 0x10000, 1 << 30
+        self.waits = 0
+        self.queue: list[Callable[[], None]] = []
+        self.recording: list[Callable[[], None]] | None = None
+        self.counts = dict.fromkeys(("launch", "capture", "upload", "download", "run"), 0)
+        type(self).latest = self
+
+    def alloc(self, size: int, what: str) -> Address:
+        if sum(r.size for r in self.regions.values()) + size > self.limit:
+            raise BackendError(f"out of GPU memory: {what}")
+        address, self.end = self.end, self.end + -(-max(size, 1) // 4096) * 4096 + 4096
+        self.regions[address] = np.zeros(max(size, 1), np.uint8)
+        self.owned.append(address)
+        return address
+
+    def at(self, address: Address, size: int) -> NDArray[np.uint8]:
+        """The memory at an address; fails outside one allocation."""
+        for base, region in self.regions.items():
+            if base <= address and address + size <= base + region.size:
+                return region[address - base : address - base + size]
+        raise AssertionError(f"{size} bytes at {address:#x} lie in no allocation")
+
+    def pinned(self, size: int) -> NDArray[np.uint8]:
+        return self.regions[self.alloc(size, "the host's memory")][:size]  # given back like the rest
+
+    def push(self, work: Callable[[], None], kind: str = "") -> None:
+        if kind:
+            self.counts[kind] += 1
+        (self.queue if self.recording is None else self.recording).append(work)
+
+    def upload(self, target: Address, source: NDArray[Any]) -> None:
+        raw = source.view(np.uint8).reshape(-1)
+        self.push(lambda: np.copyto(self.at(target, raw.size), raw), "upload")
+
+    def download(self, target: NDArray[Any], source: Address) -> None:
+        raw = target.view(np.uint8).reshape(-1)
+        self.push(lambda: np.copyto(raw, self.at(source, raw.size)), "download")
+
+    def copy(self, target: Address, source: Address, size: int) -> None:
+        self.push(lambda: np.copyto(self.at(target, size), self.at(source, size)))
+
+    def copy_rows(self, target: Address, target_pitch: int, source: Address, pitch: int, width: int, rows: int) -> None:
+        assert width <= pitch and width <= target_pitch, "rows overlap"
+
+        def work() -> None:
+            for row in range(rows):
+                np.copyto(self.at(target + row * target_pitch, width), self.at(source + row * pitch, width))
+
+        self.push(work)
+
+    def copy_planes(
+        self, target: Address, target_pitch: int, target_height: int, source: Address, pitch: int, height: int,
+        width: int, rows: int, planes: int,
+    ) -> None:  # fmt: skip
+        assert rows <= height and rows <= target_height, "planes overlap"
+        for plane in range(planes):
+            to, where = target + plane * target_height * target_pitch, source + plane * height * pitch
+            self.copy_rows(to, target_pitch, where, pitch, width, rows)
+
+    def sync(self) -> None:
+        assert self.recording is None, "waiting while a graph is captured"
+        self.waits += 1
+        work, self.queue = self.queue, []
+        for item in work:
+            item()
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        self.counts["capture"] += 1
+        self.recording = []
+        try:
+            work()
+            return self.recording
+        finally:
+            self.recording = None
+
+    def launch(self, graph: Any) -> None:
+        self.counts["launch"] += 1
+        for item in graph:
+            self.push(item)
+
+    def destroy(self, graph: Any) -> None:
+        def launched() -> None:
+            raise AssertionError("a graph that was given back is launched")
+
+        graph[:] = [launched]
+
+    def free(self, address: Address) -> None:
+        assert not self.queue, "queued work may need what is given back"
+        self.owned.remove(address)
+        del self.regions[address]
+
+    def close(self) -> None:
+        self.sync()
+        while self.owned:
+            self.free(self.owned[-1])
+
+
+class Network:
+    def __init__(self) -> None:
+        self.model = onnx.ModelProto()
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.model.graph.node)
+
+    def get_layer(self, index: int) -> Any:
+        kind = self.model.graph.node[index].op_type
+        return SimpleNamespace(type=SimpleNamespace(name=NATIVE.get(kind, kind.upper())))
+
+
+class Parser:
+    num_errors = 0
+
+    def __init__(self, network: Network, logger: Any):
+        self.network = network
+
+    def parse(self, content: bytes) -> bool:
+        self.network.model = onnx.load_from_string(content)
+        return True
+
+
+class Profile:
+    def __init__(self) -> None:
+        self.spans: dict[str, Any] = {}
+
+    def set_shape(self, port: str, *dims: Any) -> None:
+        self.spans[port] = [list(d) for d in dims]
+
+
+class Config:
+    num_compute_capabilities = 0
+
+    def __init__(self) -> None:
+        self.profiles: list[dict[str, Any]] = []
+
+    def set_compute_capability(self, capability: Any, index: int) -> None:
+        assert index < self.num_compute_capabilities
+
+    def add_optimization_profile(self, profile: Profile) -> None:
+        self.profiles.append(profile.spans)
+
+
+class Builder:
+    def __init__(self, logger: Any):
+        pass
+
+    def create_network(self, flags: int) -> Network:
+        return Network()
+
+    def create_builder_config(self) -> Config:
+        return Config()
+
+    def create_optimization_profile(self) -> Profile:
+        return Profile()
+
+    def build_serialized_network(self, network: Network, config: Config) -> bytes:
+        return json.dumps(config.profiles).encode() + b"\n" + bytes(network.model.SerializeToString())
+
+
+class Runtime:
+    def __init__(self, logger: Any):
+        self.cuda = FakeCuda.latest
+
+    def deserialize_cuda_engine(self, plan: bytes) -> Any:
+        profiles, _, content = plan.partition(b"\n")
+        return Engine(self.cuda, json.loads(profiles), onnx.load_from_string(content))
+
+
+class Engine:
+    def __init__(self, cuda: FakeCuda, profiles: list[dict[str, Any]], model: onnx.ModelProto):
+        self.cuda, self.profiles, self.model = cuda, profiles, model
+        for tensor in model.graph.initializer:
+            if tensor.name.startswith("rotary_"):  # ONNX Runtime, not TensorRT, wants a line for each row of a pass
+                table = np.pad(onnx.numpy_helper.to_array(tensor), ((0, 4096), (0, 0)))
+                tensor.CopyFrom(onnx.numpy_helper.from_array(table, tensor.name))
+        options = ort.SessionOptions()
+        options.use_per_session_threads = False
+        self.session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        self.types = {
+            v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type)
+            for v in (*model.graph.input, *model.graph.output)
+        }
+        self.fixed = {
+            v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
+            for v in model.graph.input
+            if not any(d.dim_param for d in v.type.tensor_type.shape.dim)
+        }
+        self.aliases = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "TensorScatter"}
+
+        self.device_memory_size_v2 = len(model.graph.node) << 10
+
+    def create_execution_context(self, strategy: Any) -> Any:
+        assert strategy is Strategy.USER_MANAGED
+        return Context(self)
+
+
+class Context:
+    def __init__(self, engine: Engine):
+        self.engine, self.spans = engine, {}  # type: ignore[var-annotated]
+        self.addresses: dict[str, Address] = {}
+        self.shapes = dict(engine.fixed)
+        self.memory = 0
+
+    def set_device_memory(self, memory: Address, size: int) -> None:
+        assert self.spans and size >= self.engine.device_memory_size_v2
+        self.engine.cuda.at(memory, size)
+        self.memory = memory
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        self.spans = self.engine.profiles[profile]
+        return True
+
+    def set_input_shape(self, port: str, shape: tuple[int, ...]) -> bool:
+        if port in self.engine.fixed:
+            assert shape == self.engine.fixed[port], (port, shape, self.engine.fixed[port])
+        elif not all(a <= n <= b for a, n, b in zip(self.spans[port][0], shape, self.spans[port][2], strict=True)):
+            return False
+        self.shapes[port] = shape
+        return True
+
+    def set_tensor_address(self, port: str, address: Address) -> bool:
+        assert port in self.engine.types, f"no port {port}"
+        self.addresses[port] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream == 7
+        cuda, engine = self.engine.cuda, self.engine
+        addresses, shapes, captured = dict(self.addresses), dict(self.shapes), cuda.recording is not None
+        assert self.memory, "it has no memory to compute in"
+        assert set(addresses) == set(engine.types), set(engine.types) ^ set(addresses)
+        for output, source in engine.aliases.items():
+            assert addresses[output] == addresses[source], f"{output} does not alias {source}"
+
+        def work() -> None:
+            assert not captured or shapes == self.shapes, "the context of a captured graph has other shapes now"
+            cuda.at(self.memory, engine.device_memory_size_v2)
+            feeds = {}
+            for port in engine.session.get_inputs():
+                dtype, shape = np.dtype(engine.types[port.name]), shapes[port.name]
+                raw = cuda.at(addresses[port.name], int(np.prod(shape)) * dtype.itemsize)
+                feeds[port.name] = raw.view(dtype).reshape(shape).copy()
+            names = [port.name for port in engine.session.get_outputs()]
+            for name, value in zip(names, engine.session.run(names, feeds), strict=True):
+                assert value.dtype == engine.types[name], (name, value.dtype)
+                raw = np.ascontiguousarray(value).view(np.uint8).reshape(-1)
+                np.copyto(cuda.at(addresses[name], raw.size), raw)
+
+        cuda.push(work, "run")
+        return True
+
+
+ComputeCapability = Enum("ComputeCapability", ["NONE", "CURRENT", "SM80", "SM86", "SM89", "SM120"])
+
+
+class Strategy(Enum):
+    USER_MANAGED = 2
+
+
+class Severity(Enum):
+    ERROR, INTERNAL_ERROR = 1, 2
+
+
+class Logger:
+    ERROR = 1
+    Severity = Severity
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+
+def module() -> ModuleType:
+    """What `import tensorrt` finds."""
+    found = ModuleType("tensorrt")
+    found.__spec__ = ModuleSpec("tensorrt", None)
+    contents = dict(
+        __version__=VERSION, ILogger=Logger, Logger=Logger, Builder=Builder, OnnxParser=Parser, Runtime=Runtime,
+        ComputeCapability=ComputeCapability, NetworkDefinitionCreationFlag=SimpleNamespace(),
+        ExecutionContextAllocationStrategy=Strategy,
+    )  # fmt: skip
+    vars(found).update(contents)
+    return found
+
+
+@contextmanager
+def fake_gpu(fp32: bool = True) -> Iterator[type[FakeCuda]]:
+    """Make the stand-in the installed TensorRT and the only GPU; with `fp32` it takes that precision too,
+    so that its tokens can be compared with the other back ends' exactly."""
+    import engines.trt.model
+    import export.compilers.tensorrt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "tensorrt", module())
+        patch.setattr(engines.trt.model, "Cuda", FakeCuda)
+        if fp32:
+            patch.setattr(export.compilers.tensorrt, "check_precision", lambda precision: None)
+        yield FakeCuda
+
+
+class Sessions:
+    """ONNX Runtime's GPU sessions on the stand-in: bound by address, run on its memory when the host waits."""
+
+    def __init__(self, cuda: FakeCuda, path: str):
+        model = onnx.load(path)
+        self.inputs = [v.name for v in model.graph.input]
+        self.outputs = [v.name for v in model.graph.output]
+        options = ort.SessionOptions()
+        options.use_per_session_threads = False
+        self.cuda, self.session = cuda, ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def io_binding(self) -> Any:
+        bound: dict[str, tuple[Any, tuple[int, ...], Address]] = {}
+
+        def bind(name: str, kind: str, device: int, dtype: Any, shape: tuple[int, ...], address: Address) -> None:
+            assert (kind, device) == ("cuda", 0)
+            bound[name] = np.dtype(dtype), shape, address
+
+        return SimpleNamespace(bind_input=bind, bind_output=bind, bound=bound)
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        bound = dict(binding.bound)
+        assert set(bound) == {*self.inputs, *self.outputs}
+
+        def memory(name: str) -> NDArray[Any]:
+            dtype, shape, address = bound[name]
+            raw = self.cuda.at(address, int(np.prod(shape)) * dtype.itemsize)
+            return np.asarray(raw.view(dtype).reshape(shape))
+
+        def work() -> None:
+            feeds = {name: memory(name).copy() for name in self.inputs}
+            for name, value in zip(self.outputs, self.session.run(self.outputs, feeds), strict=True):
+                memory(name)[...] = value
+
+        self.cuda.push(work, "run")
+
+
+@contextmanager
+def fake_provider() -> Iterator[None]:
+    """Make ONNX Runtime look as if it had a CUDA provider, with the stand-in as its GPU."""
+    import engines.ort.gpu as gpu
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "Cuda", FakeCuda)
+        patch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+        patch.setattr(
+            gpu.OnnxRuntimeGpuModel, "_open",
+            lambda self, part, device: Sessions(self.cuda, str(self.bundle.graph(part))),
+        )  # fmt: skip
+        yield
