@@ -17,8 +17,8 @@ from engines.interrupt import INTERRUPTED
 
 def screen() -> Console:
     """Where people read: the terminal as wide as it is, a file or a pipe wide enough for tables."""
-    narrow = sys.stdout is not None and sys.stdout.isatty()  # there is none where it was closed
-    return Console(soft_wrap=True, markup=False, highlight=False, width=None if narrow else 140)
+    terminal = sys.stdout is not None and sys.stdout.isatty()  # there is none where it was closed
+    return Console(soft_wrap=True, markup=False, highlight=False, width=None if terminal else 140)
 
 
 class Parser(argparse.ArgumentParser):

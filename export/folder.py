@@ -4,7 +4,7 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engines.bundle import CALIBRATION, MANIFEST, STAMPS, Bundle, Manifest
 from engines.errors import BundleError, NewerBundleError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from export.build import BuildJob
 
 LOCK = ".lock"
+COMPILED = ("weights", "flavour", "capabilities")  # options that engines were built with
 
 
 @contextmanager
@@ -46,15 +47,10 @@ def prepare_folder(job: "BuildJob", force: bool) -> bool:
             refuse_foreign_files(job.root)
     if found is not None and not force:
         manifest = found.manifest
-        same = manifest.checkpoint["identity"] == job.checkpoint.identity
-        alike = (found.config, found.capacity, manifest.precision) == (job.config, job.capacity, job.precision)
-        if not same or not alike or not all(as_asked(job, name, entry) for name, entry in manifest.engines.items()):
-            had = {"precision": manifest.precision} | vars(found.capacity)
-            asked = {"precision": job.precision} | vars(job.capacity)
-            other = ", ".join(
-                f"{name} {value}" for name, value in had.items() if value != asked[name] and name != "rows"
-            )
-            what = f"with other options{other and f' ({other})'}" if same else "of another checkpoint"
+        same, other = manifest.checkpoint["identity"] == job.checkpoint.identity, others(job, manifest)
+        if not same or other or found.config != job.config:
+            named = f" ({', '.join(other)})" if other else ""
+            what = f"with other options{named}" if same else "of another checkpoint"
             raise BundleError(f"{job.root} is a bundle {what}; choose another --out, or pass --force to replace it")
         texts = (job.checkpoint.directory / "config.json", *job.checkpoint.tokenizer_files())
         whole = intact(found) and all(found.manifest.files.get(p.name) == describe(p) for p in texts)
@@ -67,20 +63,23 @@ def prepare_folder(job: "BuildJob", force: bool) -> bool:
     return True
 
 
-def as_asked(job: "BuildJob", name: str, entry: dict[str, Any]) -> bool:
-    """Whether engines that are there are those that are asked for; what is not said of a compiler may be anything."""
-    if name not in job.backends:
-        return True
-    said = {option: getattr(job, option) for option in ("flavour", "capabilities") if getattr(job, option)}
-    return all(entry.get(option, value) == value for option, value in said.items()) and (
-        entry.get("weights", job.weights) == job.weights
-    )
+def others(job: "BuildJob", manifest: Manifest) -> list[str]:
+    """A bundle's options that are not those asked for; what is not said of a compiler may be anything."""
+    had = {"precision": manifest.precision} | manifest.capacity
+    asked = {"precision": job.precision} | vars(job.capacity)
+    found = [f"{name} {value}" for name, value in had.items() if name != "rows" and value != asked[name]]
+    for name, entry in manifest.engines.items():
+        for option in COMPILED if name in job.backends else ():
+            wanted = getattr(job, option)
+            if option in entry and entry[option] != wanted and (wanted or option == "weights"):
+                found.append(f"{name} {option} {entry[option] or 'whole'}")
+    return found
 
 
 def extend_existing(job: "BuildJob", manifest: Manifest) -> None:
     """Have a bundle's engines made again as they were, which takes up what is whole, and keep its calibration."""
     for entry in manifest.engines.values():
-        for option in ("weights", "flavour", "capabilities"):
+        for option in COMPILED:
             setattr(job, option, getattr(job, option) or entry.get(option))
     job.backends = [*manifest.engines, *(name for name in job.backends if name not in manifest.engines)]
     evidence = job.root / CALIBRATION

@@ -281,6 +281,7 @@ def test_verify(precision: str, bundle: Path, tmp_path: Path) -> None:
         sizes = {name: entry.dtype for name, entry in locate(Bundle.open(bundle).weights("tower")).items()}
         assert set(sizes.values()) == {"fp16"}
     rows = {row.part: row for row in verify(Bundle.open(bundle), "onnxruntime", 5e-4 if precision == "fp32" else 0.2)}
+    assert all(row.max <= 0.1 * row.scale for part, row in rows.items() if part != "forward")
     for part in ("tower", "projector", "newline"):
         print(f"{precision} {part}: max {rows[part].max:.1e} mean {rows[part].mean:.1e}")
         assert rows[part].max < 1e-4

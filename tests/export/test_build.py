@@ -31,7 +31,7 @@ from engines.errors import BackendError, BundleError, CheckpointError, NewerBund
 from engines.weights import NAMES, locate
 from export.build import estimate, plan
 from export.checkpoint.reader import open_checkpoint
-from export.folder import LOCK, as_asked, locked
+from export.folder import LOCK, locked, others
 from export.graphs.quantize import INT8
 from export.part import sources_digest
 from scripts.experiments.make_random_checkpoint import SHAPES, make_checkpoint
@@ -321,12 +321,16 @@ def test_what_is_built_again_is_as_it_was(tiny_checkpoint: Path, tmp_path: Path)
 
 
 def test_engines_with_other_options_need_force(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    def asked(**options: Any) -> bool:
-        job = replace(plan(tiny_checkpoint, tmp_path / "b", "fp32", [], None, None, 1, 1), backends=["any"], **options)
-        return as_asked(job, "any", {"flavour": "one", "capabilities": ["8.9"]})
+    manifest = Bundle.open(export.build(tiny_checkpoint, tmp_path / "b", max_batch=1)).manifest
+    manifest = replace(manifest, engines={"any": {"flavour": "one", "capabilities": ["8.9"]}})
 
-    assert asked() and asked(flavour="one") and asked(flavour="one", capabilities=["8.9"])
-    assert not asked(flavour="other") and not asked(capabilities=["8.9", "9.0"])
+    def other(**options: Any) -> list[str]:
+        job = plan(tiny_checkpoint, tmp_path / "b", "fp32", [], None, None, 1, 1)
+        return others(replace(job, backends=["any"], **options), manifest)
+
+    assert other() == other(flavour="one") == other(flavour="one", capabilities=["8.9"]) == []
+    assert other(flavour="other") == ["any flavour one"]
+    assert other(capabilities=["9.0"], precision="fp16") == ["precision fp32", "any capabilities ['8.9']"]
 
 
 def test_no_stamp_outlives_the_names_of_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +369,7 @@ def test_quantised_weights(tiny_checkpoint: Path, tmp_path: Path, weights: str, 
     assert not list(bundle.root.rglob("*.whole.*")), "what the quantizer read is gone"
     (bundle.root / MANIFEST).unlink()
     assert content(export.build(tiny_checkpoint, bundle.root, weights=weights)) == content(bundle.root)
-    with refused(BundleError, "with other options", "--force"):
+    with refused(BundleError, f"with other options (onnxruntime weights {weights})", "--force"):
         export.build(tiny_checkpoint, bundle.root)
 
 
