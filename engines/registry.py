@@ -144,28 +144,27 @@ def load(bundle: Bundle, backend: str = "auto", **options: Any) -> Model:
     the bundle has no engines for it.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    names = _candidates(bundle, given) if backend == "auto" else [backend]
-    for name in names[:-1]:
-        try:
-            return load_one(bundle, name, given)
-        except DeviceError as error:
-            logger.warning("%s is passed over: %s", name, error)
-    return load_one(bundle, names[-1], given)
+    return _load_first(bundle, given) if backend == "auto" else load_one(bundle, backend, given)
 
 
-def _candidates(bundle: Bundle, options: dict[str, Any]) -> list[str]:
-    """The back ends that `auto` tries, at least one, the preferred first."""
+def _load_first(bundle: Bundle, options: dict[str, Any]) -> Model:
     names = available()
     if not names:
         raise BackendError(f"no back end is installed; {INSTALL.format(extra='cpu')} brings ONNX Runtime")
     ready = [name for name in names if not BACKENDS[name].compiled or name in bundle.manifest.engines]
     usable = [name for name in names if not BACKENDS[name].unknown(options)]
-    # Where nothing can be loaded, the error of the last one says what to build or which option to leave out.
-    tried = [name for name in ready if name in usable] or usable[-1:] or names[-1:]
-    for name in names[: names.index(tried[0])]:
-        if name in ready:
-            logger.warning("%s is passed over: it takes no option %s", name, ", ".join(BACKENDS[name].unknown(options)))
-    return tried
+    # The last one is loaded in any case: its error says what to build, or which option to leave out.
+    last = ([name for name in ready if name in usable] or usable or names)[-1]
+    for name in ready[: ready.index(last)] if last in ready else ():
+        if name not in usable:
+            unknown = ", ".join(BACKENDS[name].unknown(options))
+            logger.warning("%s is passed over: it takes no option %s", name, unknown)
+            continue
+        try:
+            return load_one(bundle, name, options)
+        except DeviceError as error:
+            logger.warning("%s is passed over: %s", name, error)
+    return load_one(bundle, last, options)
 
 
 def load_one(bundle: Bundle, backend: str, options: dict[str, Any]) -> Model:

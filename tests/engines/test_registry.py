@@ -1,8 +1,11 @@
 """Finding and loading back ends: what is missing is named, and an option that is not taken is refused."""
 
+import importlib
 import importlib.util
-from dataclasses import replace
+import inspect
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +15,8 @@ from engines import registry as backends
 from engines.bundle import Bundle
 from engines.errors import BackendError, BundleError, OptionError
 from engines.ort.model import OnnxRuntimeModel
-from engines.registry import BACKENDS, available
-from tests.support.cases import refused
+from engines.registry import BACKENDS, accepted, available
+from tests.support.cases import edit_manifest, refused
 
 ON_CPU = ("onnxruntime", "eager")
 TENSORRT = ("tensorrt", "tensorrt_rtx")
@@ -91,3 +94,65 @@ def test_load(golden_bundle: Path) -> None:
     model = backends.load(Bundle.open(golden_bundle), "onnxruntime")
     assert isinstance(model, OnnxRuntimeModel) and model.capacity.window == 32
     model.close()
+
+
+# Options
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_options_are_those_of_the_opener(name: str) -> None:
+    """The dataclass of a back end has the names and defaults of the function that it is passed to."""
+    back_end = BACKENDS[name]
+    opener = getattr(importlib.import_module(back_end.module), back_end.opener)
+    _, *parameters = inspect.signature(opener).parameters.values()
+    assert {p.name: p.default for p in parameters} == {f.name: f.default for f in fields(back_end.options)}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [("eager", {"provider": "cpu"}, ("takes no option provider", "threads, device")),
+     ("onnxruntime", {"device": 0, "colour": 1}, ("no option colour, device", "threads, provider")),
+     ("tensorrt", {"threads": 1}, ("takes no option threads", "flavour, device")),
+     ("auto", {"colour": 1}, ("eager takes no option colour",))],
+)  # fmt: skip
+def test_options_that_are_not_taken(
+    golden_bundle: Path, name: str, options: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    with refused(OptionError, *words, "leave it out, or choose another back end"):
+        runtime.load(golden_bundle, name, **options)
+
+
+def test_none_is_not_given(golden_bundle: Path) -> None:
+    with runtime.load(golden_bundle, "eager", threads=None, provider=None, device="cpu") as model:
+        assert model.backend == "eager"
+
+
+def test_auto_passes_over_what_does_not_take_an_option(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A preferred back end that is ready is named in a warning; one that is not built is not."""
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: real("json") if name in TENSORRT else real(name, *a)
+    )
+    with runtime.load(bundle_copy, threads=1) as model:
+        assert model.backend == "onnxruntime" and not caplog.text
+    edit_manifest(bundle_copy, lambda m: m["engines"].update(tensorrt={}))
+    with runtime.load(bundle_copy, threads=1) as model:
+        assert model.backend == "onnxruntime" and "tensorrt is passed over: it takes no option threads" in caplog.text
+    with runtime.load(bundle_copy, provider="cpu") as model:
+        assert model.backend == "onnxruntime"
+    with runtime.load(bundle_copy, device="cpu") as model:
+        assert model.backend == "eager" and "onnxruntime is passed over: it takes no option device" in caplog.text
+
+
+def test_options_that_are_taken() -> None:
+    given = {"threads": 2, "device": 0}
+    assert accepted("tensorrt", given) == {"device": 0} and accepted("eager", given) == given
+    assert accepted("abacus", given) == given, "`load` refuses the name"
+
+
+def test_a_load_is_logged(golden_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "engines"), runtime.load(golden_bundle, "onnxruntime"):
+        (line,) = [record.getMessage() for record in caplog.records if record.name == "engines.registry"]
+    assert line.startswith("onnxruntime on CPU, 1 threads") and "loaded in" in line
