@@ -14,8 +14,8 @@ import onnxruntime as ort
 from engines.bundle import Bundle
 from engines.errors import INSTALL, DeviceError, OptionError
 from engines.gpu.cuda import Cuda
+from engines.gpu.executor import Bindings
 from engines.gpu.model import GpuModel
-from engines.gpu.passes import Bindings
 from engines.ort.model import translated
 from engines.signatures import GraphSignature
 from engines.signatures.gpu import gpu_signatures
@@ -33,14 +33,14 @@ class Session:
         self.binding = session.io_binding()
         self.bound: Bindings = {}
 
-    def run(self, profile: int, ports: Bindings) -> None:
+    def run(self, profile: int, bindings: Bindings) -> None:
         binding = self.binding
         for bind, signatures in (
             (binding.bind_input, self.signature.inputs),
             (binding.bind_output, self.signature.outputs),
         ):
             for port in signatures:
-                address, shape = ports[port.name]
+                address, shape = bindings[port.name]
                 if self.bound.get(port.name) != (address, shape):
                     bind(port.name, "cuda", 0, TYPES[port.dtype], shape, address)
                     self.bound[port.name] = address, shape
