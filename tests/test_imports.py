@@ -196,7 +196,9 @@ def test_back_end_names_stay_where_they_belong() -> None:
         "runtime.cli.commands",
         "runtime.cli.bench",
         "export.compilers",
+        "export.compilers.onnxruntime",
         "export.compilers.tensorrt",
+        "export.options",
         "export.graphs.quantize",
     }
     found = {}

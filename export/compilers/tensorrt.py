@@ -13,22 +13,20 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 
-from engines.bundle import STAMPS
 from engines.config import Capacity
 from engines.errors import BackendError, OptionError
-from engines.files import describe, write_atomically
 from engines.signatures import GraphSignature
 from engines.signatures.gpu import gpu_signatures
 from engines.signatures.vision import vision_signatures
 from engines.trt.package import CURRENT, TensorRTPackage, find
-from export.part import stamped
-
-if TYPE_CHECKING:
-    from export.build import BuildJob
+from export.compilers import Compiler
+from export.job import BuildJob, Sizes
+from export.options import BuildOptions
+from export.stamps import kept, write
 
 FOLDER = "engines/tensorrt"
 CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")  # built for ahead of time unless told otherwise
@@ -38,22 +36,22 @@ NATIVE = {"layer": ("ROTARY_EMBEDDING", "KV_CACHE_UPDATE", "ATTENTION_INPUT"), "
 Span = tuple[int, int, int]  # least, usual and most of a dynamic axis
 
 
-def compile_plans(build: "BuildJob") -> dict[str, Any]:
+def compile_plans(build: BuildJob) -> dict[str, Any]:
     """One plan for each distinct part and length; see `engines.trt.model` for how they are run.
 
     Raises OptionError for fp32 and for an unknown compute capability,
     BackendError where TensorRT is missing, fails, or takes attention apart.
     """
-    check_precision(build.precision)
-    flavour = find(build.flavour)
-    capabilities = targets(flavour, build.capabilities)
+    check_precision(build.options.precision)
+    flavour = find(build.options.flavour)
+    capabilities = targets(flavour, build.options.capabilities)
     slots = lengths(build.capacity)
     parts: dict[str, Any] = {}
     made: dict[str, dict[str, Any]] = {}  # by what a plan is made from: layers of one shape are compiled once
     config = build.config
     signatures = (
-        *gpu_signatures(config, build.precision, build.capacity.track_num),
-        *vision_signatures(config, build.precision),
+        *gpu_signatures(config, build.options.precision, build.capacity.track_num),
+        *vision_signatures(config, build.options.precision),
     )
     tiles = config.vision.tiles if config.vision else 1
     for number, signature in enumerate(signatures, 1):
@@ -70,7 +68,7 @@ def compile_plans(build: "BuildJob") -> dict[str, Any]:
         layers = made[key]["layers"]
         parts[signature.name] = {"plans": plans, "weights": source["weights"], "layers": layers}
     return {
-        "precision": build.precision, "flavour": flavour.name, "version": flavour.version,
+        "precision": build.options.precision, "flavour": flavour.name, "version": flavour.version,
         "capabilities": capabilities, "slots": slots, "parts": parts,
         "profiles": {s.name: [{k: list(v) for k, v in p.items()} for p in profiles(s, build.capacity, slots[-1], tiles)]
                      for s in signatures},
@@ -159,21 +157,18 @@ def digest(
 
 
 def compile_plan(
-    build: "BuildJob", name: str, key: str, model: onnx.ModelProto, spans: list[dict[str, Span]],
+    build: BuildJob, name: str, key: str, model: onnx.ModelProto, spans: list[dict[str, Span]],
     flavour: TensorRTPackage, capabilities: list[str],
 ) -> dict[str, Any]:  # fmt: skip
     """Write one plan unless its stamp says it is there; returns its file and its network's layers by kind."""
     plan, notes = f"{FOLDER}/{name}.plan", f"{FOLDER}/{name}.json"
-    stamp = f"{STAMPS}/{plan.replace('/', '-')}.json"
     (build.root / FOLDER).mkdir(parents=True, exist_ok=True)
-    files = stamped(build.root, stamp, key, [plan, notes])
-    if files is None:
+
+    def make() -> dict[str, dict[str, Any]]:
         content, layers = serialize(name, model, spans, flavour, capabilities)
-        write_atomically(build.root / plan, content)
-        write_atomically(build.root / notes, json.dumps(layers).encode())
-        files = {file: describe(build.root / file) for file in (plan, notes)}
-        write_atomically(build.root / stamp, json.dumps({"key": key, "files": files}).encode())
-    build.files |= files | {stamp: describe(build.root / stamp)}
+        return {plan: write(build.root / plan, content), notes: write(build.root / notes, json.dumps(layers).encode())}
+
+    build.files |= kept(build.root, [plan, notes], key, make)
     return {"plan": plan, "layers": json.loads((build.root / notes).read_bytes())}
 
 
@@ -242,3 +237,22 @@ class Messages:
                     keep(text.strip())
 
         self.logger = Logger()
+
+
+class TensorRTCompiler(Compiler):
+    """Plans for NVIDIA GPUs."""
+
+    name = "tensorrt"
+
+    def check(self, options: BuildOptions) -> None:
+        check_precision(options.precision)
+        targets(find(options.flavour), options.capabilities)
+
+    def engine_bytes(self, sizes: Sizes) -> int:
+        return 0  # plans hold no weights
+
+    def compile(self, job: BuildJob) -> dict[str, Any]:
+        return compile_plans(job)
+
+
+COMPILER = TensorRTCompiler()

@@ -32,9 +32,11 @@ from engines.registry import installed, versions
 from engines.signatures.vision import vision_signatures
 from engines.trt import package as flavour
 from engines.vision import open_vision
-from export.build import BuildJob, build, plan
+from export.build import build, plan
 from export.checkpoint.families.llava_llada import FAMILY, MASK, SUPPRESSED
 from export.compilers import tensorrt
+from export.job import BuildJob
+from export.options import BuildOptions
 from export.part import Target
 from scripts.experiments.make_random_checkpoint import DTYPES, Normals
 
@@ -72,14 +74,16 @@ def make_checkpoint(out: Path) -> None:
 
 def job(work: Path) -> BuildJob:
     """A build of the bundle, planned and not begun."""
-    made = plan(work / "checkpoint", work / "bundle", "fp16", None, LENGTH, 8, 1, 1)
+    options = BuildOptions(work / "checkpoint", work / "bundle", "fp16", max_length=LENGTH, window=8, max_batch=1)
+    made = plan(options)
     (made.root / STAMPS).mkdir(parents=True, exist_ok=True)
     return made
 
 
 def write(work: Path, folder: str, dtype: str) -> None:
     made = job(work)
-    made.write_parts(Target(made.root, folder, dtype, "fp16"), vision_signatures(made.config, dtype))
+    signatures = vision_signatures(made.config, dtype)
+    made.write_parts(Target(folder, dtype, "fp16", made.config, signatures))
 
 
 def finish(work: Path) -> None:
