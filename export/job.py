@@ -68,12 +68,12 @@ class BuildJob:
             if signature.name in (*config.parts, *config.vision_parts):
                 tensors = self.checkpoint.part(signature.name)
                 key = self.checkpoint.digest(signature.name)
-                self.files |= write_weights(self.root, signature.name, config, targets, tensors, key)
+                self.files |= write_weights(self.root, signature.name, targets, tensors, key)
             written[signature.name] = self._write_graph(target, signature.name)
         return written
 
     def write_graphs(self, target: "Target") -> dict[str, dict[str, Any]]:
-        """Write the graphs of `target`, whose weights `write_parts` has written; returns {part: {"graph", "weights"}}."""
+        """Write the graphs of `target` beside weights that `write_parts` has written; returns as it does."""
         written = {}
         for number, signature in enumerate(target.signatures, 1):
             self.progress(f"{target.folder}/{signature.name}", number, len(target.signatures))
@@ -83,5 +83,5 @@ class BuildJob:
     def _write_graph(self, target: "Target", part: str) -> dict[str, Any]:
         from export.part import write_graph
 
-        self.files |= write_graph(self.root, target, part, self.config)
+        self.files |= write_graph(self.root, target, part)
         return {"graph": target.graph_file(part), "weights": target.weight_file(part)}

@@ -196,8 +196,10 @@ def test_back_end_names_stay_where_they_belong() -> None:
         "runtime.cli.commands",
         "runtime.cli.bench",
         "export.compilers",
+        "export.compilers.onnxruntime",
         "export.compilers.tensorrt",
         "export.compilers.tensorrt_engine",
+        "export.options",
         "export.graphs.quantize",
     }
     found = {}

@@ -30,7 +30,7 @@ from engines.trt.package import find
 from export.checkpoint.families.llada import FAMILY as LLADA
 from export.compilers import tensorrt
 from export.compilers.tensorrt_engine import build_engine, configuration, polygraphy_for, reported
-from export.part import Target, write_part
+from export.part import Target, write_graph, write_weights
 from scripts.experiments.make_random_checkpoint import COMMON, SHAPES
 
 WAYS = ("constants", "refit", "inputs")
@@ -56,9 +56,10 @@ def write_layer(shape: str, length: int, window: int, work: Path) -> tuple[Path,
             else torch.ones(dims, dtype=torch.float16) for name, dims in shapes.items()
         }  # fmt: skip
 
-    target = Target(work, "onnx", "fp16", "fp16")
+    target = Target("onnx", "fp16", "fp16", config, (layer_signature(config, "fp16", 0),))
     (work / "stamps").mkdir(parents=True, exist_ok=True)
-    write_part(target, layer_signature(config, "fp16", 0), config, f"random {shape}", load)
+    write_weights(work, "layer_00", [target], load(), f"random {shape}")
+    write_graph(work, target, "layer_00")
     return work / "onnx" / "layer_00.onnx", capacity, layers
 
 

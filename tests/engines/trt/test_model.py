@@ -231,7 +231,7 @@ def test_options_of_a_build(tmp_path: Path) -> None:
         with refused(OptionError, "no compute capability '9.9'", "8.0, 8.6, 8.9, 12.0, current"):
             export.build(GOLDEN, tmp_path / "b", precision="fp16", backends=["tensorrt"], capabilities=["9.9"])
         for given_ in ({"flavour": "tensorrt"}, {"capabilities": ["8.9"]}):
-            with refused(OptionError, "--flavour and --capability are TensorRT's"):
+            with refused(OptionError, "is an option of back end tensorrt", "--backend tensorrt"):
                 export.build(GOLDEN, tmp_path / "b", **given_)  # type: ignore[arg-type]
     with refused(OptionError, "unknown TensorRT flavour 'cuda'", "tensorrt, tensorrt_rtx"):
         flavour.find("cuda")
