@@ -57,8 +57,9 @@ def polygraphy_for(package: TensorRTPackage) -> Polygraphy:
             error=importlib.import_module("polygraphy.exception").PolygraphyException,
         )
     except ImportError as error:
-        remedy = INSTALL.format(extra="export")
-        raise BackendError(f"TensorRT engines are built with Polygraphy, which is missing ({error}); {remedy}") from error
+        raise BackendError(
+            f"TensorRT engines are built with Polygraphy, which is missing ({error}); {INSTALL.format(extra='export')}"
+        ) from error
 
 
 def build_engine(
