@@ -1,8 +1,9 @@
 """The contract of a runner: one sequence's memory on a device, and how layers run on it.
 
 A `SequenceRunner` owns the caches of H, Q, K and V of one sequence, by slot, and runs parts on its first slots.
-`LayerwiseRunner` is the reuse pass of Elastic-Cache (arXiv 2510.14973), layer by layer, on top of three hooks. A back end that has a
-faster way overrides whole passes and must give the same results. Axis letters: see `engines.signatures`.
+`LayerwiseRunner` is the reuse pass of Elastic-Cache (arXiv 2510.14973), layer by layer, on top of three hooks. A back
+end that has a faster way overrides whole passes and must give the same results. Axis letters: see
+`engines.signatures`.
 """
 
 from abc import ABC, abstractmethod
