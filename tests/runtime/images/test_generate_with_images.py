@@ -229,7 +229,7 @@ def test_the_bench(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [row["case"] for row in line["images"]][:2] == ["onnxruntime full", "eager full"]
     for row in line["images"]:
         assert 0 < row["image_seconds"] < row["first_commit_seconds"] <= row["answer_seconds"]
-        assert row["image_tokens"] == 81 and row["rounds"] == 2 and 0 < row["image_share"] < 1
+        assert row["image_tokens"] == 81 and row["rounds"] == 2 and 0 < row["image_fraction"] < 1
     assert main([*given, "0"]) != 0 and "at least 1" in capsys.readouterr().err
 
 
