@@ -5,9 +5,6 @@ How an engine is loaded and run is in the back ends, `engines.trt.model` and `en
 
 from abc import abstractmethod
 
-import numpy as np
-from numpy.typing import NDArray
-
 from engines.bundle import Bundle
 from engines.errors import BackendError
 from engines.gpu.batch import Batch, runner_of
@@ -40,9 +37,6 @@ class GpuModel(Model):
     @abstractmethod
     def slots_for_length(self, length: int) -> int:
         """Slots of a sequence of up to `length` positions, with the dummies of a reuse pass."""
-
-    def new_runner(self, length: int, limit: int | None = None) -> GpuRunner:
-        return self.new_runners([(length, limit or length)])[0]
 
     def new_runners(self, spans: list[tuple[int, int]]) -> list[GpuRunner]:
         """Runners with the slots of the longest sequence each.
@@ -86,16 +80,6 @@ class GpuModel(Model):
             runner_of(due).enqueue(due)
         self.cuda.sync()
         return [runner_of(due).collect(due) for due in passes]
-
-    def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        logits = []
-        for row in ids:
-            runner = self.new_runner(len(row))
-            count = runner.slots if runner.padded_rows else len(row)
-            runner.embed(np.concatenate([row, np.zeros(count - len(row), np.int64)]))
-            runner.run_layers(count, None)
-            logits.append(runner.logits(np.arange(len(row))))
-        return np.stack(logits)
 
     def close(self) -> None:
         if not self.closed:

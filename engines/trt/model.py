@@ -29,7 +29,7 @@ class TensorRTModel(GpuModel):
     backend = "tensorrt"
     capturable = True
 
-    def __init__(self, bundle: Bundle, flavour: str | None = None, device: int = 0, threads: int | None = None):
+    def __init__(self, bundle: Bundle, flavour: str | None = None, device: int = 0):
         """`flavour` names the TensorRT package (None: the one that built the engines), `device` the GPU's number."""
         super().__init__(bundle)
         self.entry = bundle.engines(self.backend)
