@@ -2,11 +2,9 @@
 
 import onnx
 
-import export.graphs.cpu as cpu
-import export.graphs.gpu as gpu
-import export.graphs.vision as vision
 from engines.config import ModelConfig
 from engines.signatures import GraphSignature
+from export.graphs import cpu, gpu, vision
 from export.graphs.builder import Graph, WeightFiles
 
 WRITERS = {"gpu": gpu.WRITERS | vision.WRITERS, "cpu": cpu.WRITERS}  # dialect -> kind of part -> function

@@ -8,8 +8,8 @@ layer computes anyway. Caches are written in place, at the rows' positions.
 
 import numpy as np
 
-import export.graphs.gpu as gpu
 from engines.config import ModelConfig, layer_name
+from export.graphs import gpu
 from export.graphs.builder import Graph, Writer
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from engines.cli import screen
 from engines.errors import OptionError, PromptError
 from runtime.api import REQUEST, Runtime, load
-from runtime.bench.trace import plot as draw_trace
+from runtime.bench.plots import plot_trace
 from runtime.decoding.controller import StepEvent
 from runtime.decoding.policies import Elastic
 from runtime.evaluation import calibrate
@@ -134,7 +134,7 @@ def trace_command(args: argparse.Namespace) -> None:
             trace.write(event)
         chosen, _ = model.resolve("elastic", decoding(args))
         assert isinstance(chosen, Elastic)
-        draw_trace(out.trace, model.bundle.config.layers, chosen.gamma, args.plot)
+        plot_trace(out.trace, model.bundle.config.layers, chosen.gamma, args.plot)
     print(out.text)
     refreshed = sum(event.trigger is not None for event in out.trace)
     console.print(f"{out.steps} steps, {refreshed} with a refresh; drawn to {args.plot}")
