@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from engines.errors import BundleError
+from engines.options import within
 from engines.vision import Rows
 from runtime.api import Runtime
 from runtime.decoding.generate import Output
-from runtime.decoding.policies.base import within
 from runtime.decoding.request import Request, check_request
 from runtime.decoding.sequence import Positions
 from runtime.images.decode import Source
@@ -100,7 +100,7 @@ class Chat:
 
         Raises OptionError for a model that sees none, PromptError for an image that cannot be decoded.
         """
-        self.waiting += self.model.encode_image([image])
+        self.waiting += self.model.encode_images([image])
 
     def messages(self, turns: list[tuple[str, str]], text: str) -> list[dict[str, str]]:
         said = [(role, words) for turn in turns for role, words in zip(("user", "assistant"), turn, strict=True)]

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from engines.errors import INSTALL, ElasticError, OptionError
+from engines.options import UNSET
 from runtime.api import Runtime, load
 
 try:
@@ -44,7 +45,7 @@ class ElasticLM(LM):  # type: ignore[misc]
         return [self.answer(*request.args) for request in requests]
 
     def answer(self, context: str, settings: dict[str, Any]) -> str:
-        temperature = settings.get("temperature") or None
+        temperature = settings.get("temperature") or UNSET
         length = self.gen_length or settings.get("max_gen_toks") or 256
         out = self.model.generate(context, self.policy, gen_length=length, temperature=temperature, **self.options)
         text = out.text

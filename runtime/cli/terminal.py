@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.text import Text
 
 from engines.errors import BackendError, OptionError, PromptError
-from runtime.api import REQUEST
 from runtime.chat import MASK, Chat, Note
-from runtime.cli.commands import decoding, opened
+from runtime.cli.commands import opened
+from runtime.cli.options import given_options, policy_of
 from runtime.decoding.generate import Output
 
 PROMPT = "> "
@@ -155,7 +155,6 @@ def converse(chat: Chat, console: Console) -> None:
 def chat_command(args: argparse.Namespace) -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):  # a line that is not text must not end the chat
         sys.stdin.reconfigure(errors="surrogateescape")
-    request = {name: getattr(args, name, None) for name in REQUEST}
     with opened(args) as model:
-        chat = Chat(model, args.policy, decoding(args) | request, args.system)
+        chat = Chat(model, policy_of(args), given_options(args), args.system)
         converse(chat, Console(markup=False, highlight=False))  # soft wrapping would defeat redrawing

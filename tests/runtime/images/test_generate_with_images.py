@@ -248,4 +248,4 @@ def test_in_python(bundle: Path, golden: runtime.Runtime) -> None:
     with refused(OptionError, "images are a list"):
         golden.generate([1, IMAGE], images="a.png", gen_length=4)
     with refused(BackendError, "closed"):
-        loaded.encode_image([file("waves")])
+        loaded.encode_images([file("waves")])
