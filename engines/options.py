@@ -135,6 +135,12 @@ def check_options(options: Any, limits: Mapping[str, tuple[float, str]] | None =
         about.check(getattr(options, name), *(limits or {}).get(name, ()))
 
 
+def values_of(options: Any) -> dict[str, Any]:
+    """The values of the options of a dataclass instance, by name."""
+    cls: Any = type(options)
+    return {name: getattr(options, name) for name in options_of(cls)}
+
+
 def within(name: str, value: Any, low: float, high: float, reason: str) -> None:
     """Raise OptionError unless a number lies in `low` … `high`; whole numbers only if `low` is one."""
     kind = int if isinstance(low, int) else float

@@ -1,4 +1,4 @@
-"""What each command of `runtime` does with its parsed options."""
+"""The commands of `runtime`: each takes the parsed arguments."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from engines.cli import screen
 from engines.errors import OptionError, PromptError
+from engines.files import writing
 from runtime.api import Runtime, load
 from runtime.bench.trace import plot as draw_trace
 from runtime.cli.options import given_options, policy_of
@@ -26,6 +27,7 @@ console = screen()
 
 
 def opened(args: argparse.Namespace) -> Runtime:
+    """Load the bundle on the back end that the arguments name; notes go to standard error."""
     model = load(args.bundle, args.backend, threads=args.threads, provider=args.provider)
     if model.model.note:
         print(f"note: {model.model.note}", file=sys.stderr)
@@ -33,6 +35,7 @@ def opened(args: argparse.Namespace) -> Runtime:
 
 
 def read_prompt(args: argparse.Namespace) -> Any:
+    """The prompt's text or ids, from the arguments, standard input or a file; raises PromptError."""
     if args.prompt_ids is None:
         try:
             return sys.stdin.read() if args.prompt == "-" else args.prompt
@@ -46,7 +49,7 @@ def read_prompt(args: argparse.Namespace) -> Any:
 
 
 class Trace:
-    """A file of events, one JSON line a step; opened with the first, so that a refused request loses no older file."""
+    """A file of step events, one JSON line each; opened at the first, so that a refused request keeps an older file."""
 
     def __init__(self, path: Path | None):
         self.path = path
@@ -56,15 +59,12 @@ class Trace:
         return self
 
     def write(self, event: StepEvent) -> None:
+        """Append an event; raises OptionError if the file cannot be written."""
         if self.path is None:
             return
-        try:
+        with writing(self.path, "choose another file for the trace"):
             self.file = self.file or self.path.open("w")
             print(json.dumps(event.to_json()), file=self.file, flush=True)
-        except OSError as error:
-            raise OptionError(
-                f"cannot write the trace to {self.path} ({error.strerror}); choose another file"
-            ) from error
 
     def __exit__(self, *_: object) -> None:
         if self.file is not None:
@@ -73,6 +73,7 @@ class Trace:
 
 
 def generate_command(args: argparse.Namespace) -> None:
+    """Answer a prompt, or a file of prompts."""
     if args.prompts is not None:
         return generate_all(args, read_lines(args.prompts))
     prompt = read_prompt(args)
@@ -136,6 +137,7 @@ def trace_command(args: argparse.Namespace) -> None:
 
 
 def eval_command(args: argparse.Namespace) -> None:
+    """Measure exact match on held-out problems, and compare with another policy problem by problem."""
     options, policy = given_options(args), policy_of(args)
     other = {"gen_length": args.gen_length}
     table = Table("", "exact match (95 %)", "steps", "tokens/s", "layer-rows")
@@ -167,6 +169,7 @@ def eval_command(args: argparse.Namespace) -> None:
 
 
 def calibrate_command(args: argparse.Namespace) -> None:
+    """Search for the fastest setting that agrees with `full`, and make it the bundle's default."""
     with opened(args) as model:
         asked: list[Any] = calibrate.prompts(args.limit)
         if args.prompts:
@@ -182,6 +185,7 @@ def calibrate_command(args: argparse.Namespace) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
+    """The lines of a file, or of standard input for -, that are not blank; raises PromptError."""
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text()
         return [line for line in text.splitlines() if line.strip()]
@@ -192,5 +196,6 @@ def read_lines(path: Path) -> list[str]:
 
 
 def verify_command(args: argparse.Namespace) -> None:
+    """Compare the tokens of every policy with eager PyTorch."""
     for line in verify(args.bundle, args.backend, args.prompts):
         console.print(line)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from engines.errors import OptionError
+from engines.options import values_of
 from runtime.api import Runtime
 from runtime.evaluation import tasks
 from runtime.evaluation.intervals import agreement, paired, wilson
@@ -96,7 +97,7 @@ def key_of(
     return {
         "checkpoint": manifest.checkpoint["identity"][:16], "precision": manifest.precision,
         "backend": model.backend, "weights": manifest.engines.get(model.backend, {}).get("weights"),
-        "family": family, "few_shot": few_shot, "policy": chosen.name, **vars(chosen), **request,
+        "family": family, "few_shot": few_shot, "policy": chosen.name, **values_of(chosen), **request,
     }  # fmt: skip
 
 

@@ -51,7 +51,8 @@ def test_values_are_checked(values: dict[str, Any], words: str) -> None:
 
 def test_values_that_are_allowed() -> None:
     check_options(Sample())
-    check_options(Sample(size=np.int64(8), rate=1, heat=np.float32(2), limit=10**12, kind="head", note="x", fast=False))
+    numbers: dict[str, Any] = {"size": np.int64(8), "rate": 1, "heat": np.float32(2), "limit": 10**12}
+    check_options(Sample(**numbers, kind="head", note="x", fast=False))
 
 
 def test_bounds_that_are_known_later() -> None:
@@ -74,11 +75,8 @@ def test_arguments() -> None:
     """An argument that is not given is missing; `none` is a value where None is one."""
     assert parsed() == {}
     assert parsed("--size", "3", "--rate", "0.25", "--no-fast") == {"size": 3, "rate": 0.25, "fast": False}
-    assert parsed("--limit", "none", "--note", "none", "--kind", "head") == {
-        "limit": None,
-        "note": None,
-        "kind": "head",
-    }
+    wanted = {"limit": None, "note": None, "kind": "head"}
+    assert parsed("--limit", "none", "--note", "none", "--kind", "head") == wanted
     for argv, words in (
         (("--size", "none"), "invalid int value: 'none'"), (("--limit", "x"), "invalid int or none value: 'x'"),
         (("--kind", "col"), "invalid choice: 'col'"),

@@ -98,7 +98,7 @@ class Full(Blocks):
     """Everything is computed at every step: the reference, and the baseline without a cache."""
 
     name: ClassVar[str] = "full"
-    title: ClassVar[str] = "everything: LLaDA's own decoding and the baseline"
+    title: ClassVar[str] = "everything: decoding as published (arXiv 2502.09992), and the baseline"
 
     cfg_scale: float = option(0.0, "scale of classifier-free guidance", low=0.0, high=1e6, reason="a factor")
 
@@ -138,7 +138,7 @@ class Prefix(BlockCache):
     """The positions before the block are cached while the block is filled."""
 
     name: ClassVar[str] = "prefix"
-    title: ClassVar[str] = "the block and all behind it; everything at block boundaries, as Fast-dLLM"
+    title: ClassVar[str] = "the block and all behind it; everything at block boundaries (Fast-dLLM)"
 
     def rows(self, sequence: Sequence, step: int, start: int, end: int, new: bool) -> Positions | None:
         """The block and what follows it; all at its first step."""
@@ -150,7 +150,7 @@ class Dual(BlockCache):
     """The positions before and after the block are cached while the block is filled."""
 
     name: ClassVar[str] = "dual"
-    title: ClassVar[str] = "the block; everything at block boundaries, as Fast-dLLM"
+    title: ClassVar[str] = "the block; everything at block boundaries (Fast-dLLM)"
 
     def rows(self, sequence: Sequence, step: int, start: int, end: int, new: bool) -> Positions | None:
         """The block; all at its first step."""
@@ -162,7 +162,7 @@ class Interval(CachedBlocks):
     """Everything is refreshed every `prompt_interval` steps, the answer every `response_interval` steps."""
 
     name: ClassVar[str] = "interval"
-    title: ClassVar[str] = "the block; everything at fixed periods, after dLLM-Cache"
+    title: ClassVar[str] = "the block; everything at fixed periods (after dLLM-Cache)"
 
     prompt_interval: int = option(50, "steps between refreshes of everything", low=1, high=10**9, reason="whole steps")
     response_interval: int = option(7, "steps between refreshes of the answer", low=1, high=10**9, reason="whole steps")

@@ -27,7 +27,7 @@ class Timesteps(PolicyOptions):
     """
 
     name: ClassVar[str] = "timesteps"
-    title: ClassVar[str] = "everything, any mask of the answer: Dream's own decoding, which takes all its steps"
+    title: ClassVar[str] = "everything; any mask of the answer, in a fixed number of time steps (arXiv 2508.15487)"
     bundle_defaults: ClassVar[bool] = True
 
     steps: int | None = option(None, "time steps; none: one per mask", low=1, high=10**6, reason="whole steps")

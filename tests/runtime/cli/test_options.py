@@ -71,7 +71,8 @@ def model(bundle_copy: Path) -> Any:
 
 @pytest.mark.parametrize(
     ("policy", "options"),
-    [(Elastic(), {}), (Elastic(window=4), {"window": 4}), (Elastic(window=16, threshold=0.9), {"window": 16, "threshold": 0.9}),
+    [(Elastic(), {}), (Elastic(window=4), {"window": 4}),
+     (Elastic(window=16, threshold=0.9), {"window": 16, "threshold": 0.9}),
      (Elastic(tokens_per_step=2), {"tokens_per_step": 2}), (Elastic(max_masks=None), {"max_masks": None}),
      (Full(steps=4, block_length=8), {"steps": 4, "block_length": 8}), (Dual(steps=8), {"steps": 8}), (Dual(), {})],
     ids=str,
