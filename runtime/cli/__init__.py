@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from engines.cli import Parser, run
+from engines.cli import Parser, program, run
 from engines.registry import BACKENDS
 from runtime.bench.cases import POLICY_CASES
 from runtime.cli import commands as do
@@ -18,7 +18,7 @@ DEFAULT_BUNDLE = Path("bundles/demo")
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets `call` to its function."""
-    top = Parser(prog="python -m runtime", description="Decode diffusion language models from a bundle.")
+    top = Parser(prog=program("runtime"), description="Decode diffusion language models from a bundle.")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
     add_generate(commands.add_parser("generate", help="answer a prompt"))
     add_chat(commands.add_parser("chat", help="answer one message after another; at a terminal, masks fill live"))

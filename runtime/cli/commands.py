@@ -27,11 +27,8 @@ console = screen()
 
 
 def opened(args: argparse.Namespace) -> Runtime:
-    """Load the bundle on the back end that the arguments name; notes go to standard error."""
-    model = load(args.bundle, args.backend, threads=args.threads, provider=args.provider)
-    if model.model.note:
-        print(f"note: {model.model.note}", file=sys.stderr)
-    return model
+    """Load the bundle on the back end that the arguments name."""
+    return load(args.bundle, args.backend, threads=args.threads, provider=args.provider)
 
 
 def read_prompt(args: argparse.Namespace) -> Any:
