@@ -105,9 +105,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", type=int, default=50, help=f"random models, {RUNS} runs each (default 50)")
     parser.add_argument("--prompts", type=int, default=50, help="problems for the demo checkpoint (default 50)")
-    parser.add_argument(
-        "--checkpoint", default="demo", help="a checkpoint with the demo's tokenizer"
-    )
+    parser.add_argument("--checkpoint", default="demo", help="a checkpoint with the demo's tokenizer")
     parser.add_argument("--json", type=Path, default=OUT, help="file of the figures (default: %(default)s)")
     return run(check, parser.parse_args(), "interrupted; no figures were written")
 

@@ -162,7 +162,7 @@ def layer_by_layer(bundle: Path) -> runtime.Runtime:
 
 
 def random_shape(number: int) -> dict[str, Any]:
-    """The shape of a tiny model: its kind follows from the number, five models cover every kind, and sizes are drawn."""
+    """The shape of a tiny model; its kind follows from the number (five cover every kind), its sizes are drawn."""
     rng = random.Random(f"shape {number}")
     heads, vocab = rng.choice((2, 4)), rng.choice((48, 64, 96))
     return SHAPES["tiny"] | {
