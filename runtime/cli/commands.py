@@ -14,7 +14,7 @@ from engines.cli import screen
 from engines.errors import OptionError, PromptError
 from engines.files import writing
 from runtime.api import Runtime, load
-from runtime.bench.trace import plot as draw_trace
+from runtime.bench.plots import plot_trace
 from runtime.cli.options import given_options, policy_of
 from runtime.decoding.controller import StepEvent
 from runtime.decoding.policies.elastic import Elastic
@@ -127,7 +127,7 @@ def trace_command(args: argparse.Namespace) -> None:
         out = model.generate(prompt, chosen.name, **options)
         for event in out.trace:
             trace.write(event)
-        draw_trace(out.trace, model.bundle.config.layers, chosen.gamma, args.plot)
+        plot_trace(out.trace, model.bundle.config.layers, chosen.gamma, args.plot)
     print(out.text)
     refreshed = sum(event.trigger is not None for event in out.trace)
     console.print(f"{out.steps} steps, {refreshed} with a refresh; drawn to {args.plot}")

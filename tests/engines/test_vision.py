@@ -38,13 +38,10 @@ from runtime.images import decode as images
 from runtime.images.prompt import encode, encode_image, mention, merge
 from runtime.images.tiling import arrange
 from runtime.text import Text
-from tests.runtime.images.test_decode import CASES, FILES, NEWER, REAL, TINY, close, prompts
 from tests.support.cases import refused
 from tests.support.fake_gpu import fake_gpu
-from tests.support.goldens import DATA
+from tests.support.vision import CASES, CHECKPOINT, FILES, GOLDEN, NEWER, REAL, TINY, close, prompts
 
-GOLDEN = DATA / "llada-v"
-CHECKPOINT = GOLDEN / "llada-v-tiny"
 IDS = {  # of the published tokenizer
     "<|startoftext|>": 126080, "<|endoftext|>": 126081, "<|mdm_mask|>": 126336, "<|start_header_id|>": 126346,
     "<|end_header_id|>": 126347, "<|eot_id|>": 126348,

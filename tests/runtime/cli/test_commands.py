@@ -545,9 +545,14 @@ def test_eval_refuses(call: Call, text_bundle: Path, tmp_path: Path, monkeypatch
     assert (tmp_path / "notes.md").read_text() == "# mine\n"
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "results"
-    failed(call(runtime.cli.main, *argv, "--limit", 1, "--json", below), 2, "cannot write results", "choose another")
+    failed(call(runtime.cli.main, *argv, "--limit", 1, "--json", below), 2, f"cannot write {below}", "choose another")
     monkeypatch.setattr("runtime.evaluation.exact_match.LONGEST_PROMPT", 5)
-    failed(call(runtime.cli.main, *argv, "--limit", 1), 2, "hardly ever spells a problem of sums", "another --task")
+    failed(
+        call(runtime.cli.main, *argv, "--limit", 1),
+        2,
+        "tokens for almost every problem of sums",
+        "another --task",
+    )
 
 
 # Help
