@@ -16,7 +16,7 @@ from export.graphs.builder import Graph
 
 
 def layer(g: Graph, config: ModelConfig, last: bool) -> None:
-    weights, _ = block(g, config, "hidden", "hidden_out", "", "wanted" if last else "")
+    weights, _ = block(g, config, "hidden", "hidden_out", "", "output_rows" if last else "")
     g.op("Gather", weights, "tracked_rows", name="attention", axis=2)
     g.op("Gather", weights, "window_rows", name="window_attention", axis=2)
 
@@ -107,13 +107,13 @@ def by_head(g: Graph, config: ModelConfig, weights: str, keys: str) -> str:
     return g.op("Reshape", weights, g.op("Concat", g.constant([0, config.heads, -1]), every, axis=0))
 
 
-def recall(g: Graph, config: ModelConfig) -> None:
+def attention(g: Graph, config: ModelConfig) -> None:
     q = g.op("Gather", "q_cache", "tracked", axis=2)
-    g.op("Identity", by_head(g, config, softmax(g, config, q, "k_cache"), "k_cache"), name="before")
+    g.op("Identity", by_head(g, config, softmax(g, config, q, "k_cache"), "k_cache"), name="attention_prev")
 
 
 def drift(g: Graph, kind: str) -> None:
-    alike = gpu.similarity(g, kind, "before", "attention")
+    alike = gpu.similarity(g, kind, "attention_prev", "attention")
     g.op("ReduceMean", alike, g.constant([1, 2]), name="sigma", keepdims=0)
 
 

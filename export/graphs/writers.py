@@ -27,7 +27,7 @@ def build(signature: GraphSignature, config: ModelConfig, dtype: str, files: Fil
         "cpu": {
             "layer": lambda: cpu.layer(graph, config, last=int(detail) == config.layers - 1),
             "reuse": lambda: cpu.reuse(graph, config),
-            "recall": lambda: cpu.recall(graph, config),
+            "attention": lambda: cpu.attention(graph, config),
             "drift": lambda: cpu.drift(graph, detail),
             "probe": lambda: cpu.probe(graph),
         },

@@ -235,7 +235,7 @@ def test_options_of_a_build(tmp_path: Path) -> None:
         for given_ in ({"flavour": "tensorrt"}, {"capabilities": ["8.9"]}):
             with refused(OptionError, "--flavour and --capability are TensorRT's"):
                 export.build(GOLDEN, tmp_path / "b", **given_)  # type: ignore[arg-type]
-    with refused(OptionError, "unknown TensorRT flavour 'cuda'", "tensorrt, tensorrt_rtx"):
+    with refused(OptionError, "unknown TensorRT package 'cuda'", "tensorrt, tensorrt_rtx"):
         flavour.find("cuda")
     assert not (tmp_path / "b").exists()
 
