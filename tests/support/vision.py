@@ -1,6 +1,8 @@
 """Published data of LLaDA-V: its images, prompts and stored tensors, and the towers' geometry."""
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +28,6 @@ def tower(side: int) -> VisionConfig:
 TINY, REAL = tower(56), tower(384)
 
 
-TINY, REAL = tower(56), tower(384)
-
-
 def prompts() -> dict[str, Any]:
     """The published prompts by case."""
     cases: dict[str, Any] = json.loads((GOLDEN / "prompts.json").read_text())["cases"]
@@ -41,3 +40,12 @@ def close(name: str, came: NDArray[Any], wanted: NDArray[Any], atol: float) -> N
     gap = np.abs(came - wanted)
     print(f"{name}: max {gap.max():.1e} mean {gap.mean():.1e}")
     assert gap.max() <= atol, name
+
+
+def copy_checkpoint(tmp_path: Path, **changes: Any) -> Path:
+    """A copy of the golden checkpoint and its tower's config, with `changes` of its config.json."""
+    shutil.copytree(GOLDEN / "siglip-tiny-patch14-56", tmp_path / "siglip-tiny-patch14-56")
+    folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "llada-v-tiny"))
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | changes))
+    return folder
