@@ -6,6 +6,7 @@ set -euo pipefail
 ruff check .
 ruff format --check .
 mypy engines export runtime scripts tests
-python -m pytest -q --durations=20 --durations-min=1 --cov --cov-report= "$@"
+# A process a core: a model of the tests runs on one thread. By file, since fixtures of a file would be built twice.
+python -m pytest -q -n 2 --dist loadfile --durations=20 --durations-min=1 --cov --cov-report= "$@"
 echo "coverage of engines, export and runtime: $(python -m coverage report --format=total) %" \
     "(lines and branches; \`python -m coverage report --skip-covered\` prints it by file)"
