@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from engines.bundle import Bundle
-from engines.cli import Parser, run, screen
+from engines.cli import Parser, program, run, screen
 from engines.config import PRECISIONS
 from engines.registry import BACKENDS
 from engines.trt.package import FLAVOURS
@@ -24,7 +24,7 @@ GIGA = 1e9
 
 
 def parser() -> argparse.ArgumentParser:
-    top = Parser(prog="python -m export", description="From a LLaDA checkpoint to a bundle of engines.")
+    top = Parser(prog=program("export"), description="From a LLaDA checkpoint to a bundle of engines.")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
     make = commands.add_parser("build", help="build the bundle of a checkpoint")
     make.add_argument("--checkpoint", default="demo", help="Hugging Face directory, or 'demo' (default)")

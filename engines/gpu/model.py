@@ -5,9 +5,6 @@ and runs their reuse passes as one where it can. How an engine is run the back
 ends know. Nothing here knows windows, gamma or text.
 """
 
-import numpy as np
-from numpy.typing import NDArray
-
 from engines.errors import BackendError
 from engines.gpu.batch import Batch, runner_of
 from engines.gpu.cuda import Cuda
@@ -32,9 +29,6 @@ class GpuModel(Model):
     def slots_for_length(self, length: int) -> int:
         """Slots of a walk that has room for `length` positions and a reuse pass's dummies."""
         raise NotImplementedError
-
-    def new_runner(self, length: int, limit: int | None = None) -> GpuRunner:
-        return self.new_runners([(length, limit or length)])[0]
 
     def new_runners(self, spans: list[tuple[int, int]]) -> list[GpuRunner]:
         """Walks with as many slots each, those of the longest: one engine runs them all, and whole passes of short
@@ -73,16 +67,6 @@ class GpuModel(Model):
             runner_of(due).queue(due)
         self.cuda.sync()
         return [runner_of(due).collect(due) for due in passes]
-
-    def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        logits = []
-        for row in ids:
-            runner = self.new_runner(len(row))
-            count = runner.slots if runner.padded_rows else len(row)
-            runner.embed(np.concatenate([row, np.zeros(count - len(row), np.int64)]))
-            runner.run_layers(count, None)
-            logits.append(runner.logits(np.arange(len(row))))
-        return np.stack(logits)
 
     def close(self) -> None:
         if not self.closed:

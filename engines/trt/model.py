@@ -92,7 +92,7 @@ class TensorRTModel(GpuModel):
     backend = "tensorrt"
     capturable = True
 
-    def __init__(self, bundle: Bundle, flavour: str | None = None, device: int = 0, threads: int | None = None):
+    def __init__(self, bundle: Bundle, flavour: str | None = None, device: int = 0):
         super().__init__(bundle)
         self.entry = bundle.engines(self.backend)
         self.cuda = Cuda(device)
