@@ -33,45 +33,35 @@ def api() -> str:
 def of_module(name: str) -> Iterator[str]:
     """Lines about a module and its public names: those of `__all__`, or the classes that it defines."""
     module = importlib.import_module(name)
-    public = getattr(module, "__all__", None) or [n for n, v in vars(module).items() if is_defined_in(v, name)]
+    public = {entry: getattr(module, entry) for entry in getattr(module, "__all__", vars(module))}
+    if not hasattr(module, "__all__"):
+        public = {entry: value for entry, value in public.items() if getattr(value, "__module__", None) == name}
     yield from (f"## `{name}`", "", document(module))
-    for entry in sorted(public, key=lambda entry: not inspect.isroutine(getattr(module, entry))):  # functions first
-        yield from of_name(f"{name}.{entry}", getattr(module, entry))
+    for entry, value in public.items():
+        if inspect.isroutine(value):
+            yield from (f"### `{name}.{entry}`", "", *code(value), document(value))
+    for entry, value in public.items():
+        if inspect.isclass(value):
+            base = f"({value.__bases__[0].__name__})" if issubclass(value, Exception) else ""
+            yield from (f"### `{name}.{entry}{base}`", "", document(value), *of_fields(value), *of_members(value))
 
 
-def is_defined_in(value: Any, module: str) -> bool:
-    return inspect.isclass(value) and value.__module__ == module
-
-
-def of_name(name: str, value: Any) -> Iterator[str]:
-    """Lines about a class, a function or a constant."""
-    if not (inspect.isclass(value) or inspect.isroutine(value)):
-        yield from (f"### `{name}`", "", f"`{value!r}`", "")
-        return
-    base = value.__bases__[0] if inspect.isclass(value) else object
-    yield from (f"### `{name}{f'({base.__name__})' if base is not object else ''}`", "")
-    if inspect.isroutine(value):
-        yield from code(value)
-    yield document(value)
-    if inspect.isclass(value):
-        yield from of_fields(value)
-        yield from of_members(value)
-
-
-def of_fields(record: Any) -> Iterator[str]:
-    """A table of a dataclass's fields; the last column is the help that options have."""
+def of_fields(record: type) -> Iterator[str]:
+    """A table of a dataclass's fields, without columns that are empty; the last is the help that options have."""
     if not dataclasses.is_dataclass(record):
         return
-    yield from ("| field | type | default | |", "|---|---|---|---|")
+    rows = [("field", "type", "default", "meaning")]
     for field in dataclasses.fields(record):
         kind = field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
-        default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
         kind = re.sub(r"\b(?:\w+\.)+(?=[A-Z])", "", kind)  # names without their modules
-        yield cells(f"`{field.name}`", f"`{kind}`", default, help_of(field))
-    yield ""
+        default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
+        rows.append((f"`{field.name}`", f"`{kind}`", default, help_of(field)))
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    head, *body = zip(*columns, strict=True)
+    yield from (cells(*head), "|" + "---|" * len(columns), *(cells(*row) for row in body), "")
 
 
-def help_of(field: Any) -> str:
+def help_of(field: dataclasses.Field[Any]) -> str:
     """What a field's metadata says for a reader."""
     about: Any = {**field.metadata, **field.metadata.get("option", {})}
     return str(about.get("help", ""))

@@ -91,7 +91,17 @@ def test_metadata(wheel: Path) -> None:
     assert set(found.get_all("Provides-Extra", [])) == EXTRAS
 
 
+@pytest.mark.parametrize("command", ["elastic-export", "elastic-run"])
+def test_commands_print_the_version_of_the_wheel(run: Run, command: str) -> None:
+    assert __version__ in run(command, "--version").split()
+
+
 def test_an_installed_wheel_builds_and_answers(run: Run) -> None:
-    assert "[ok]" in run(sys.executable, "-m", "export", "build")
+    assert "[ok]" in run("elastic-export", "build")
     prompt = "Tom has 10 pens.\na buys 05\nHow many pens?"
-    assert "tokens/s" in run(sys.executable, "-m", "runtime", "generate", "--prompt", prompt, "--gen-length", "32")
+    assert "tokens/s" in run("elastic-run", "generate", "--prompt", prompt, "--gen-length", "32")
+
+
+@pytest.mark.parametrize("package", ["export", "runtime"])
+def test_packages_run_as_modules(run: Run, package: str) -> None:
+    assert __version__ in run(sys.executable, "-m", package, "--version").split()
