@@ -30,9 +30,12 @@ from engines.registry import installed, versions
 from engines.signatures.vision import vision_signatures
 from engines.trt import package as flavour
 from engines.vision import open_vision
-from export.build import BuildJob, build, plan
+from export.build import build, plan
 from export.checkpoint.families.llava_llada import FAMILY, MASK, SUPPRESSED
 from export.compilers import tensorrt
+from export.compilers.tensorrt_engine import build_engine
+from export.job import BuildJob
+from export.options import BuildOptions
 from export.part import Target
 from runtime.bench.cases import write
 from scripts.experiments import report
@@ -72,7 +75,8 @@ def make_checkpoint(out: Path) -> None:
 
 def job(work: Path) -> BuildJob:
     """A planned build of the bundle that has not started."""
-    made = plan(work / "checkpoint", work / "bundle", "fp16", None, LENGTH, 8, 1, 1)
+    options = BuildOptions(work / "checkpoint", work / "bundle", "fp16", max_length=LENGTH, window=8, max_batch=1)
+    made = plan(options)
     (made.root / STAMPS).mkdir(parents=True, exist_ok=True)
     return made
 
@@ -80,7 +84,8 @@ def job(work: Path) -> BuildJob:
 def write_parts(work: Path, folder: str, dtype: str) -> None:
     """Write the vision parts' graphs or ONNX Runtime engines of a precision."""
     made = job(work)
-    made.write_parts(Target(made.root, folder, dtype, "fp16"), vision_signatures(made.config, dtype))
+    signatures = vision_signatures(made.config, dtype)
+    made.write_parts(Target(folder, dtype, "fp16", made.config, signatures))
 
 
 def finish(work: Path) -> None:
@@ -111,10 +116,10 @@ def compile_part(work: Path, part: str) -> dict[str, Any]:
     vision = made.config.vision
     assert vision is not None
     (signature,) = (signature for signature in vision_signatures(made.config, "fp16") if signature.name == part)
-    graph = tensorrt.prepare(made.root / "onnx" / f"{part}.onnx", LENGTH)
+    graph = tensorrt.with_weights_as_inputs(made.root / "onnx" / f"{part}.onnx", LENGTH)
     spans = tensorrt.profiles(signature, made.capacity, LENGTH, vision.tiles)
     began = time.perf_counter()
-    plan, _ = tensorrt.serialize(part, graph, spans, flavour.find("tensorrt_rtx"), [CAPABILITY])
+    plan, _ = build_engine(flavour.find("tensorrt_rtx"), part, graph, spans, [CAPABILITY])
     return {"compile_seconds": round(time.perf_counter() - began, 1), "plan_mb": round(len(plan) / 1e6, 2)}
 
 

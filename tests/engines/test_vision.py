@@ -28,7 +28,8 @@ from engines.weights import locate
 from export.build import estimate, plan
 from export.checkpoint.families.llava_llada import SYSTEM
 from export.checkpoint.reader import Checkpoint, open_checkpoint
-from export.part import Target, write_part
+from export.options import BuildOptions
+from export.part import Target, write_graph, write_weights
 from export.verify import verify
 from runtime.images import decode as images
 from runtime.images.prompt import encode, encode_image, mention, merge
@@ -112,10 +113,12 @@ def test_a_side_that_is_no_multiple_of_a_patch(tmp_path: Path) -> None:
     kernel = weights["patch.weight"].t().reshape(-1, 3, 14, 14)
     wanted = torch.nn.functional.conv2d(pixels, kernel, weights["patch.bias"], stride=14).flatten(2).mT
     close("patches", vision.embed(odd, weights, pixels).numpy(), (wanted + weights["positions"]).numpy(), 1e-5)
-    target, signature = Target(tmp_path, "onnx", "fp32", "fp32"), vision_signatures(config, "fp32")[0]
+    target = Target("onnx", "fp32", "fp32", config, vision_signatures(config, "fp32"))
     (tmp_path / STAMPS).mkdir()
-    made = write_part(target, signature, config, "odd", lambda: weights)
-    session = ort.InferenceSession(str(tmp_path / made["graph"]), session_options(), providers=["CPUExecutionProvider"])
+    write_weights(tmp_path, "tower", [target], weights, "odd")
+    write_graph(tmp_path, target, "tower")
+    graph = tmp_path / target.graph_file("tower")
+    session = ort.InferenceSession(str(graph), session_options(), providers=["CPUExecutionProvider"])
     features = vision.tower(odd, weights, pixels).numpy()
     close("features", session.run(None, {"pixels": pixels.numpy()})[0], features, 1e-4)
 
@@ -263,7 +266,8 @@ def test_verify(precision: str, bundle: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("precision", "weights"), [("fp32", None), ("fp16", None), ("fp16", "int8")])
 def test_the_estimate_is_near(precision: str, weights: str | None, tmp_path: Path) -> None:
-    job = plan(CHECKPOINT, tmp_path / "b", precision, None, 64, 8, 1, 1, weights=weights)
+    options = BuildOptions(CHECKPOINT, tmp_path / "b", precision, max_length=64, window=8, max_batch=1, weights=weights)
+    job = plan(options)
     export.build(CHECKPOINT, tmp_path / "b", precision, max_length=64, window=8, weights=weights)
     size = sum(p.stat().st_size for kind in ("*.safetensors", "*.data") for p in (tmp_path / "b").rglob(kind))
     print(f"{precision} {weights}: {estimate(job)['disk']} estimated, {size} written")

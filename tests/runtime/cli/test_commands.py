@@ -453,7 +453,7 @@ def test_build_into_a_file(build: Call, text_checkpoint: Path, tmp_path: Path) -
     (tmp_path / "file").write_text("mine")
     code, _, err = build("--checkpoint", text_checkpoint, "--out", tmp_path / "file")
     assert code == 1 and (tmp_path / "file").read_text() == "mine"
-    sentence(err, "error: ", "cannot write the bundle", "File exists", "--out")
+    sentence(err, "error: ", f"cannot write {tmp_path / 'file'}", "File exists", "--out")
 
 
 def test_inspect(call: Call, golden_bundle: Path) -> None:
