@@ -15,7 +15,7 @@ from export import options
 from export.build import estimate, plan
 from export.build import run as build_planned
 from export.inspect import show
-from export.verify import TOLERANCES, verify
+from export.verify import GRAPHS, TOLERANCES, tolerance, verify
 
 console = screen()
 GIGA = 1e9
@@ -30,7 +30,12 @@ def parser() -> argparse.ArgumentParser:
     make.set_defaults(call=build_command)
     check = commands.add_parser("verify", help="compare parts and the plain forward with eager PyTorch")
     check.add_argument("bundle", type=Path)
-    check.add_argument("--backend", choices=list(BACKENDS), default="onnxruntime")
+    check.add_argument(
+        "--backend",
+        choices=[*BACKENDS, GRAPHS],
+        default="onnxruntime",
+        help=f"back end to compare, or {GRAPHS}: the exported graphs, run on the CPU (default onnxruntime)",
+    )
     check.add_argument(
         "--atol",
         type=float,
@@ -89,8 +94,7 @@ class FolderBars(Progress):
 
 def verify_command(args: argparse.Namespace) -> None:
     bundle = Bundle.open(args.bundle)
-    weights = bundle.manifest.engines.get(args.backend, {}).get("weights")
-    atol = args.atol if args.atol is not None else TOLERANCES[weights or bundle.manifest.precision]
+    atol = args.atol if args.atol is not None else tolerance(bundle, args.backend)
     title = f"{args.backend} against eager, tolerance {atol:g} of the largest number, or of 1"
     table = Table("part", "max", "mean", "cosine", "largest number", title=title)
     for row in verify(bundle, args.backend, atol):

@@ -28,7 +28,7 @@ from engines.errors import CheckpointError
 from engines.files import describe
 from engines.signatures import GraphSignature
 from export import checkpoint, graphs, stamps
-from export.graphs import quantize, writers
+from export.graphs import quantize
 from export.options import WEIGHTS
 from export.stamps import Files
 
@@ -135,7 +135,7 @@ def save_graph(path: Path, target: Target, part: str, weights: dict[str, Path]) 
     """Write and check the graph of `part`, whose `weights` lie in files beside it; returns the entry of its file."""
     files = {source: (weight_files.locate(file), file.name) for source, file in weights.items()}
     entry = stamps.write(
-        path, writers.build(target.signature(part), target.config, target.dtype, files).SerializeToString()
+        path, graphs.build(target.signature(part), target.config, target.dtype, files).SerializeToString()
     )
     onnx.checker.check_model(str(path))
     return entry

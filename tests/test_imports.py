@@ -17,7 +17,7 @@ from tests.support.cases import ROOT, sentence
 ROOMS = ("engines", "export", "runtime")
 DEVICES = {"torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "safetensors", "polygraphy"}
 # What a machine that runs bundles on ONNX Runtime lacks, and the modules that may need it.
-BUILD_ONLY = ("torch", "onnx", "onnxscript", "safetensors", "polygraphy", "tensorrt", "tensorrt_rtx")
+BUILD_ONLY = ("torch", "onnx", "safetensors", "polygraphy", "tensorrt", "tensorrt_rtx")
 NEED_THEM = {
     "engines.eager.layers",
     "engines.eager.vision_layers",
@@ -198,6 +198,7 @@ def test_back_end_names_stay_where_they_belong() -> None:
         "export.compilers",
         "export.compilers.onnxruntime",
         "export.compilers.tensorrt",
+        "export.compilers.tensorrt_engine",
         "export.options",
         "export.graphs.quantize",
     }

@@ -60,7 +60,9 @@ class OnnxRuntimeRunner(SequenceRunner):
         self.k, self.v, self.q = (
             some.reshape(c.layers, 1, -1, length, c.head_size) for some in np.split(planes, [keys, 2 * keys])
         )
-        self.work.bind("recall", {"q_cache": BoundArray.of(self.q[:, 0]), "k_cache": BoundArray.of(self.k[:, 0])}, {})
+        self.work.bind(
+            "attention", {"q_cache": BoundArray.of(self.q[:, 0]), "k_cache": BoundArray.of(self.k[:, 0])}, {}
+        )
         self.work.bind("head", {"hidden": BoundArray.of(self.h[-1, None, :length])}, {})
         if self.together:
             entering = BoundArray.of(self.h[0, :length])
@@ -136,13 +138,13 @@ class OnnxRuntimeRunner(SequenceRunner):
         """All layers at once: that wastes at most a reuse pass, before a refresh that costs many."""
         c, work, tracked = self.config, self.work, watch.tracked
         before, sigma = work.take("before", c.layers, c.heads, len(tracked), self.length), work.take("sigma", c.layers)
-        work.run("recall", {"tracked": work.put("tracked", self.row_of[tracked])}, {"before": before})
+        work.run("attention", {"tracked": work.put("tracked", self.row_of[tracked])}, {"attention_prev": before})
         if self._known(rows):
             attention, probes = self._run_together(rows, watch)
         else:
             attention, of_window = self._run(rows, 0, c.layers, tracked, watch.window, np.arange(rows))
             probes = self._probe(of_window, watch)
-        work.run(f"drift_{watch.kind}", {"before": before, "attention": attention}, {"sigma": sigma})
+        work.run(f"drift_{watch.kind}", {"attention_prev": before, "attention": attention}, {"sigma": sigma})
         return ReuseResult.of(sigma.array.tolist(), probes, gamma)
 
     def _known(self, rows: int) -> bool:
@@ -179,7 +181,7 @@ class OnnxRuntimeRunner(SequenceRunner):
             hidden = work.take(f"hidden_{(index + 1 - first) % 2}", 1, rows, c.d_model)
             if index == last:
                 hidden = work.take("left", 1, len(wanted), c.d_model)
-                inputs["wanted"] = work.put("wanted", wanted)
+                inputs["output_rows"] = work.put("output_rows", wanted)
                 for name, some in (("tracked_rows", tracked), ("window_rows", window)):
                     inputs[name] = work.put(f"wanted_{name}", np.searchsorted(wanted, some))
             seen = {"attention": rows_of[index - first], "window_attention": window_of[index - first]}

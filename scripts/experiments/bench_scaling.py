@@ -124,7 +124,7 @@ def step(model: runtime.Runtime, length: int, rows: int, window: int = WINDOW) -
 
 def watched(model: Model) -> float:
     """Seconds of drift tests and probes so far."""
-    return sum(spent for part, spent in model.seconds.items() if part.startswith(("recall", "drift", "probe")))
+    return sum(spent for part, spent in model.seconds.items() if part.startswith(("attention", "drift", "probe")))
 
 
 def products(config: ModelConfig, rows: int, length: int) -> Callable[[], None]:

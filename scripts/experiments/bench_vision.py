@@ -35,6 +35,7 @@ from engines.vision import open_vision
 from export.build import build, plan
 from export.checkpoint.families.llava_llada import FAMILY, MASK, SUPPRESSED
 from export.compilers import tensorrt
+from export.compilers.tensorrt_engine import build_engine
 from export.job import BuildJob
 from export.options import BuildOptions
 from export.part import Target
@@ -112,10 +113,10 @@ def compile_part(work: Path, part: str) -> dict[str, Any]:
     vision = made.config.vision
     assert vision is not None
     (signature,) = (signature for signature in vision_signatures(made.config, "fp16") if signature.name == part)
-    graph = tensorrt.prepare(made.root / "onnx" / f"{part}.onnx", LENGTH)
+    graph = tensorrt.with_weights_as_inputs(made.root / "onnx" / f"{part}.onnx", LENGTH)
     spans = tensorrt.profiles(signature, made.capacity, LENGTH, vision.tiles)
     began = time.perf_counter()
-    plan, _ = tensorrt.serialize(part, graph, spans, flavour.find("tensorrt_rtx"), [CAPABILITY])
+    plan, _ = build_engine(flavour.find("tensorrt_rtx"), part, graph, spans, [CAPABILITY])
     return {"compile_seconds": round(time.perf_counter() - began, 1), "plan_mb": round(len(plan) / 1e6, 2)}
 
 

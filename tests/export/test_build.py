@@ -48,7 +48,7 @@ def test_progress_names_each_part(tiny_checkpoint: Path, tmp_path: Path) -> None
     seen: list[Any] = []
     export.build(tiny_checkpoint, tmp_path / "b", progress=lambda *event: seen.append(event))
     names = ("embed", "layer_00", "layer_01", "head", *DRIFT_PARTS, "probe")
-    on_the_cpu = ("embed", "layer_00", "layer_01", "head", "recall", *DRIFT_PARTS, "probe", "reuse")
+    on_the_cpu = ("embed", "layer_00", "layer_01", "head", "attention", *DRIFT_PARTS, "probe", "reuse")
     exported = [(f"onnx/{name}", i, 7) for i, name in enumerate(names, 1)]
     assert seen == exported + [(f"onnx/{name}", i, 9) for i, name in enumerate(on_the_cpu, 1)]
 
@@ -97,15 +97,15 @@ def test_finished_parts_are_taken_up(text_checkpoint: Path, bundle_copy: Path, m
     (bundle_copy / MANIFEST).unlink()
     (bundle_copy / "onnx" / "layer_01.onnx").unlink()
     made: list[str] = []
-    from export.graphs import writers
+    from export import graphs
 
-    real = writers.build
+    real = graphs.build
 
     def noted(signature: Any, *rest: Any) -> Any:
         made.append(signature.name)
         return real(signature, *rest)
 
-    monkeypatch.setattr(writers, "build", noted)
+    monkeypatch.setattr(graphs, "build", noted)
     export.build(text_checkpoint, bundle_copy)
     assert made == ["layer_01"]
 

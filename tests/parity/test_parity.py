@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import runtime
 from engines.signatures.gpu import DRIFTS
-from export.verify import Difference
+from export.verify.difference import Difference
 from runtime.decoding.generate import Output
 from runtime.decoding.policies import SCOPES
 from tests.support.comparison import (

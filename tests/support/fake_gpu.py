@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from engines.errors import BackendError
 from engines.gpu.cuda import Address, Cuda
 
-VERSION = "0.0.standin"
+VERSION = "99.0.fake"
 NATIVE = {"RotaryEmbedding": "ROTARY_EMBEDDING", "TensorScatter": "KV_CACHE_UPDATE", "Attention": "ATTENTION_INPUT"}
 
 
@@ -148,6 +148,18 @@ class Network:
         kind = self.model.graph.node[index].op_type
         return SimpleNamespace(type=SimpleNamespace(name=NATIVE.get(kind, kind.upper())))
 
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.get_layer, range(self.num_layers))
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.model.graph.input)
+
+    def get_input(self, index: int) -> Any:
+        value = self.model.graph.input[index]
+        shape = [-1 if dim.dim_param else dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        return SimpleNamespace(name=value.name, dtype=None, shape=tuple(shape), is_shape_tensor=False)
+
 
 class Parser:
     num_errors = 0
@@ -169,10 +181,21 @@ class Profile:
 
 
 class Config:
-    num_compute_capabilities = 0
+    num_compute_capabilities, DLA_core, default_device_type = 0, -1, None
 
     def __init__(self) -> None:
         self.profiles: list[dict[str, Any]] = []
+        self.flags: set[Any] = set()
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self.profiles)
+
+    def set_flag(self, flag: Any) -> None:
+        self.flags.add(flag)
+
+    def get_flag(self, flag: Any) -> bool:
+        return flag in self.flags
 
     def set_compute_capability(self, capability: Any, index: int) -> None:
         assert index < self.num_compute_capabilities
@@ -302,8 +325,20 @@ class Severity(Enum):
     ERROR, INTERNAL_ERROR = 1, 2
 
 
+class Flag(Enum):
+    TF32 = 1
+
+
+class CreationFlag(Enum):
+    """All networks are strongly typed, as from TensorRT 11 on: there is no flag for it."""
+
+
+class Verbosity(Enum):
+    LAYER_NAMES_ONLY = 0
+
+
 class Logger:
-    ERROR = 1
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
     Severity = Severity
 
     def __init__(self, *_: Any) -> None:
@@ -316,8 +351,9 @@ def module() -> ModuleType:
     found.__spec__ = ModuleSpec("tensorrt", None)
     contents = dict(
         __version__=VERSION, ILogger=Logger, Logger=Logger, Builder=Builder, OnnxParser=Parser, Runtime=Runtime,
-        ComputeCapability=ComputeCapability, NetworkDefinitionCreationFlag=SimpleNamespace(),
-        ExecutionContextAllocationStrategy=Strategy,
+        ComputeCapability=ComputeCapability, NetworkDefinitionCreationFlag=CreationFlag,
+        ExecutionContextAllocationStrategy=Strategy, BuilderFlag=Flag, ProfilingVerbosity=Verbosity,
+        DeviceType=SimpleNamespace(DLA="DLA"), init_libnvinfer_plugins=lambda logger, namespace: True,
     )  # fmt: skip
     vars(found).update(contents)
     return found

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import runtime
-from export.verify import Difference
+from export.verify.difference import Difference
 from runtime.decoding.generate import Output
 from tests.support.oracle import Oracle, Run, Step
 
