@@ -1,4 +1,4 @@
-# Sourced by the other scripts: a virtual environment in .venv with everything installed, activated.
+# Sourced by the other scripts: a virtual environment in .venv with all that building, running and testing need; activated.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 if ! "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
@@ -10,8 +10,7 @@ if [ "$(cat .venv/installed 2>/dev/null)" != "$stamp" ]; then
     echo "setting up .venv"
     "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt torch==2.13.0
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt \
-        -e '.[export,cpu,rtx,eval,vision,dev]'
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt -e '.[rtx,dev]'
     echo "$stamp" >.venv/installed
 fi
 . .venv/bin/activate

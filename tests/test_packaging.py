@@ -1,46 +1,107 @@
-"""The wheel carries everything: installed outside the clone, it builds and runs the demo."""
+"""The wheel is complete: installed outside the clone it builds and runs the demo, and its commands are on the path."""
 
+import email
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
+from email.message import Message
 from pathlib import Path
 
 import pytest
 
+from engines import __version__
 from tests.support.cases import ROOT
+
+PACKAGES = ("engines", "export", "runtime")
+EXTRAS = {"export", "cpu", "gpu", "rtx", "vision", "plot", "eval", "dev"}
+Run = Callable[..., str]
+
+
+def files(root: Path) -> set[str]:
+    """The names of all files of the three packages below `root`."""
+    found = [path for package in PACKAGES for path in (root / package).rglob("*") if path.is_file()]
+    return {path.relative_to(root).as_posix() for path in found if "__pycache__" not in path.parts}
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(out)]
-    subprocess.run([*command, str(ROOT)], check=True, cwd=out)
-    (made,) = out.glob("*.whl")
+    """The wheel, built from a copy: what an earlier build left in the clone must not get into it."""
+    source = tmp_path_factory.mktemp("source")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, source / name)
+    pip("wheel", "--no-build-isolation", "--wheel-dir", source / "out", source)
+    (made,) = (source / "out").glob("*.whl")
     return made
 
 
-def test_the_wheel_holds_all_rooms_and_the_demo_checkpoint(wheel: Path) -> None:
-    names = set(zipfile.ZipFile(wheel).namelist())
-    tracked = [p for room in ("engines", "export", "runtime") for p in (ROOT / room).rglob("*")]
-    expected = {p.relative_to(ROOT).as_posix() for p in tracked if p.is_file() and "__pycache__" not in p.parts}
-    assert expected <= names
-    assert {"export/demo/config.json", "export/demo/model.safetensors", "export/demo/tokenizer.json"} <= names
-    assert not any(name.startswith(("tests/", "scripts/", "bundles/")) for name in names)
+@pytest.fixture(scope="module")
+def run(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Runs a command of the installed wheel in a folder of its own, and returns what it prints."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    site = folder / "site"
+    pip("install", "--target", site, wheel)
+    path = f"{site / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(site), "PATH": path}
 
-
-def test_an_installed_wheel_builds_and_answers_from_another_folder(wheel: Path, tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-
-    def run(*words: str) -> str:
-        command = [sys.executable, *words]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    def call(*words: str) -> str:
+        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert str(site) in run("-c", "import export; print(export.__file__)"), "the modules under test are the wheel's"
-    assert "[ok]" in run("-m", "export", "build")
+    found = call(sys.executable, "-c", "import export; print(export.__file__)")
+    assert str(site) in found, "the modules under test are the wheel's"
+    return call
+
+
+def pip(command: str, *words: str | Path) -> None:
+    subprocess.run([sys.executable, "-m", "pip", command, "--quiet", "--no-deps", *map(str, words)], check=True)
+
+
+def metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(archive.read(name))
+
+
+def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert names == files(ROOT)
+    demo = {f"export/demo/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")}
+    assert {f"{package}/py.typed" for package in PACKAGES} | demo <= names
+
+
+def test_the_licence_is_in_the_wheel(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("LICENSE"))
+        assert archive.read(name) == (ROOT / "LICENSE").read_bytes()
+    assert metadata(wheel)["License-Expression"] == "Apache-2.0"
+
+
+def test_metadata(wheel: Path) -> None:
+    found = metadata(wheel)
+    assert (found["Name"], found["Version"]) == ("elastic-diffusion", __version__)
+    assert found["Author"] == "the Elastic Diffusion authors"
+    assert found["Requires-Python"] == ">=3.10"
+    assert "Operating System :: POSIX :: Linux" in found.get_all("Classifier", [])
+    assert set(found.get_all("Provides-Extra", [])) == EXTRAS
+
+
+@pytest.mark.parametrize("command", ["elastic-export", "elastic-run"])
+def test_commands_print_the_version_of_the_wheel(run: Run, command: str) -> None:
+    assert __version__ in run(command, "--version").split()
+
+
+def test_an_installed_wheel_builds_and_answers(run: Run) -> None:
+    assert "[ok]" in run("elastic-export", "build")
     prompt = "Tom has 10 pens.\na buys 05\nHow many pens?"
-    assert "tokens/s" in run("-m", "runtime", "generate", "--prompt", prompt, "--gen-length", "32")
+    assert "tokens/s" in run("elastic-run", "generate", "--prompt", prompt, "--gen-length", "32")
+
+
+@pytest.mark.parametrize("package", ["export", "runtime"])
+def test_packages_run_as_modules(run: Run, package: str) -> None:
+    assert __version__ in run(sys.executable, "-m", package, "--version").split()

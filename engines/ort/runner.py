@@ -159,7 +159,7 @@ class OnnxRuntimeRunner(SequenceRunner):
     def _run(
         self, rows: int, first: int, end: int, tracked: Slots, window: Slots, output_rows: Slots
     ) -> tuple[BoundArray, BoundArray]:
-        """Run layers `first` … `end` - 1 over the first `rows` slots, the model's last one for `output_rows` only.
+        """Run layers `first` … `end` - 1 over the first `rows` slots, the model's last layer for `output_rows` only.
 
         Returns the attention [end - first, H, T or W, S] of the rows `tracked` and of the `window`.
         """

@@ -16,6 +16,7 @@ from rich.progress import track
 
 from engines.errors import OptionError
 from engines.files import writing
+from engines.options import values_of
 from runtime.api import Runtime
 from runtime.evaluation import intervals, tasks
 from runtime.evaluation.intervals import agreement
@@ -103,7 +104,7 @@ def key_of(
     return {
         "checkpoint": manifest.checkpoint["identity"][:16], "precision": manifest.precision,
         "backend": model.backend, "weights": manifest.engines.get(model.backend, {}).get("weights"),
-        "family": family, "few_shot": few_shot, "policy": chosen.name, **vars(chosen), **request,
+        "family": family, "few_shot": few_shot, "policy": chosen.name, **values_of(chosen), **request,
     }  # fmt: skip
 
 

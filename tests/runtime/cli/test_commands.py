@@ -268,8 +268,8 @@ def test_a_trace_that_cannot_be_written(generate: Call, text_bundle: Path, tmp_p
     (tmp_path / "file").write_text("mine")
     common = (text_bundle, "--prompt", "Hi", "--gen-length", 8, "--trace")
     for path, reason in (("file/trace", "Not a directory"), ("no/trace", "No such file"), ("", "Is a directory")):
-        failed(generate(*common, tmp_path / path), 2, "cannot write the trace", path, reason, "choose another")
-    failed(generate(*common, "/dev/full"), 2, "cannot write the trace", "No space left on device", "choose another")
+        failed(generate(*common, tmp_path / path), 2, "cannot write", path, reason, "choose another file for the trace")
+    failed(generate(*common, "/dev/full"), 2, "cannot write /dev/full", "No space left on device", "for the trace")
     assert (tmp_path / "file").read_text() == "mine"
 
 

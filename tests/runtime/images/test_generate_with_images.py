@@ -196,7 +196,7 @@ def test_a_chat_in_a_pipe(bundle: Path) -> None:
     done = subprocess.run(command, input=said, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "1 turn" in done.stdout.splitlines()[-1]
-    assert "no image nothing.png" in done.stderr and "no command /stats now" in done.stderr
+    assert "no image nothing.png" in done.stderr and "unknown command /stats now" in done.stderr
 
 
 def test_the_command(bundle: Path, text_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,4 +231,4 @@ def test_in_python(bundle: Path, golden: runtime.Runtime) -> None:
     with refused(OptionError, "images are a list"):
         golden.generate([1, IMAGE], images="a.png", gen_length=4)
     with refused(BackendError, "closed"):
-        loaded.encode_image([FILES["waves"]])
+        loaded.encode_images([FILES["waves"]])

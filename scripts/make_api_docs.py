@@ -1,0 +1,134 @@
+"""Write docs/api.md: public names with their signatures and docstrings, and the policies' options into README.md.
+
+    python scripts/make_api_docs.py
+
+`tests/test_docs.py` fails when what is written differs from what lies there.
+"""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+API = ROOT / "docs" / "api.md"
+MODULES = ("export", "runtime", "engines.errors")
+HEAD = """# Python interface
+
+Written by `python scripts/make_api_docs.py` from the docstrings; do not edit. Axis letters of shapes are those of
+`engines/signatures/__init__.py`.
+"""
+
+
+def api() -> str:
+    """The text of docs/api.md."""
+    return "\n".join([HEAD, *(line for name in MODULES for line in of_module(name))]).rstrip() + "\n"
+
+
+def of_module(name: str) -> Iterator[str]:
+    """Lines about a module and its public names: those of `__all__`, or the classes that it defines."""
+    module = importlib.import_module(name)
+    public = {entry: getattr(module, entry) for entry in getattr(module, "__all__", vars(module))}
+    if not hasattr(module, "__all__"):
+        public = {entry: value for entry, value in public.items() if getattr(value, "__module__", None) == name}
+    yield from (f"## `{name}`", "", document(module))
+    for entry, value in public.items():
+        if inspect.isroutine(value):
+            yield from (f"### `{name}.{entry}`", "", *code(value), document(value))
+    for entry, value in public.items():
+        if inspect.isclass(value):
+            base = f"({value.__bases__[0].__name__})" if issubclass(value, Exception) else ""
+            yield from (f"### `{name}.{entry}{base}`", "", document(value), *of_fields(value), *of_members(value))
+
+
+def of_fields(record: type) -> Iterator[str]:
+    """A table of a dataclass's fields, without columns that are empty; the last is the help that options have."""
+    if not dataclasses.is_dataclass(record):
+        return
+    rows = [("field", "type", "default", "meaning")]
+    for field in dataclasses.fields(record):
+        kind = field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
+        kind = re.sub(r"\b(?:\w+\.)+(?=[A-Z])", "", kind)  # names without their modules
+        default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
+        rows.append((f"`{field.name}`", f"`{kind}`", default, help_of(field)))
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    head, *body = zip(*columns, strict=True)
+    yield from (cells(*head), "|" + "---|" * len(columns), *(cells(*row) for row in body), "")
+
+
+def help_of(field: dataclasses.Field[Any]) -> str:
+    """What a field's metadata says for a reader."""
+    about: Any = {**field.metadata, **field.metadata.get("option", {})}
+    return str(about.get("help", ""))
+
+
+def of_members(cls: type) -> Iterator[str]:
+    """Methods and properties of a class, those that have a docstring."""
+    for name, member in vars(cls).items():
+        function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+        if name.startswith("_") or not inspect.isfunction(function) or not function.__doc__:
+            continue
+        yield from (f"#### `{cls.__name__}.{name}`{' (property)' if isinstance(member, property) else ''}", "")
+        yield from (*code(function), document(function))
+
+
+def cells(*words: str) -> str:
+    return f"| {' | '.join(word.replace('|', chr(92) + '|') for word in words)} |"
+
+
+def code(function: Callable[..., Any]) -> Iterator[str]:
+    """The signature of a function as its file has it, without the comments behind its lines."""
+    source = textwrap.dedent(inspect.getsource(function))
+    (node,) = ast.parse(source).body
+    assert isinstance(node, ast.FunctionDef)
+    lines = [line.split("  #")[0] for line in source.splitlines()[node.lineno - 1 : node.body[0].lineno - 1]]
+    yield from ("```python", "\n".join(lines).rstrip(":"), "```", "")
+
+
+def document(value: Any) -> str:
+    return f"{inspect.cleandoc(value.__doc__ or '')}\n"
+
+
+def policies() -> str:
+    """The table of policies: what each computes in a step, and the options it takes."""
+    from runtime.decoding.policies import POLICIES
+
+    lines = ["| policy | what a step computes | options |", "|---|---|---|"]
+    for name, policy in POLICIES.items():
+        options = " ".join(map(flag, dataclasses.fields(policy)))
+        lines.append(cells(f"`{name}`", summary(policy), f"`{options}`"))
+    return "\n".join(lines)
+
+
+def summary(value: Any) -> str:
+    """The first paragraph of a docstring as one line."""
+    return inspect.cleandoc(value.__doc__).split("\n\n")[0].replace("\n", " ")
+
+
+def flag(field: Any) -> str:
+    """The command-line option of a field; a switch that is on has one that turns it off."""
+    name = field.name.replace("_", "-")
+    return f"--no-{name}" if field.default is True else f"--{name}"
+
+
+def between(text: str, name: str, table: str) -> str:
+    """`text` with `table` between the comments `name:begin` and `name:end`."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    API.write_text(api())
+    readme.write_text(between(readme.read_text(), "options", policies()))
+    print(f"wrote {API.relative_to(ROOT)} and the table of options in {readme.name}")
+
+
+if __name__ == "__main__":
+    main()

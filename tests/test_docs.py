@@ -1,0 +1,94 @@
+"""The documents agree with the code: generated parts are up to date, what they name exists, commands parse."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import export.cli
+import runtime.cli
+from engines import __version__
+from scripts import make_api_docs
+from tests.support.cases import ROOT
+
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md")]
+FIGURES = [ROOT / "docs" / name for name in ("BENCHMARKS.md", "QUALITY.md")]
+FOLDERS = ("docs", "engines", "export", "runtime", "scripts", "tests")
+PARSERS = {"export": export.cli.parser, "runtime": runtime.cli.parser}
+OUT_OF_DATE = "run `python scripts/make_api_docs.py`"
+
+
+def names(document: Path) -> set[str]:
+    """Files and folders of the clone that a document names, in its text and in commands."""
+    found = re.findall(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./-]*", document.read_text())
+    return {name.rstrip(".") for name in found}
+
+
+def commands(document: Path) -> list[str]:
+    """The `python -m export` and `python -m runtime` commands of a document, without comments and redirections."""
+    text = document.read_text().replace("`", "\n")
+    lines = re.findall(r"python -m (?:export|runtime) [a-z]+ .+", text)
+    return [re.split(r"\s{2,}|[<|]", line)[0] for line in lines]
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Names of a module's functions, classes and constants, and of its classes' methods as `Class.method`."""
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+            members = node.body if isinstance(node, ast.ClassDef) else []
+            found |= {f"{node.name}.{member.name}" for member in members if isinstance(member, ast.FunctionDef)}
+    return found
+
+
+def test_the_python_interface_is_up_to_date() -> None:
+    assert make_api_docs.API.read_text() == make_api_docs.api(), OUT_OF_DATE
+
+
+def test_the_table_of_options_is_up_to_date() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert readme == make_api_docs.between(readme, "options", make_api_docs.policies()), OUT_OF_DATE
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *FIGURES], ids=lambda path: path.name)
+def test_links_lead_to_files(document: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", document.read_text()) if not link.startswith("http")]
+    missing = [link for link in links if not (document.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *FIGURES], ids=lambda path: path.name)
+def test_files_that_are_named_exist(document: Path) -> None:
+    assert not {name for name in names(document) if not (ROOT / name).exists()}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_names_are_defined_in_the_files_given_for_them(document: Path) -> None:
+    places = re.findall(r"`([A-Za-z_][\w.]*)` in `([\w/.]+\.py)`", document.read_text())
+    missing = [(name, file) for name, file in places if name not in defined(ast.parse((ROOT / file).read_text()))]
+    assert not missing
+
+
+def test_the_architecture_says_where_things_are() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for question in ("is drift tested", "a refresh decided", "a GPU graph captured", "is a family added"):
+        (row,) = (line for line in text.splitlines() if line.startswith("|") and question in line)
+        assert re.search(r"`[\w/.]+(\.py|/)`", row), row
+
+
+@pytest.mark.parametrize(
+    "command", [command for document in (*DOCUMENTS, *FIGURES) for command in commands(document)]
+)  # fmt: skip
+def test_commands_parse(command: str) -> None:
+    words = shlex.split(command)[2:]
+    PARSERS[words[0]]().parse_args(words[1:])
+
+
+def test_the_changelog_has_an_entry_for_this_version() -> None:
+    assert re.search(rf"^## \[{re.escape(__version__)}\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
