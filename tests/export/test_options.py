@@ -40,7 +40,8 @@ def test_quantised_weights_are_onnxruntimes(tiny_checkpoint: Path, tmp_path: Pat
 
 # One list of fields
 
-VALUES: dict[str, tuple[Any, str]] = {  # a value other than the default for every option, and how it is written on the command line
+# A value other than the default for every option, and how it is written on the command line.
+VALUES: dict[str, tuple[Any, str]] = {
     "checkpoint": ("c", "--checkpoint c"), "out": (Path("o"), "--out o"), "precision": ("bf16", "--bf16"),
     "backends": (["tensorrt", "onnxruntime"], "--backend tensorrt --backend onnxruntime"),
     "max_length": (64, "--max-length 64"), "window": (8, "--window 8"), "track_num": (2, "--track-num 2"),
