@@ -44,7 +44,7 @@ def added_tokens(path: Path) -> list[dict[str, Any]]:
 
 
 def needs_writing(directory: Path) -> bool:
-    """Whether the checkpoint has `PAIRS` and no tokenizer.json; raises CheckpointError if it has one file of the pair."""
+    """Whether the checkpoint has `PAIRS` and no tokenizer.json; raises CheckpointError for one file of the pair."""
     found = [name for name in PAIRS if (directory / name).is_file()]
     if (directory / TOKENIZER).is_file() or not found:
         return False

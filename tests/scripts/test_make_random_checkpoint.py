@@ -19,9 +19,9 @@ def test_random_checkpoints_are_seeded(tmp_path: Path) -> None:
     assert identity("a", 1) == identity("b", 1) != identity("c", 2)
 
 
-def test_random_checkpoints_do_not_overwrite(sharded: Path) -> None:
+def test_random_checkpoints_do_not_overwrite(tiny_checkpoint: Path) -> None:
     with pytest.raises(OptionError, match="is not empty"):
-        make_checkpoint(sharded, SHAPES["tiny"])
+        make_checkpoint(tiny_checkpoint, SHAPES["tiny"])
 
 
 def test_shard_size(tmp_path: Path) -> None:
