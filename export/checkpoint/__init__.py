@@ -39,9 +39,7 @@ class Family:
     weights: Callable[[ModelConfig, str], dict[str, Weight]]
     ignorable: tuple[str, ...] = ()  # shell patterns of tensors that no part reads
     decoding: Mapping[str, Any] = field(default_factory=dict)  # decoding defaults of a bundle
-    length: int | None = (
-        None  # positions a bundle is built for by default, where the config allows more than trained on
-    )
+    length: int | None = None  # most positions of a bundle by default, where the config allows more than were trained
     end_of_turn: str | None = None  # text of the special token that ends a turn of a chat
     split: str | None = None  # pre-tokenizer's pattern for checkpoints that have vocab.json and merges.txt alone
     complete: Callable[[Path, dict[str, Any]], dict[str, Any]] = lambda directory, raw: raw
