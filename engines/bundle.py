@@ -1,14 +1,13 @@
 """The bundle: one directory per built model, described by a manifest.
 
     manifest.json            written last and atomically; without it nothing loads
-    config.json, tokenizer…  the checkpoint's own files, unchanged
+    config.json, tokenizer…  files of the checkpoint, unchanged
     onnx/                    one graph per part, its weights beside it
-    engines/<back end>/      what was compiled from them
+    engines/<back end>/      engines that were compiled from the graphs
     stamps/                  what each part was made from, for the next build
 
-The manifest carries its own SHA-256 and that of every other file; all of them
-are checked before a model is loaded. Nothing here knows how parts are made or
-run.
+The manifest holds its own SHA-256 and that of every other file; all of them are
+checked before a model is loaded.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ from typing import Any
 
 from engines.config import Capacity, ModelConfig, strict
 from engines.errors import BundleError, NewerBundleError
-from engines.files import describe, sha256, write_atomically
+from engines.files import describe, sha256, write_atomically, writing
 
 FORMAT = "elastic-bundle"
 VERSION = 5
@@ -32,7 +31,13 @@ CALIBRATION = "calibration.json"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle holds. `engines` maps a back end to {part: graph file}; see `write_manifest`."""
+    """The content of a bundle.
+
+    `model` and `capacity` are the fields of ModelConfig and Capacity, `defaults`
+    decoding options by name, `parts` the exported graph, weight file, inputs and
+    outputs of each part, `engines` an entry for each back end, `files` the size and
+    SHA-256 of each file.
+    """
 
     model: dict[str, Any]
     capacity: dict[str, int]
@@ -49,7 +54,7 @@ class Manifest:
 
 @dataclass
 class Bundle:
-    """An opened bundle: configuration at hand, files checked on first use."""
+    """An opened bundle. A file's path is handed out after its content was checked once."""
 
     root: Path
     manifest: Manifest
@@ -59,19 +64,20 @@ class Bundle:
 
     @classmethod
     def open(cls, root: str | Path) -> "Bundle":
-        """Read and check the manifest of `root`; raises BundleError with the remedy."""
+        """Read and check the manifest in the folder `root`; raises BundleError for anything but a complete bundle."""
         root = Path(root)
         manifest = read_manifest(root)
         config = ModelConfig.from_json(manifest.model, f"{root}: model")
-        return cls(root, manifest, config, strict(Capacity, manifest.capacity, f"{root}: capacity"))
+        capacity = strict(Capacity, manifest.capacity, f"{root}: capacity")
+        return cls(root=root, manifest=manifest, config=config, capacity=capacity)
 
     @property
     def identity(self) -> str:
-        """Names the bundle's content: changes with any file, version or option."""
+        """16 hexadecimal digits that change with any file, version or option of the bundle."""
         return hashlib.sha256(canonical(vars(self.manifest))).hexdigest()[:16]
 
     def file(self, name: str) -> Path:
-        """The path of a file of the bundle, after its size and SHA-256 were checked once."""
+        """The path of a file of the bundle, its size and SHA-256 checked once; raises BundleError if they differ."""
         if name not in self.manifest.files:
             raise BundleError(f"{self.root}: the manifest lists no file {name!r}; {rebuild(self.root)}")
         path = inside(self.root, name)
@@ -93,12 +99,12 @@ class Bundle:
         return path
 
     def check(self) -> None:
-        """Check every file of the bundle, several at a time; raises BundleError for the first that differs."""
+        """Check every file of the bundle, in parallel; raises BundleError for the first that differs."""
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(self.file, self.manifest.files))
 
     def graph(self, part: str, backend: str | None = None) -> Path:
-        """The graph of `part` as compiled for `backend` (or as exported), with its weights checked."""
+        """The graph of `part` for `backend` (None: as exported), its weights checked, too; raises BundleError."""
         entry = self.manifest.parts.get(part) if backend is None else self.engines(backend)["parts"].get(part)
         if entry is None:
             raise BundleError(f"{self.root}: the manifest has no engine of {part} for {backend}; {rebuild(self.root)}")
@@ -107,7 +113,7 @@ class Bundle:
         return self.file(entry["graph"])
 
     def engines(self, backend: str) -> dict[str, Any]:
-        """The manifest's entry of a back end's engines; raises BundleError if there are none."""
+        """The manifest's entry for a back end; raises BundleError if the bundle has no engines for it."""
         built = self.manifest.engines
         if backend not in built:
             raise BundleError(
@@ -122,12 +128,12 @@ class Bundle:
 
 
 def rebuild(root: Path, options: str = "") -> str:
-    """What helps where a bundle cannot be used."""
+    """The remedy where a bundle cannot be used."""
     return f"build it again with `python -m export build --out {root}{options}`, and the options it had"
 
 
 def inside(root: Path, name: str) -> Path:
-    """`root`/`name`, refused where it would leave the bundle."""
+    """The path `root`/`name`; raises BundleError if it leaves the bundle."""
     relative = PurePosixPath(name)
     path = root / relative
     if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(root.resolve()):
@@ -136,7 +142,7 @@ def inside(root: Path, name: str) -> Path:
 
 
 def read_manifest(root: Path) -> Manifest:
-    """The manifest of the bundle at `root`; raises BundleError for anything but a complete one."""
+    """The manifest of the bundle at `root`; raises BundleError for anything but a complete bundle of this version."""
     path = root / MANIFEST
     if os.path.isfile(root):
         raise BundleError(f"{root} is a file and not a bundle; give a bundle's folder")
@@ -174,30 +180,29 @@ def read_manifest(root: Path) -> Manifest:
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:
-    """Write the manifest in one step: a reader sees all of it or none."""
+    """Write the manifest in one step, with its SHA-256; raises OSError."""
     write_atomically(root / MANIFEST, signed(vars(manifest)))
 
 
 def set_defaults(root: Path, defaults: dict[str, Any], evidence: str, content: dict[str, Any]) -> None:
-    """Change a bundle's decoding defaults, and keep what they rest on as the JSON file `evidence` in it.
+    """Change a bundle's decoding defaults, and keep the measurement behind them as its JSON file `evidence`.
 
-    Raises BundleError for what is no bundle, or cannot be written.
+    Raises BundleError if `root` is no bundle or cannot be written.
     """
     manifest = read_manifest(root)
     path = inside(root, evidence)
-    try:
+    with writing(root, "make it writable", BundleError):
         write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
         files = manifest.files | {evidence: describe(path)}
         write_manifest(root, replace(manifest, defaults=manifest.defaults | defaults, files=files))
-    except OSError as error:
-        raise BundleError(f"{root}: the defaults cannot be written ({error.strerror}); make it writable") from error
 
 
 def signed(content: dict[str, Any]) -> bytes:
-    """The manifest's file, byte for byte: `content` and its SHA-256."""
+    """The bytes of the manifest's file: `content` and its SHA-256."""
     digest = hashlib.sha256(canonical(content)).hexdigest()
     return json.dumps(content | {"sha256": digest}, indent=1).encode() + b"\n"
 
 
 def canonical(content: dict[str, Any]) -> bytes:
+    """JSON of `content` that does not depend on the order of keys, for hashes."""
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

@@ -1,7 +1,4 @@
-"""What a model is and what its engines were built for: plain data shared by all rooms.
-
-Nothing here knows a file format, a tensor library, a port or a back end.
-"""
+"""What a model is and what its engines were built for: plain data that all packages share."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -12,7 +9,7 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 def strict(cls: type, values: dict[str, Any], where: str) -> Any:
-    """Build the dataclass `cls` from `values`; raises BundleError for unknown or missing keys."""
+    """Build the dataclass `cls` from `values`; raises BundleError, naming `where`, for unknown or missing keys."""
     names = {f.name for f in fields(cls)}
     if set(values) != names:
         wrong = sorted(set(values) ^ names)
@@ -22,11 +19,12 @@ def strict(cls: type, values: dict[str, Any], where: str) -> Any:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A vision tower's numbers, and how an image is cut for it.
+    """Sizes of a vision tower, and how an image is cut into tiles for it.
 
-    A tile is a square of `image_size` pixels. An image is tiled to one of
-    `resolutions` (width, height); tokens of its tiles beyond those of
-    `max_tiles` are scaled down. `layers` are those that are run.
+    A tile is a square of `image_size` pixels. An image is scaled to one of
+    `resolutions` (width, height, in pixels) and cut into tiles; where these make
+    more tokens than `max_tiles` tiles have, their rows are scaled down. `layers`
+    counts the layers that are run, which may be fewer than the tower has.
     """
 
     image_size: int
@@ -37,11 +35,11 @@ class VisionConfig:
     heads: int
     mlp_size: int
     norm_eps: float
-    mean: float  # of a channel's values, which lie in 0 … 1
+    mean: float  # channels, scaled to 0 … 1, are normalised with this mean and deviation
     deviation: float
     resolutions: tuple[tuple[int, int], ...]
     max_tiles: int
-    placeholder: str  # what stands for an image in a prompt
+    placeholder: str  # the text that marks an image in a prompt
 
     @property
     def grid(self) -> int:
@@ -50,27 +48,30 @@ class VisionConfig:
 
     @property
     def patches(self) -> int:
+        """Patches of a tile."""
         return self.grid**2
 
     @property
     def tiles(self) -> int:
-        """Tiles of the largest tiling, and the whole image as one more."""
+        """Most tiles of one image: those of the largest resolution, and the whole image as one more."""
         return 1 + max(width * height for width, height in self.resolutions) // self.image_size**2
 
     @classmethod
     def from_json(cls, values: dict[str, Any], where: str) -> "VisionConfig":
+        """Read what `asdict` wrote; raises BundleError for unknown or missing keys."""
         found: VisionConfig = strict(cls, values, where)
         return replace(found, resolutions=tuple((width, height) for width, height in found.resolutions))
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A transformer's numbers and switches, as read by its family. `vocab` counts the logits' columns.
+    """Sizes and switches of a language model, in the terms of this project.
 
-    The row of position p predicts position p + `shift`, which is 0 or 1; position
-    0 is predicted by its own. `eot_id` is the token that ends a turn of a chat,
-    `system` the message that every chat begins with. The `suppressed` ids are
-    never predicted and have no part in a confidence.
+    `vocab` is the number of columns of the logits (V), `max_length` the most
+    positions of a sequence. The row of position p predicts position p + `shift`,
+    which is 0 or 1; with 1, position 0 is predicted by its own row. `eot_id` ends a
+    turn of a chat, `system` is the message that begins every chat. The `suppressed`
+    ids are never predicted, and a confidence is a probability among the others.
     """
 
     family: str
@@ -85,8 +86,8 @@ class ModelConfig:
     rope_theta: float
     norm_eps: float
     qkv_bias: bool
-    bias: bool  # of the output, gate, up and down projections and of the head
-    tied: bool  # the head's matrix is the embedding, transposed
+    bias: bool  # of the output, gate, up and down projections, and of the head
+    tied: bool  # the matrix of the head is that of the embedding, transposed
     mask_id: int
     eos_id: int
     eot_id: int | None = None
@@ -103,12 +104,12 @@ class ModelConfig:
 
     @property
     def layer_numbers(self) -> int:
-        """How many numbers the matrices of a layer hold."""
+        """Elements of all matrices of one layer."""
         return self.d_model * (2 * self.heads + 2 * self.kv_heads) * self.head_size + 3 * self.d_model * self.mlp_size
 
     @property
     def vision_parts(self) -> tuple[str, ...]:
-        """Names of the parts that turn tiles into the language model's rows, in their order."""
+        """Names of the parts that turn tiles into rows of the language model, in their order."""
         return ("tower", "projector") if self.vision else ()
 
     @property
@@ -117,11 +118,12 @@ class ModelConfig:
         return self.eot_id if self.eot_id is not None and self.eos_id in self.suppressed else self.eos_id
 
     def to_json(self) -> dict[str, Any]:
+        """All fields, for `from_json`."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any], where: str) -> "ModelConfig":
-        """What `to_json` gave; raises BundleError for unknown or missing keys."""
+        """Read what `to_json` gave; raises BundleError for unknown or missing keys."""
         found: ModelConfig = strict(cls, values, where)
         vision = values["vision"] and VisionConfig.from_json(values["vision"], f"{where}.vision")
         return replace(found, suppressed=tuple(found.suppressed), vision=vision)
@@ -129,13 +131,13 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the engines were built for.
+    """The largest sizes that the engines of a bundle are built for.
 
-    `max_length` positions of prompt and answer together, `window` masks
-    predicted per step, `track_num` tracked keys per layer, `max_batch`
-    sequences. `rows` is the least number of slots: two windows (this step's
-    masks and last step's commits), one more where other rows predict the masks
-    (`ModelConfig.shift`), and each layer's tracked keys.
+    `max_length` positions of prompt and answer together, `window` masks predicted
+    per step, `track_num` tracked keys per layer, `max_batch` sequences. `rows` (R)
+    is the most rows of a reuse pass: two windows (the masks of this step and the
+    commits of the last), a third where the rows that predict the masks are others
+    (`ModelConfig.shift`), and the tracked keys of all layers.
     """
 
     max_length: int
@@ -146,9 +148,11 @@ class Capacity:
 
     @classmethod
     def of(cls, config: ModelConfig, max_length: int, window: int, track_num: int, max_batch: int) -> "Capacity":
+        """The capacity for these sizes, with the rows that follow from them."""
         rows = (2 + config.shift) * window + config.layers * track_num
-        return cls(max_length, window, track_num, max_batch, rows)
+        return cls(max_length=max_length, window=window, track_num=track_num, max_batch=max_batch, rows=rows)
 
 
 def layer_name(index: int) -> str:
+    """The part's name of the layer with this index."""
     return f"layer_{index:02d}"

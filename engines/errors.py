@@ -1,25 +1,25 @@
-"""The exceptions a user can meet, each one clear sentence with a remedy.
+"""The exceptions for users, each one clear sentence with a remedy.
 
     ElasticError
     ├── CheckpointError   a checkpoint that is missing, damaged or not implemented
     ├── BundleError       a bundle that is missing, incomplete or damaged
-    │   └── NewerBundleError    … or of a later version of this project
-    ├── BackendError      a back end that is not installed, not built or fails
-    │   └── DeviceError         … or whose device is missing, or not the one it was built for
-    ├── OptionError       an option out of range, or one the policy does not use
+    │   └── NewerBundleError    a bundle of a later version of this project
+    ├── BackendError      a back end that is not installed, or whose engine fails
+    │   └── DeviceError         a device that is missing, or not the one that engines were built for
+    ├── OptionError       an option that is out of range, contradictory or not used
     ├── PromptError       a prompt that cannot be decoded
-    └── ParityError       a verification beyond its tolerance
+    └── ParityError       two back ends that differ by more than a tolerance
 
-Foreign errors are translated where they arise, with the cause chained. Command
-lines print the message and exit with 1 (2 for options); `assert` is for
-invariants of this project only.
+Errors of other libraries are translated where they arise, with the cause
+chained. Command lines print the message and exit with `exit_code`; `assert` is
+for invariants of this project only.
 """
 
-INSTALL = "pip install 'elastic-diffusion[{extra}]'"  # the remedy for what is not installed
+INSTALL = "pip install 'elastic-diffusion[{extra}]'"  # the remedy where a package is not installed
 
 
 class ElasticError(Exception):
-    """Base of all errors this project raises for a user's mistake or a broken file."""
+    """Base of all errors that this project raises for a mistake of the user or a damaged file."""
 
     exit_code = 1
 
@@ -45,7 +45,7 @@ class DeviceError(BackendError):
 
 
 class OptionError(ElasticError, ValueError):
-    """An option is out of range, contradictory or not used by the policy."""
+    """An option is out of range, contradictory or not used."""
 
     exit_code = 2
 

@@ -1,4 +1,4 @@
-"""Files of a bundle and of a user: atomic writes, hashes, and one translation of the operating system's errors."""
+"""Writing files: atomically, with hashes, and with errors of the operating system translated in one place."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ def writing(path: Path, remedy: str, error_type: type[ElasticError] = OptionErro
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside `path`, flush to the disk, then rename over it."""
+    """Replace the file at `path` in one step: a reader finds the old content or the new; raises OSError."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.write(content)
@@ -30,6 +30,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal; raises OSError."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
@@ -38,5 +39,5 @@ def sha256(path: Path) -> str:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """The manifest's entry of a file."""
+    """A file's entry in the manifest: its size in bytes and SHA-256."""
     return {"size": path.stat().st_size, "sha256": sha256(path)}

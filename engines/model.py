@@ -1,9 +1,10 @@
 """A bundle loaded on a back end: the contract between the runtime and what runs the parts.
 
-A `Model` gives out the walks of sequences and runs plain forwards; one caller
-holds it at a time. Nothing here knows windows, commits, policies or text.
+A `Model` makes the runners of sequences and computes plain forward passes. One
+caller uses it at a time.
 """
 
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -22,14 +23,17 @@ from engines.runner import ReusePass, ReuseResult, SequenceRunner
 
 
 class Model(ABC):
-    """A bundle loaded on a back end; used by one thread at a time."""
+    """A bundle loaded on a back end; used by one thread at a time.
+
+    `runs` counts how often each part ran and `seconds` is the wall-clock time of
+    that, where a back end waits for each part.
+    """
 
     backend: str
-    note = ""  # what the user should know about the choice of this back end
 
     def __init__(self, bundle: Bundle):
         self.bundle, self.config, self.capacity = bundle, bundle.config, bundle.capacity
-        self.seconds: dict[str, float] = defaultdict(float)  # each part has run, where a back end can tell
+        self.seconds: dict[str, float] = defaultdict(float)
         self.runs: dict[str, int] = defaultdict(int)
         self.closed = False
         self._lock = threading.Lock()
@@ -37,36 +41,46 @@ class Model(ABC):
     @property
     @abstractmethod
     def device(self) -> str:
-        """Where the model runs, for people: threads or the GPU's name, and versions."""
+        """Where the model runs, as text for people: threads or the GPU's name, and versions."""
 
     @abstractmethod
-    def new_runner(self, length: int, limit: int | None = None) -> SequenceRunner:
-        """Memory for one sequence of `length` positions that may be extended to `limit` (None: `length`).
+    def new_runners(self, spans: list[tuple[int, int]]) -> Sequence[SequenceRunner]:
+        """Memory for sequences that are decoded side by side.
 
-        The next walk may take over the memory of those before.
+        `spans` has the length of each sequence in positions and the limit it may
+        grow to. The runners of the next call may use the same memory again.
         """
 
-    def new_runners(self, spans: list[tuple[int, int]]) -> Sequence[SequenceRunner]:
-        """Memory for sequences that are decoded side by side: the length and the limit of each, as `walk` has them."""
-        return [self.new_runner(length, limit) for length, limit in spans]
+    def new_runner(self, length: int, limit: int | None = None) -> SequenceRunner:
+        """Memory for one sequence; see `new_runners`. `limit` None is `length`."""
+        return self.new_runners([(length, limit or length)])[0]
 
     def reuse(self, passes: list[ReusePass]) -> list[ReuseResult]:
-        """Run the reuse passes of walks taken side by side; the outcome of each is what it would be alone."""
+        """Run the reuse passes of runners of one `new_runners`; each result is what the runner alone would give."""
         return [due.runner.reuse(due.rows, due.watch, due.gamma) for due in passes]
 
-    @abstractmethod
     def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The plain forward: ids [B, N] -> logits [B, N, V]."""
+        """The plain full forward pass of ids [B, P] within the vocabulary: logits [B, P, V] in float32."""
+        logits = []
+        for row in ids:
+            runner = self.new_runner(len(row))
+            rows = runner.slots if runner.padded_rows else len(row)
+            runner.embed(np.pad(row, (0, rows - len(row))))
+            runner.run_layers(rows, None)
+            logits.append(runner.logits(np.arange(len(row))))
+        return np.stack(logits)
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what the model holds; it cannot be used any more. Closing twice does nothing."""
+        """Free what the model holds; it cannot be used any more. Closing twice does nothing."""
         self.closed = True
 
     def logits(self, ids: Any) -> NDArray[np.float32]:
-        """The plain full forward, for parity: int array [B, N] (or [N]) -> float32 [B, N, V].
+        """The plain full forward pass, for parity: an integer array [B, P] or [P] -> float32 [B, P, V].
 
-        Raises PromptError for ids that are no such array or lie outside the vocabulary.
+        Raises PromptError for ids that are no such array, lie outside the
+        vocabulary or are more than the bundle's length; BackendError if the model
+        is in use or closed.
         """
         try:
             array = np.atleast_2d(np.asarray(ids))
@@ -92,13 +106,15 @@ class Model(ABC):
         self.runs[part] += 1
 
     def exclusive(self) -> "_Exclusive":
-        """Hold the model for one caller; raises BackendError if another has it, or it is closed."""
+        """Hold the model for one caller; raises BackendError if another uses it, or it is closed."""
         if self.closed:
             raise BackendError("the model is closed; load it again")
         return _Exclusive(self._lock)
 
 
 class _Exclusive:
+    """A context that holds a lock without waiting for it."""
+
     def __init__(self, lock: threading.Lock):
         self.lock = lock
 
@@ -111,12 +127,20 @@ class _Exclusive:
 
 
 def check_ids(ids: NDArray[Any], vocab: int) -> None:
-    """Raises PromptError if an id lies outside the vocabulary."""
+    """Raise PromptError if one of `ids` (any shape) lies outside the vocabulary of `vocab` ids."""
     outside = ids[(ids < 0) | (ids >= vocab)]
     if outside.size:
         raise PromptError(f"id {outside.flat[0]} lies outside the vocabulary of {vocab}; check the tokenizer")
 
 
 def slots_for(capacity: Capacity, length: int) -> int:
-    """Slots of a sequence: its positions, and no fewer than the engines' rows."""
+    """Slots of a sequence of `length` positions: as many, but no fewer than the rows of a reuse pass."""
     return max(length, capacity.rows)
+
+
+def default_threads() -> int:
+    """CPU threads where no number is given: OMP_NUM_THREADS, else one for each core that this process may use."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list is for nested parallelism
+    if wanted.isdecimal() and int(wanted) > 0:
+        return min(int(wanted), os.cpu_count() or 1)
+    return len(os.sched_getaffinity(0))

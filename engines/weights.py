@@ -23,7 +23,7 @@ NAMES = {code: name for name, code in CODES.items()}
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies in its file: element type, shape, byte offset and length."""
+    """Where a tensor is in its file: element type, shape, offset in the file and length, both in bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -72,16 +72,16 @@ def writer(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> Itera
 
 
 def locate(path: Path) -> dict[str, Entry]:
-    """The entries of a weight file, from its header alone; raises BundleError if it is not one."""
+    """The entries of a weight file, read from its header alone; raises BundleError if it is none."""
     try:
         with path.open("rb") as file:
             header, start = _header(file)
         return {
             name: Entry(
-                NAMES[item["dtype"]],
-                tuple(item["shape"]),
-                start + item["data_offsets"][0],
-                item["data_offsets"][1] - item["data_offsets"][0],
+                dtype=NAMES[item["dtype"]],
+                shape=tuple(item["shape"]),
+                offset=start + item["data_offsets"][0],
+                length=item["data_offsets"][1] - item["data_offsets"][0],
             )
             for name, item in header.items()
         }
@@ -90,6 +90,7 @@ def locate(path: Path) -> dict[str, Entry]:
 
 
 def _header(file: BinaryIO) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and the offset at which the data begins."""
     size = int.from_bytes(file.read(8), "little")
     if size > 100_000_000:
         raise ValueError("the header's length is implausible")

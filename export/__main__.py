@@ -1,6 +1,14 @@
-"""`python -m export build|verify|inspect`."""
+"""`python -m export`, and the console script `elastic-export`."""
 
-from engines.cli import enter
+import sys
+
+from engines.entry import enter
+
+
+def main() -> int:
+    """Run the command line of `export`; returns its exit code."""
+    return enter("export.cli")
+
 
 if __name__ == "__main__":
-    enter("export.cli")
+    sys.exit(main())

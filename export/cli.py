@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from engines.bundle import Bundle
-from engines.cli import Parser, run, screen
+from engines.cli import Parser, program, run, screen
 from engines.registry import BACKENDS
 from export import options
 from export.build import estimate, plan
@@ -22,7 +22,7 @@ GIGA = 1e9
 
 
 def parser() -> argparse.ArgumentParser:
-    top = Parser(prog="python -m export", description="From a LLaDA checkpoint to a bundle of engines.")
+    top = Parser(prog=program("export"), description="From a LLaDA checkpoint to a bundle of engines.")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
     make = commands.add_parser("build", help="build the bundle of a checkpoint")
     options.add_arguments(make)

@@ -1,6 +1,14 @@
-"""`python -m runtime generate|eval|verify`."""
+"""`python -m runtime`, and the console script `elastic-run`."""
 
-from engines.cli import enter
+import sys
+
+from engines.entry import enter
+
+
+def main() -> int:
+    """Run the command line of `runtime`; returns its exit code."""
+    return enter("runtime.cli")
+
 
 if __name__ == "__main__":
-    enter("runtime.cli")
+    sys.exit(main())

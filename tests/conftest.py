@@ -18,7 +18,7 @@ from hypothesis import settings
 
 import export
 import runtime
-from engines.ort.model import share_threads
+from engines.ort.sessions import share_threads
 from scripts.experiments.make_random_checkpoint import SHAPES, make_checkpoint
 from tests.support.cases import GOLDEN, TEXT_SHAPE, write_tokenizer
 

@@ -1,28 +1,33 @@
-"""Who imports whom: the rooms, and what a machine that only runs bundles need not have."""
+"""Who imports whom, and which packages a machine that only runs bundles needs."""
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import export
 import runtime
+from engines import __version__
 from engines.registry import BACKENDS
+from scripts import import_graph
+from scripts.import_graph import PRODUCT, imported
 from tests.support.cases import ROOT, sentence
 
-ROOMS = ("engines", "export", "runtime")
 DEVICES = {"torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "safetensors", "polygraphy"}
-# What a machine that runs bundles on ONNX Runtime lacks, and the modules that may need it.
+# What a machine that only runs bundles on ONNX Runtime does not have, and the modules that need some of it.
 BUILD_ONLY = ("torch", "onnx", "safetensors", "polygraphy", "tensorrt", "tensorrt_rtx")
 NEED_THEM = {
     "engines.eager.layers",
     "engines.eager.vision_layers",
     "engines.eager.vision",
-} | {module for name, (module, *_) in BACKENDS.items() if name not in ("onnxruntime", "tensorrt")}
+    BACKENDS["eager"].module,
+}
 BLOCK = f"""
 import json, sys
 
@@ -41,33 +46,19 @@ for name in {BUILD_ONLY!r}:
 """
 
 
-def modules(*rooms: str) -> Iterator[tuple[str, Path]]:
-    for room in rooms:
-        for path in sorted((ROOT / room).rglob("*.py")):
-            yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path
-
-
 def blocked(code: str, *argv: object) -> "subprocess.CompletedProcess[str]":
     """Run code in an interpreter in which nothing that only a build needs can be imported."""
     command = [sys.executable, "-c", BLOCK + code, *map(str, argv)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
 
 
-def imported(tree: ast.AST) -> Iterator[tuple[str, bool]]:
-    """Modules that a file imports anywhere, and whether only for annotations."""
-    typed = {
-        id(node)
-        for branch in ast.walk(tree)
-        if isinstance(branch, ast.If) and getattr(branch.test, "id", "") == "TYPE_CHECKING"
-        for node in ast.walk(branch)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, id(node) in typed) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 and node.module, "imports are written in full"
-            yield node.module, id(node) in typed
-            yield from ((f"{node.module}.{alias.name}", id(node) in typed) for alias in node.names)
+def trees(*packages: str) -> dict[str, ast.Module]:
+    return {name: source.tree for name, source in import_graph.read(ROOT, packages).items()}
+
+
+def used(tree: ast.AST) -> set[str]:
+    """Top-level packages that a file imports."""
+    return {module.split(".")[0] for module, _ in imported(tree)}
 
 
 def strings(tree: ast.AST) -> Iterator[str]:
@@ -88,7 +79,7 @@ def strings(tree: ast.AST) -> Iterator[str]:
 
 
 def test_every_module_imports_without_the_packages_of_a_build() -> None:
-    names = [name for name, _ in modules("engines", "runtime") if name not in NEED_THEM and "__main__" not in name]
+    names = [name for name in trees("engines", "runtime") if name not in NEED_THEM and "__main__" not in name]
     assert len(names) > 20 and {"engines.ort.model", "engines.trt.model", "runtime.cli"} < set(names)
     code = """
 import importlib
@@ -149,42 +140,89 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=False)
         assert done.stderr == "" and done.stdout
 
 
-# The rooms
+# The packages
+
+
+def test_the_tree_has_no_import_problem() -> None:
+    """No circle, nothing upwards, no use of another file's private names, no file of the product too long."""
+    assert import_graph.problems(import_graph.read()) == []
+
+
+BROKEN = {
+    "engines/a.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import engines.b\n",
+    "engines/b.py": "def late():\n    from engines import a\n    return a\n",
+    "engines/x/one.py": "from engines.y import two\n_secret = 1\n",
+    "engines/y/two.py": "class Base:\n    _kept = 0\n    def _hook(self): ...\n",
+    "engines/y/three.py": "from engines.x import four\nfrom engines.y.two import Base\n"
+    "class Near(Base):\n    def f(self):\n        return self._hook()\n",
+    "engines/x/four.py": "from engines.y.two import Base\nclass Far(Base):\n    def f(self):\n        self._hook()\n",
+    "engines/up.py": "import runtime.api\n",
+    "runtime/api.py": "import export.build\nfrom engines.x.one import _secret\nprint(_secret)\n",
+    "runtime/long.py": "x = 1\n" * 251,
+    "export/build.py": "import engines.y.two as two\nprint(two.Base()._kept)\n",
+    "scripts/tool.py": "import runtime.api, export.build\nfrom engines.y.two import Base\nprint(Base()._kept)\n",
+    "tests/test_it.py": "from engines.y.two import Base\nprint(Base()._kept)\n",
+}
+
+
+def test_each_import_problem_is_found(tmp_path: Path) -> None:
+    for name, text in BROKEN.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert set(import_graph.problems(import_graph.read(tmp_path))) == {
+        "circle: engines.a -> engines.b -> engines.a",
+        "circle: engines.x -> engines.y -> engines.x",
+        "engines.up imports runtime.api",
+        "runtime.api imports export.build",
+        "runtime.api imports _secret of engines.x.one",
+        "engines.x.four, line 4, uses self._hook, which other files define",
+        "export.build, line 2, uses two.Base()._kept, which other files define",
+        "scripts.tool, line 3, uses Base()._kept, which other files define",
+        "runtime.long has 251 lines, more than 250",
+    }
+
+
+def test_the_picture_of_the_imports() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.import_graph"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    found = import_graph.problems(import_graph.read())
+    verdict = found or ["no circle, nothing imports upwards, no file over 250 lines"]
+    assert done.returncode == bool(found) and done.stdout.splitlines()[-len(verdict) :] == verdict
+    assert "\n  errors (" in done.stdout and "\nruntime: " in done.stdout
 
 
 def test_imports_run_one_way() -> None:
     forbidden = {"engines": {"export", "runtime"}, "runtime": {"export"}, "export": {"runtime"}}
     seen = 0
-    for name, path in modules(*ROOMS):
-        room = name.split(".")[0]
-        for module, _ in imported(ast.parse(path.read_text())):
+    for name, tree in trees(*PRODUCT).items():
+        package = name.split(".")[0]
+        for module, _ in imported(tree):
             top = module.split(".")[0]
-            seen += top in ROOMS
-            assert top not in forbidden[room] | {"scripts", "tests"}, f"{name} imports {module}"
-            cli = f"{room}.cli"
+            seen += top in PRODUCT
+            assert top not in forbidden[package] | {"scripts", "tests"}, f"{name} imports {module}"
+            cli = f"{package}.cli"
             assert name.startswith(cli) or not module.startswith(cli), f"{name} imports a command line"
     assert seen > 80
 
 
-def test_the_runtime_knows_no_device() -> None:
-    """Neither decoding nor what describes a bundle imports a tensor library; a back end does, and a build."""
-    light = [name for name, _ in modules("runtime")] + ["engines.bundle", "engines.model", "engines.registry"]
-    paths = dict(modules(*ROOMS))
-    for name in light:
-        used = {m.split(".")[0] for m, typed in imported(ast.parse(paths[name].read_text())) if not typed}
-        assert not used & DEVICES, f"{name} imports {used & DEVICES}"
+def test_the_runtime_imports_no_tensor_library() -> None:
+    """Nor does what describes a bundle: only back ends and a build do."""
+    found = trees("engines", "runtime")
+    for name in [*(n for n in found if n.startswith("runtime")), "engines.bundle", "engines.model", "engines.registry"]:
+        assert not used(found[name]) & DEVICES, f"{name} imports {used(found[name]) & DEVICES}"
 
 
 def test_back_ends_import_only_what_is_theirs() -> None:
-    paths = dict(modules("engines"))
-    for name, (module, _, packages, _) in BACKENDS.items():
-        used = {m.split(".")[0] for m, _ in imported(ast.parse(paths[module].read_text()))} & DEVICES
+    found = trees("engines")
+    for name, back_end in BACKENDS.items():
+        packages = used(found[back_end.module]) & DEVICES
         if name == "tensorrt":  # found and imported by name, in engines.trt.package
-            assert not used, used
+            assert not packages, packages
             continue
-        assert used >= set(packages) and used <= {*packages, "safetensors"}, (name, used)
-        others = {m for other, (m, *_) in BACKENDS.items() if other != name}
-        assert not others & {m for m, _ in imported(ast.parse(paths[module].read_text()))}
+        assert packages >= set(back_end.packages) and packages <= {*back_end.packages, "safetensors"}, (name, packages)
+        others = {other.module for key, other in BACKENDS.items() if key != name}
+        assert not others & {module for module, _ in imported(found[back_end.module])}
 
 
 def test_back_end_names_stay_where_they_belong() -> None:
@@ -203,17 +241,15 @@ def test_back_end_names_stay_where_they_belong() -> None:
         "export.graphs.quantize",
     }
     found = {}
-    for name, path in modules("export", "runtime"):
-        text = " ".join(strings(ast.parse(path.read_text()))).lower()
+    for name, tree in trees("export", "runtime").items():
+        text = " ".join(strings(tree)).lower()
         found[name] = {n for n in names if n in text}
     assert found["export.compilers"], "the search finds something"
     assert {name: f for name, f in found.items() if f and name not in allowed} == {}
 
 
 def test_a_family_is_named_in_its_own_file_only() -> None:
-    found = {
-        name for name, path in modules(*ROOMS) if "llada" in " ".join(strings(ast.parse(path.read_text()))).lower()
-    }
+    found = {name for name, tree in trees(*PRODUCT).items() if "llada" in " ".join(strings(tree)).lower()}
     assert (
         found
         <= {"export.checkpoint.families.llada", "export.checkpoint.families.llava_llada", "export.cli", "runtime.cli"}
@@ -225,13 +261,60 @@ def test_a_family_is_named_in_its_own_file_only() -> None:
 
 
 def test_public_names() -> None:
-    assert sorted(runtime.__all__) == ["Output", "Runtime", "StepEvent", "load"]
-    assert sorted(export.__all__) == ["build"]
+    assert sorted(runtime.__all__) == [
+        "Dual", "Elastic", "Full", "Interval", "Output", "Prefix", "Runtime", "StepEvent", "Timesteps", "__version__",
+        "load",
+    ]  # fmt: skip
+    assert sorted(export.__all__) == ["__version__", "build"]
+    assert runtime.__version__ == export.__version__ == __version__
     for package in (runtime, export):
-        for name in package.__all__:
-            assert callable(getattr(package, name))
+        for name in set(package.__all__) - {"__version__"}:
+            assert callable(getattr(package, name)) and name in dir(package)
+    with pytest.raises(AttributeError, match="'runtime' has no attribute 'nothing'"):
+        runtime.nothing  # noqa: B018
 
 
-def test_every_module_says_what_it_is() -> None:
-    for name, path in modules(*ROOMS):
-        assert not path.read_text() or ast.get_docstring(ast.parse(path.read_text())), name
+def python(code: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.mark.parametrize("package", ["export", "runtime"])
+def test_a_package_imports_nothing_until_it_is_used(package: str) -> None:
+    code = f"import sys; before = set(sys.modules); import {package}; print(*sorted(set(sys.modules) - before))"
+    loaded = {name.split(".")[0] for name in python(code, cwd=ROOT).stdout.split()}
+    assert {"engines", package} <= loaded
+    assert not loaded & {"numpy", "torch", "onnx", "onnxruntime", "tokenizers", "rich", "argparse"}, loaded
+
+
+def test_build_is_the_function(tmp_path: Path) -> None:
+    """Also after the module `export.build` was imported, which Python makes an attribute of the package."""
+    code = "import export; import export.build; from export.build import build; print(export.build is build)"
+    assert python(code, cwd=ROOT).stdout == "True\n"
+
+
+@pytest.mark.parametrize(
+    ("package", "file"),
+    [("export", "runtime.py"), ("runtime", "export.py"), ("runtime", "export/__init__.py"), ("export", "engines.py"),
+     ("runtime", "engines/__init__.py")],
+)  # fmt: skip
+def test_a_foreign_module_of_the_same_name(package: str, file: str, tmp_path: Path) -> None:
+    """A user's file in the working folder hides a package of ours: the error names it and says what to do."""
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("")
+    done = python(f"import {package}", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    sentence(last, "ImportError: ", str(tmp_path / file), "elastic-diffusion", "rename", "another folder")
+
+
+def test_a_folder_of_the_same_name_hides_nothing(tmp_path: Path) -> None:
+    """One without `__init__.py` comes after ours, wherever it is."""
+    for name in PRODUCT:
+        (tmp_path / name).mkdir()
+    done = python("import export, runtime", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_module_has_a_docstring() -> None:
+    for name, tree in trees(*PRODUCT).items():
+        assert not tree.body or ast.get_docstring(tree), name

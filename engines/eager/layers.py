@@ -1,10 +1,10 @@
-"""The parts in eager PyTorch: what every back end is judged by.
+"""The parts in eager PyTorch, the reference of every back end.
 
-Functions of plain tensors, with the ports of `engines.signatures.gpu`. Weights are a
-dictionary of a part's local names; matrices lie as [in, out], so that a part
-computes x @ W. Pre-norm RMSNorm, rotary embeddings with half-split rotation,
-grouped-query attention without a causal mask, SwiGLU (arXiv 2502.09992); biases
-and norms of Q and K as the config's switches have them. Nothing here knows a checkpoint, a bundle or a policy.
+Functions of tensors with the inputs and outputs of `engines.signatures.gpu`.
+Weights are a dictionary by a part's local names; matrices are stored as [in, out],
+so a part computes x @ W. A layer is pre-norm: RMSNorm, rotary embeddings that
+rotate the halves of a head, grouped-query attention without a causal mask, SwiGLU
+(LLaDA, arXiv 2502.09992); biases and norms of Q and K are as the config has them.
 """
 
 from typing import TypeAlias
@@ -19,18 +19,19 @@ Weights: TypeAlias = dict[str, Tensor]
 
 
 def embed(weights: Weights, ids: Tensor) -> Tensor:
-    """ids [B, A] -> hidden [B, A, d]."""
+    """The part embed: ids [B, A] -> hidden [B, A, d]."""
     return F.embedding(ids, weights["wte.weight"])
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x²) + eps) in float32, cast back, then scaled (arXiv 1910.07467)."""
+    """RMSNorm (arXiv 1910.07467) over the last axis: x / sqrt(mean(x²) + eps) in float32, cast back, times `weight`."""
     wide = x.float()
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
 
 
 def rotary_tables(length: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [length, D/2] in float32: the angle of position p and pair i is p·theta^(-2i/D)."""
+    """cos and sin [length, D/2] in float32 of rotary embeddings (arXiv 2104.09864): position p, pair i have the
+    angle p · theta^(-2i/D)."""
     exponents = torch.arange(0, head_size, 2, dtype=torch.float32) / head_size
     angles = torch.outer(torch.arange(length, dtype=torch.float32), 1.0 / theta**exponents)
     return angles.cos(), angles.sin()
@@ -44,6 +45,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def linear(weights: Weights, name: str, x: Tensor) -> Tensor:
+    """x @ W + b with the weights `name`, and without b where there is none."""
     product = x @ weights[f"{name}.weight"]
     bias = weights.get(f"{name}.bias")
     return product if bias is None else product + bias
@@ -60,11 +62,11 @@ def layer(
     k_cache: Tensor,
     v_cache: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """One transformer block on A rows; returns hidden_out [B, A, d] and q [B, A, H, D].
+    """One transformer layer on A rows: hidden [B, A, d] -> hidden_out [B, A, d] and q [B, A, H, D].
 
-    The rows' keys and values overwrite slots write_index … write_index + A of
-    `k_cache` and `v_cache` [B, G, S, D]; attention runs over all slots with
-    `key_mask` [B, S] true. `positions` [B, A] feed the rotary only.
+    The rows' keys and values overwrite slots write_index … write_index + A - 1 of
+    `k_cache` and `v_cache` [B, G, S, D]; attention is over all slots where
+    `key_mask` [B, S] is true. `positions` [B, A] are used by the rotary only.
     """
     batch, rows, _ = hidden.shape
     normed = rms_norm(hidden, weights["attn_norm.weight"], config.norm_eps)
@@ -86,9 +88,10 @@ def layer(
 
 
 def head(config: ModelConfig, weights: Weights, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """hidden [B, W, d] -> token [B, W], confidence [B, W], logits [B, W, V], the last two in float32.
+    """The part head: hidden [B, W, d] -> token [B, W], confidence [B, W], logits [B, W, V], the last two in float32.
 
-    [MASK] is left out of the arg-max; the softmax stays over all columns but the suppressed ones.
+    The confidence is the token's softmax probability over all columns but the
+    suppressed ones; [MASK] counts there, but is never the token.
     """
     logits = linear(weights, "ff_out", rms_norm(hidden, weights["ln_f.weight"], config.norm_eps)).float()
     allowed = logits.clone()
@@ -100,12 +103,12 @@ def head(config: ModelConfig, weights: Weights, hidden: Tensor) -> tuple[Tensor,
 
 
 def attention_rows(q: Tensor, k: Tensor, key_mask: Tensor) -> Tensor:
-    """Softmax scores in float32. q [B, N, H, D], k [B, G, S, D], key_mask [B, S] -> [B, H, N, S]."""
+    """Attention rows in float32: q [B, A, H, D], k [B, G, S, D], key_mask [B, S] -> softmax [B, H, A, S]."""
     return scores(q, k).masked_fill(~key_mask[:, None, None, :], -torch.inf).softmax(-1)
 
 
 def scores(q: Tensor, k: Tensor) -> Tensor:
-    """Scaled q·k in float32: q [B, N, H, D], k [B, G, S, D] -> [B, H, N, S]."""
+    """Attention scores q · k / sqrt(D) in float32: q [B, A, H, D], k [B, G, S, D] -> [B, H, A, S]."""
     batch, rows, heads, size = q.shape
     grouped = q.float().transpose(1, 2).reshape(batch, k.shape[1], -1, size) * size**-0.5
     product: Tensor = grouped @ k.float().transpose(2, 3)
@@ -115,13 +118,14 @@ def scores(q: Tensor, k: Tensor) -> Tensor:
 def drift(
     kind: str, q_prev: Tensor, q_now: Tensor, tracked_rows: Tensor, k_prev: Tensor, k_cache: Tensor, key_mask: Tensor
 ) -> Tensor:
-    """sigma [B] in float32: the similarity of the tracked tokens' attention before and after a pass.
+    """The drift test: sigma [B] in float32, how similar the tracked tokens' attention is before and after a pass.
 
-    q_prev, q_now [B, T, H, D]; tracked_rows [B, T] marks the T rows that count;
+    q_prev, q_now [B, T, H, D]; tracked_rows [B, T] is true for the rows that count;
     k_prev [B, G, A, D] are the first A slots' keys before the pass, k_cache
-    [B, G, S, D] all keys after it. `row`: the cosine of each head's attention
-    row over the keys (arXiv 2510.14973); `head`: the cosine across heads for
-    each key, with an epsilon of 1e-8 on each norm, as in the authors' published code.
+    [B, G, S, D] all keys after it, of which key_mask [B, S] is true for those that
+    exist. `kind` "row": the cosine of each head's attention row over the keys
+    (arXiv 2510.14973); "head": the cosine across heads for each key, with an
+    epsilon of 1e-8 on each norm, as in the authors' published code.
     """
     old, new = attention_before_and_after(q_prev, q_now, k_prev, k_cache, key_mask)
     axis, eps = (1, 1e-8) if kind == "head" else (-1, 0.0)
@@ -136,9 +140,9 @@ def drift(
 def attention_before_and_after(
     q_prev: Tensor, q_now: Tensor, k_prev: Tensor, k_cache: Tensor, key_mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Attention rows [B, H, T, S] of the tracked tokens, with the Q and K from before a pass and with those after it.
+    """Attention rows [B, H, T, S] of the tracked tokens with the queries and keys before a pass, and with those after.
 
-    Shapes as in `drift`. Keys behind the first A slots are the same before and after.
+    Shapes as in `drift`. Keys after the first A slots are the same before and after.
     """
     before = scores(q_prev, k_cache)
     before[..., : k_prev.shape[2]] = scores(q_prev, k_prev)
@@ -149,10 +153,10 @@ def attention_before_and_after(
 def probe(
     track_num: int, q_window: Tensor, window_rows: Tensor, k_cache: Tensor, key_mask: Tensor, probe_keys: Tensor
 ) -> Tensor:
-    """Slots [B, track_num] of the keys that the window's rows attend to most, over heads and rows.
+    """The probe: slots [B, track_num] of the keys with most attention of the window, summed over heads and rows.
 
-    Only keys with `probe_keys` [B, S] true are eligible; q_window [B, W, H, D],
-    window_rows [B, W] marks the rows that count.
+    q_window [B, W, H, D]; window_rows [B, W] is true for the rows that count;
+    probe_keys [B, S] is true for the keys that may be tracked. Most attended first.
     """
     rows = attention_rows(q_window, k_cache, key_mask) * window_rows[:, None, :, None]
     mass = rows.sum((1, 2)).masked_fill(~probe_keys, -1.0)

@@ -1,11 +1,10 @@
-"""Eager PyTorch: the reference and the baseline of every timing.
+"""Eager PyTorch: the reference of every other back end, and the baseline of every timing.
 
-Runs the reference parts on weights read from the bundle. On the CPU it computes
-in float32 (as the engines compiled for it do), on a GPU in the bundle's
-precision. Nothing here knows windows, gamma or text.
+Runs the parts of `engines.eager.layers` on weights read from the bundle: on the
+CPU in float32 (as the engines compiled for it do), on a GPU in the bundle's precision.
 """
 
-import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,55 +15,62 @@ from torch import Tensor
 
 from engines.bundle import Bundle
 from engines.config import layer_name
-from engines.eager import layers as reference
-from engines.model import Model, slots_for
+from engines.eager import layers as parts
+from engines.model import Model, default_threads, slots_for
 from engines.runner import DriftInputs, LayerwiseRunner, Slots
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class EagerModel(Model):
-    """The weights of all parts as tensors on one device."""
+    """The weights of all parts as tensors on one device.
+
+    `threads` is PyTorch's number of CPU threads, which holds for the process;
+    `device` is a name such as "cpu" or "cuda:1" (None: the first GPU, if there is one).
+    """
 
     backend = "eager"
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: str | None = None):
         super().__init__(bundle)
-        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(threads or default_threads())
         self.torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = DTYPES[bundle.manifest.precision if self.torch_device.type == "cuda" else "fp32"]
-        self.weights = {part: self._read(part) for part in self.config.parts}
+        self.weights = {part: self.read_weights(part) for part in self.config.parts}
         self.tables = tuple(
             table.to(self.torch_device)
-            for table in reference.rotary_tables(self.config.max_length, self.config.head_size, self.config.rope_theta)
+            for table in parts.rotary_tables(self.config.max_length, self.config.head_size, self.config.rope_theta)
         )
 
-    def _read(self, part: str) -> dict[str, Tensor]:
+    def read_weights(self, part: str) -> dict[str, Tensor]:
+        """The weights of a part by their local names, on the model's device and in its element type."""
         stored = load_file(self.bundle.weights(part))
         return {name: tensor.to(self.torch_device, self.dtype) for name, tensor in stored.items()}
 
     @property
     def device(self) -> str:
-        where = torch.cuda.get_device_name(self.torch_device) if self.torch_device.type == "cuda" else "CPU"
-        return f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        name = torch.cuda.get_device_name(self.torch_device) if self.torch_device.type == "cuda" else "CPU"
+        return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
-    def new_runner(self, length: int, limit: int | None = None) -> "EagerRunner":
-        return EagerRunner(self, length, limit or length)
+    def new_runners(self, spans: list[tuple[int, int]]) -> Sequence["EagerRunner"]:
+        return [EagerRunner(self, length, limit) for length, limit in spans]
 
     def layer(self, index: int, *inputs: Any) -> tuple[Tensor, Tensor]:
-        return reference.layer(self.config, self.weights[layer_name(index)], self.tables, *inputs)  # type: ignore[arg-type]
+        """Run one layer; `inputs` are those of `engines.eager.layers.layer` from `hidden` on."""
+        return parts.layer(self.config, self.weights[layer_name(index)], self.tables, *inputs)  # type: ignore[arg-type]
 
     @torch.inference_mode()
     def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The plain full forward pass of all sequences at once: ids [B, P] -> logits [B, P, V]."""
         batch, length = ids.shape
         positions = torch.arange(length, device=self.torch_device).expand(batch, -1)
         mask = torch.ones(batch, length, dtype=torch.bool, device=self.torch_device)
         shape = batch, self.config.kv_heads, length, self.config.head_size
         k, v = (torch.empty(shape, dtype=self.dtype, device=self.torch_device) for _ in "kv")
-        hidden = reference.embed(self.weights["embed"], torch.from_numpy(ids).to(self.torch_device))
+        hidden = parts.embed(self.weights["embed"], torch.from_numpy(ids).to(self.torch_device))
         for index in range(self.config.layers):
             hidden, _ = self.layer(index, hidden, positions, mask, 0, k, v)
-        return reference.head(self.config, self.weights["head"], hidden)[2].cpu().numpy()
+        return parts.head(self.config, self.weights["head"], hidden)[2].cpu().numpy()
 
     def close(self) -> None:
         super().close()
@@ -72,7 +78,7 @@ class EagerModel(Model):
 
 
 class EagerRunner(LayerwiseRunner):
-    """The cache of one sequence as tensors."""
+    """The cache of one sequence as tensors, with slots for `limit` positions and all rows of a reuse pass."""
 
     def __init__(self, model: EagerModel, length: int, limit: int):
         config = model.config
@@ -83,40 +89,46 @@ class EagerRunner(LayerwiseRunner):
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=model.dtype, device=model.torch_device)
 
+        # [L + 1, 1, S, d]
         self.h = zeros(layers + 1, 1, slots, config.d_model)
+        # [L, 1, S, H, D]
         self.q = zeros(layers, 1, slots, config.heads, size)
+        # [L, 1, G, S, D] each
         self.k = zeros(layers, 1, config.kv_heads, slots, size)
         self.v = zeros(layers, 1, config.kv_heads, slots, size)
-        self.given: Tensor | None = None
+        # [n, d]
+        self.embeddings: Tensor | None = None
+        # [1, S] each
         self.positions = torch.arange(slots, device=model.torch_device)[None]
         self.key_mask = self.positions < length
 
-    def rows(self, slots: Slots) -> Tensor:
+    def indices(self, slots: Slots) -> Tensor:
+        """Slot numbers as a tensor on the model's device."""
         return torch.from_numpy(slots).to(self.model.torch_device)
 
     def grow(self, slots: Slots) -> None:
         self.length += len(slots)
-        self.key_mask[:, self.rows(slots)] = True
+        self.key_mask[:, self.indices(slots)] = True
 
     @torch.inference_mode()
     def permute(self, target: Slots, source: Slots) -> None:
         if len(target):
-            to, where = self.rows(target), self.rows(source)
+            new, old = self.indices(target), self.indices(source)
             for tensor in (self.h[:, 0], self.q[:, 0], self.positions):
-                tensor[:, to] = tensor[:, where]
+                tensor[:, new] = tensor[:, old]
             for tensor in (self.k[:, 0], self.v[:, 0]):
-                tensor[:, :, to] = tensor[:, :, where]
+                tensor[:, :, new] = tensor[:, :, old]
 
     def set_input_embeddings(self, embeddings: NDArray[np.float32]) -> None:
-        self.given = torch.from_numpy(embeddings).to(self.h)
+        self.embeddings = torch.from_numpy(embeddings).to(self.h)
 
     @torch.inference_mode()
     def embed(self, ids: Slots) -> None:
         known = np.minimum(ids, self.config.vocab - 1)
-        self.h[0, :, : len(ids)] = reference.embed(self.model.weights["embed"], self.rows(known)[None])
-        if self.given is not None:
+        self.h[0, :, : len(ids)] = parts.embed(self.model.weights["embed"], self.indices(known)[None])
+        if self.embeddings is not None:
             rows = np.flatnonzero(ids >= self.config.vocab)
-            self.h[0, 0, self.rows(rows)] = self.given[self.rows(ids[rows] - self.config.vocab)]
+            self.h[0, 0, self.indices(rows)] = self.embeddings[self.indices(ids[rows] - self.config.vocab)]
 
     @torch.inference_mode()
     def layer(self, index: int, rows: int) -> None:
@@ -127,22 +139,22 @@ class EagerRunner(LayerwiseRunner):
 
     @torch.inference_mode()
     def save_previous(self, index: int, rows: int, watch: DriftInputs) -> Any:
-        return self.q[index][:, self.rows(watch.tracked)], self.k[index][:, :, :rows].clone()
+        return self.q[index][:, self.indices(watch.tracked)], self.k[index][:, :, :rows].clone()
 
     @torch.inference_mode()
     def drift(self, index: int, before: Any, watch: DriftInputs) -> float:
         q_prev, k_prev = before
         counted = torch.ones(q_prev.shape[:2], dtype=torch.bool, device=self.model.torch_device)
-        q_now = self.q[index][:, self.rows(watch.tracked)]
-        return float(reference.drift(watch.kind, q_prev, q_now, counted, k_prev, self.k[index], self.key_mask))
+        q_now = self.q[index][:, self.indices(watch.tracked)]
+        return float(parts.drift(watch.kind, q_prev, q_now, counted, k_prev, self.k[index], self.key_mask))
 
     @torch.inference_mode()
     def probe(self, index: int, watch: DriftInputs) -> Slots:
-        window = self.q[index][:, self.rows(watch.window)]
+        window = self.q[index][:, self.indices(watch.window)]
         counted = torch.ones(window.shape[:2], dtype=torch.bool, device=self.model.torch_device)
         eligible = torch.from_numpy(watch.probe_keys)[None].to(self.model.torch_device)
         track_num = self.model.capacity.track_num
-        return reference.probe(track_num, window, counted, self.k[index], self.key_mask, eligible)[0].cpu().numpy()
+        return parts.probe(track_num, window, counted, self.k[index], self.key_mask, eligible)[0].cpu().numpy()
 
     @torch.inference_mode()
     def head(self, rows: Slots) -> tuple[Slots, NDArray[np.float32]]:
@@ -161,4 +173,4 @@ class EagerRunner(LayerwiseRunner):
         self.h[index, 0, : len(hidden)] = torch.from_numpy(hidden).to(self.h)
 
     def _head(self, rows: Slots) -> tuple[Tensor, Tensor, Tensor]:
-        return reference.head(self.model.config, self.model.weights["head"], self.h[-1][:, self.rows(rows)])
+        return parts.head(self.model.config, self.model.weights["head"], self.h[-1][:, self.indices(rows)])

@@ -1,28 +1,21 @@
-"""The vision parts in eager PyTorch: the reference on weights read from the bundle.
-
-They lie where the model's own weights do, in the same element type. Nothing
-here knows files of images or how tiles become tokens.
-"""
-
-import time
+"""The vision parts in eager PyTorch, on the model's device and in its element type."""
 
 import torch
-from torch import Tensor
 
-from engines.eager import vision_layers as reference
+from engines.eager import vision_layers as parts
 from engines.eager.model import EagerModel
 from engines.model import Model
 from engines.vision import Rows, Vision
 
 
 class EagerVision(Vision):
-    """Tower and projector as tensors on the model's device."""
+    """Tower and projector as tensors; their weights are read from the bundle when this is made."""
 
     def __init__(self, model: Model):
         super().__init__(model)
         assert isinstance(model, EagerModel)
         self.torch_device, self.dtype = model.torch_device, model.dtype
-        self.weights = {part: model._read(part) for part in model.config.vision_parts}
+        self.weights = {part: model.read_weights(part) for part in model.config.vision_parts}
 
     @property
     def newline(self) -> Rows:
@@ -30,21 +23,15 @@ class EagerVision(Vision):
 
     @torch.inference_mode()
     def tower(self, pixels: Rows) -> Rows:
-        began = time.perf_counter()
-        given = torch.from_numpy(pixels).to(self.torch_device, self.dtype)
-        return self._done("tower", reference.tower(self.config, self.weights["tower"], given), began)
+        with self.model.timed("tower"):
+            values = torch.from_numpy(pixels).to(self.torch_device, self.dtype)
+            return parts.tower(self.config, self.weights["tower"], values).float().cpu().numpy()
 
     @torch.inference_mode()
     def projector(self, features: Rows) -> Rows:
-        began = time.perf_counter()
-        given = torch.from_numpy(features).to(self.torch_device, self.dtype)
-        return self._done("projector", reference.projector(self.weights["projector"], given), began)
-
-    def _done(self, part: str, found: Tensor, began: float) -> Rows:
-        rows: Rows = found.float().cpu().numpy()  # waits for the device
-        self.model.seconds[part] += time.perf_counter() - began
-        self.model.runs[part] += 1
-        return rows
+        with self.model.timed("projector"):
+            values = torch.from_numpy(features).to(self.torch_device, self.dtype)
+            return parts.projector(self.weights["projector"], values).float().cpu().numpy()
 
     def close(self) -> None:
         self.weights.clear()

@@ -1,9 +1,11 @@
-"""The vision parts in eager PyTorch: what every back end is judged by.
+"""The vision parts in eager PyTorch, the reference of every back end.
 
-A SigLIP tower (arXiv 2303.15343), pre-norm with biases throughout and attention
-among a tile's own patches, up to its last layer but without the norm after it;
-and a projector of two layers. Weights are a dictionary of a part's local names,
-matrices lie as [in, out]. Nothing here knows a checkpoint, a bundle or an image.
+A SigLIP tower (arXiv 2303.15343): pre-norm layers with biases, attention among
+the patches of one tile, no norm after the last layer; then a projector of two
+layers with a GELU between them. Weights are a dictionary by a part's local names;
+matrices are stored as [in, out], so a part computes x @ W. Axes: N tiles, P
+patches of a tile, C channels, Dv the tower's width, d that of the language model;
+an image side is written Y, X.
 """
 
 import torch.nn.functional as F
@@ -14,9 +16,9 @@ from engines.eager.layers import Weights, linear
 
 
 def embed(config: VisionConfig, weights: Weights, pixels: Tensor) -> Tensor:
-    """pixels [N, C, S, S] -> hidden [N, P, Dv]: a linear map of each patch and its position.
+    """pixels [N, C, Y, X] -> hidden [N, P, Dv]: a linear map of each patch, plus the embedding of its position.
 
-    Where the side is no multiple of a patch, what is left over at the right and the bottom has no part in it.
+    Where a side is no multiple of the patch size, the rest at the right and the bottom is ignored.
     """
     grid, size = config.grid, config.patch_size
     used = pixels[:, :, : grid * size, : grid * size]
@@ -25,7 +27,7 @@ def embed(config: VisionConfig, weights: Weights, pixels: Tensor) -> Tensor:
 
 
 def layer(config: VisionConfig, weights: Weights, index: int, hidden: Tensor) -> Tensor:
-    """One transformer block, hidden [N, P, Dv] -> [N, P, Dv]; no patch sees another tile."""
+    """One transformer layer, hidden [N, P, Dv] -> [N, P, Dv]; attention stays within a tile."""
     name = f"layer_{index:02d}"
     normed = norm(config, weights, f"{name}.norm1", hidden)
     q, k, v = (
@@ -39,11 +41,12 @@ def layer(config: VisionConfig, weights: Weights, index: int, hidden: Tensor) ->
 
 
 def norm(config: VisionConfig, weights: Weights, name: str, x: Tensor) -> Tensor:
+    """Layer norm of x [N, P, Dv] with the weights `name`."""
     return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], config.norm_eps)
 
 
 def tower(config: VisionConfig, weights: Weights, pixels: Tensor) -> Tensor:
-    """pixels [N, C, S, S] -> features [N, P, Dv]."""
+    """The tower: pixels [N, C, Y, X] -> features [N, P, Dv]."""
     hidden = embed(config, weights, pixels)
     for index in range(config.layers):
         hidden = layer(config, weights, index, hidden)
@@ -51,5 +54,5 @@ def tower(config: VisionConfig, weights: Weights, pixels: Tensor) -> Tensor:
 
 
 def projector(weights: Weights, features: Tensor) -> Tensor:
-    """features [N, P, Dv] -> rows [N, P, d] of the language model."""
+    """The projector: features [N, P, Dv] -> rows [N, P, d] of the language model."""
     return linear(weights, "fc2", F.gelu(linear(weights, "fc1", features)))

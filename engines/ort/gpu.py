@@ -1,9 +1,8 @@
 """ONNX Runtime on an NVIDIA GPU, through its CUDA or its TensorRT provider.
 
-The exported graphs run as they are, in the bundle's precision, on the memory and
-the stream of `engines.gpu.model`: every port is bound to its address, so
-nothing is copied and caches are written in place. Nothing here knows windows,
-gamma or text.
+The exported graphs run in the bundle's precision, on the memory and the stream of
+`engines.gpu.model`: every input and output is bound to its address, so nothing is
+copied and caches are written in place.
 """
 
 from typing import Any
@@ -14,36 +13,37 @@ import onnxruntime as ort
 from engines.bundle import Bundle
 from engines.errors import INSTALL, DeviceError, OptionError
 from engines.gpu.cuda import Cuda
+from engines.gpu.executor import Bindings
 from engines.gpu.model import GpuModel
-from engines.gpu.passes import Bindings
-from engines.ort.model import translated
+from engines.ort.sessions import translated
 from engines.signatures import GraphSignature
 from engines.signatures.gpu import gpu_signatures
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 TYPES = {"fp32": np.float32, "fp16": np.float16, "int64": np.int64, "bool": np.bool_}
-GRAIN = 256  # slots are rounded up to a multiple, so that few lengths have memory of their own
+GRAIN = 256  # slots are rounded up to a multiple of this, so that sequences of similar length share memory
 
 
 class Session:
-    """One part's session, bound to device memory; tells ONNX Runtime only what changed."""
+    """One part's session, bound to device memory; only what changed is bound again."""
 
     def __init__(self, signature: GraphSignature, session: Any):
         self.signature, self.session = signature, session
         self.binding = session.io_binding()
         self.bound: Bindings = {}
 
-    def run(self, profile: int, ports: Bindings) -> None:
+    def run(self, profile: int, bindings: Bindings) -> None:
+        """Queue the part on the addresses and shapes of `bindings`; one session serves every profile."""
         binding = self.binding
-        for bind, signatures in (
+        for bind, tensors in (
             (binding.bind_input, self.signature.inputs),
             (binding.bind_output, self.signature.outputs),
         ):
-            for port in signatures:
-                address, shape = ports[port.name]
-                if self.bound.get(port.name) != (address, shape):
-                    bind(port.name, "cuda", 0, TYPES[port.dtype], shape, address)
-                    self.bound[port.name] = address, shape
+            for tensor in tensors:
+                address, shape = bindings[tensor.name]
+                if self.bound.get(tensor.name) != (address, shape):
+                    bind(tensor.name, "cuda", 0, TYPES[tensor.dtype], shape, address)
+                    self.bound[tensor.name] = address, shape
         with translated(f"{self.signature.name} on the GPU"):
             self.session.run_with_iobinding(binding)
 
@@ -52,7 +52,7 @@ class OnnxRuntimeGpuModel(GpuModel):
     """All parts of a bundle as sessions on one GPU and one stream."""
 
     backend = "onnxruntime"
-    capturable = False  # its providers allocate while they run
+    capturable = False  # its providers allocate memory while they run
 
     def __init__(self, bundle: Bundle, provider: str = "cuda", device: int = 0):
         super().__init__(bundle)
@@ -96,7 +96,7 @@ class OnnxRuntimeGpuModel(GpuModel):
 
 
 def available(provider: str) -> str:
-    """`provider`, if this ONNX Runtime has it; raises OptionError for no such name, DeviceError if it is not there."""
+    """`provider`, if this ONNX Runtime has it; raises OptionError if it is unknown, DeviceError if it is missing."""
     if provider not in PROVIDERS:
         raise OptionError(f"unknown provider {provider!r}; choose from auto, cpu, {', '.join(PROVIDERS)}")
     if PROVIDERS[provider] not in ort.get_available_providers():

@@ -1,37 +1,24 @@
-"""The vision parts on ONNX Runtime's CPU provider, in fp32 as the other parts there.
+"""The vision parts on ONNX Runtime's CPU provider, in fp32 as all parts there.
 
-Sessions share the process-wide thread pool and arena of `engines.ort.model`.
-A model on a GPU runs them on the CPU too: its images are few. Nothing here knows
-files of images or how tiles become tokens.
+A model on a GPU runs them on the CPU, too: a prompt has few images.
 """
 
-import time
 from functools import cached_property
 
 import numpy as np
-import onnxruntime as ort
 
 from engines.model import Model
-from engines.ort.model import share_threads, translated
+from engines.ort.sessions import Sessions
 from engines.vision import Rows, Vision
 from engines.weights import locate
 
 
 class OnnxRuntimeVision(Vision):
-    """Tower and projector as sessions."""
+    """Tower and projector as sessions, on the process-wide pool of threads."""
 
     def __init__(self, model: Model):
         super().__init__(model)
-        share_threads(None)
-        self.sessions = {part: self._open(part) for part in model.config.vision_parts}
-
-    def _open(self, part: str) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.use_per_session_threads = False
-        options.add_session_config_entry("session.use_env_allocators", "1")
-        path = self.bundle.graph(part, self.model.backend)
-        with translated(part):
-            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.sessions = Sessions(self.bundle, model.backend, model.config.vision_parts, model.timed)
 
     @cached_property
     def newline(self) -> Rows:
@@ -42,18 +29,10 @@ class OnnxRuntimeVision(Vision):
             return np.frombuffer(file.read(entry.length), np.float32)
 
     def tower(self, pixels: Rows) -> Rows:
-        return self._run("tower", pixels=pixels)
+        return np.asarray(self.sessions.run("tower", None, pixels=pixels)[0])
 
     def projector(self, features: Rows) -> Rows:
-        return self._run("projector", features=features)
-
-    def _run(self, part: str, **feeds: Rows) -> Rows:
-        began = time.perf_counter()
-        with translated(part):
-            (found,) = self.sessions[part].run(None, feeds)
-        self.model.seconds[part] += time.perf_counter() - began
-        self.model.runs[part] += 1
-        return np.asarray(found)
+        return np.asarray(self.sessions.run("projector", None, features=features)[0])
 
     def close(self) -> None:
         self.sessions.clear()

@@ -17,6 +17,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,8 +57,9 @@ def polygraphy_for(package: TensorRTPackage) -> Polygraphy:
             error=importlib.import_module("polygraphy.exception").PolygraphyException,
         )
     except ImportError as error:
-        remedy = INSTALL.format(extra="export")
-        raise BackendError(f"building TensorRT engines needs {error.name}, which is not installed; {remedy}") from error
+        raise BackendError(
+            f"TensorRT engines are built with Polygraphy, which is missing ({error}); {INSTALL.format(extra='export')}"
+        ) from error
 
 
 def build_engine(
@@ -152,7 +154,11 @@ def reported(polygraphy: Polygraphy, problem: str, remedy: str) -> Iterator[None
         setattr(logger, name, value)
     logging.getLogger("Polygraphy").addFilter(messages)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # Polygraphy sets a timing cache, which RTX does not need
+            yield
     except polygraphy.error as error:
         message = messages.kept[-1] if messages.kept else str(error)
         reason = " ".join(message.partition(" (See")[0].split())

@@ -16,6 +16,7 @@ from torch import Tensor
 from engines.bundle import Bundle
 from engines.eager import layers as eager
 from engines.eager import vision_layers as eager_vision
+from engines.ort.sessions import share_threads
 from engines.signatures import GraphSignature
 
 DTYPES = {"fp32": np.float32, "fp16": np.float16, "int64": np.int64, "bool": np.bool_}
@@ -28,6 +29,8 @@ def graph_runner(bundle: Bundle, part: str) -> OnnxrtRunner:
     def session() -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS
+        options.use_per_session_threads = False
+        share_threads()
         return onnxruntime.InferenceSession(str(bundle.graph(part)), options, providers=["CPUExecutionProvider"])
 
     return OnnxrtRunner(session, name="graph")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from engines.cli import Parser, run
+from engines.cli import Parser, program, run
 from engines.registry import BACKENDS
 from engines.signatures.gpu import DRIFTS
 from runtime.bench.cases import POLICY_CASES
@@ -18,7 +18,7 @@ DEFAULT_BUNDLE = Path("bundles/demo")
 
 
 def parser() -> argparse.ArgumentParser:
-    top = Parser(prog="python -m runtime", description="Decode diffusion language models from a bundle.")
+    top = Parser(prog=program("runtime"), description="Decode diffusion language models from a bundle.")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
     make = commands.add_parser("generate", help="answer a prompt")
     add_bundle(make)

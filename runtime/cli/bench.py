@@ -11,7 +11,7 @@ from rich.table import Table
 
 from engines.cli import screen
 from engines.errors import BundleError, DeviceError, OptionError
-from engines.registry import available
+from engines.registry import accepted, available
 from runtime.api import Runtime, load
 from runtime.bench import breakdown as profile
 from runtime.bench.batches import check_size, throughput
@@ -34,7 +34,7 @@ def bench_command(args: argparse.Namespace) -> None:
         models = []
         for name in names:
             try:
-                models.append(stack.enter_context(load(args.bundle, name, threads=args.threads)))
+                models.append(stack.enter_context(load(args.bundle, name, **accepted(name, {"threads": args.threads}))))
             except (DeviceError, BundleError) as error:
                 if args.backends:
                     raise

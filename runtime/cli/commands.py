@@ -34,10 +34,7 @@ def decoding(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def opened(args: argparse.Namespace) -> Runtime:
-    model = load(args.bundle, args.backend, threads=args.threads, provider=args.provider)
-    if model.model.note:
-        print(f"note: {model.model.note}", file=sys.stderr)
-    return model
+    return load(args.bundle, args.backend, threads=args.threads, provider=args.provider)
 
 
 def read_prompt(args: argparse.Namespace) -> Any:

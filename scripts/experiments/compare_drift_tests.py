@@ -78,7 +78,7 @@ class RecordingRunner(EagerRunner):
         for index in range(self.config.layers):
             q_prev, k_prev = self.save_previous(index, rows, watch)
             self.layer(index, rows)
-            q_now = self.q[index][:, self.rows(watch.tracked)]
+            q_now = self.q[index][:, self.indices(watch.tracked)]
             old, new = attention_before_and_after(q_prev, q_now, k_prev, self.k[index], self.key_mask)
             real = self.key_mask[0]  # slots that hold no position are left out
             for kind, similarity in CANDIDATES.items():

@@ -230,7 +230,7 @@ def test_suppressed_ids_are_neither_predicted_nor_counted(bundle: Path, language
     came = reference.head(checkpoint.config, checkpoint.part("head"), hidden)
     model = backends.load(opened, "onnxruntime", threads=1)
     ids = np.arange(hidden.shape[1])[None]
-    found = model.run("head", ["token", "confidence", "logits"], hidden=hidden.numpy(), rows=ids)  # type: ignore[attr-defined]
+    found = model.sessions.run("head", ["token", "confidence", "logits"], hidden=hidden.numpy(), rows=ids)  # type: ignore[attr-defined]
     for name, ours in (("eager", [x.numpy() for x in came]), ("onnxruntime", found)):
         assert np.array_equal(ours[0], token.numpy()), name
         close(f"{name} confidence", ours[1], confidence.numpy(), 1e-4)

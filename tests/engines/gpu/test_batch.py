@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 import export
 import runtime
 from engines.errors import BackendError
-from engines.gpu.batch import Batch, size_of
+from engines.gpu.batch import Batch, pass_size
 from engines.gpu.cuda import Cuda
 from engines.gpu.model import GpuModel
 from engines.runner import DriftInputs, ReusePass, ReuseResult
@@ -218,7 +218,7 @@ def test_one_launch_and_one_wait_for_all(model: runtime.Runtime) -> None:
     steps = counts(model, requests, gamma=0.0, window=4, tokens_per_step=1, threshold=None)[2:-1]
     assert len(steps) > 10 and (steps[:, :4] == 1).all(), steps
     parts = 3 * model.model.config.layers + 2
-    assert (steps[:, 4] == 0).all() and len(batch_of(model).parts.graphs["row", 6]) > parts, "all in the graph"
+    assert (steps[:, 4] == 0).all() and len(batch_of(model).pass_queue.graphs["row", 6]) > parts, "all in the graph"
 
 
 def test_one_wait_where_engines_cannot_be_captured(bundle: Path, load: Callable[[Path, str], runtime.Runtime]) -> None:
@@ -239,7 +239,7 @@ def test_one_wait_where_rows_differ(model: runtime.Runtime) -> None:
 
 def test_sizes_of_a_pass() -> None:
     for batch_rows in range(1, 33):
-        sizes = [size_of(count, batch_rows) for count in range(1, batch_rows + 1)]
+        sizes = [pass_size(count, batch_rows) for count in range(1, batch_rows + 1)]
         assert sizes == sorted(sizes) and len(set(sizes)) <= 10 and sizes[-1] == batch_rows
         assert all(count <= size <= max(2, count * 3 / 2) for count, size in enumerate(sizes, 1) if batch_rows > 1)
 
@@ -266,7 +266,7 @@ def test_sequences_that_end_early(model: runtime.Runtime) -> None:
     outs, sizes, batch_rows = {}, set(), set()
     for number, event in stream_batch(model.model, requests, policy, None):
         batch = batch_of(model)
-        sizes.add(batch.parts.batch)
+        sizes.add(batch.pass_queue.batch)
         batch_rows.add(tuple(id(runner) for runner in batch.runners))
         assert [runner.batch_row for runner in batch.runners] == list(range(len(batch.runners)))
         if isinstance(event, Output):
@@ -285,7 +285,7 @@ def test_what_idle_places_hold_reaches_nobody(model: runtime.Runtime) -> None:
     poison(model, 5)
     for ours, theirs in zip(model.generate_batch(RAGGED[:5], **given_), expected, strict=True):
         same(ours, theirs)
-    assert batch_of(model).parts.graphs["row", 6] is not None
+    assert batch_of(model).pass_queue.graphs["row", 6] is not None
     poison(model, 5)
     for ours, prompt in zip(model.generate_batch(RAGGED, **given_), RAGGED, strict=True):
         same(ours, model.generate(prompt, **given_))
@@ -306,7 +306,7 @@ def test_a_batch_that_was_broken_off(model: runtime.Runtime) -> None:
     events.close()  # type: ignore[attr-defined]
     requests = [Request(prompt, 12, stop_at_eos=False) for prompt in RAGGED[:3]]
     steps = counts(model, requests, gamma=0.0, window=4, tokens_per_step=1, threshold=None)[2:-1]
-    assert (steps[:, :4] == 1).all() and batch_of(model).parts.batch == 3, steps
+    assert (steps[:, :4] == 1).all() and batch_of(model).pass_queue.batch == 3, steps
 
 
 def passes_of(model: runtime.Runtime, count: int) -> list[ReusePass]:
@@ -486,7 +486,7 @@ def test_the_stand_in_keeps_the_rules(bundle: Path) -> None:
         due = passes_of(model, 2)
         for _ in range(2):
             made.reuse(due)
-        graph = batch_of(model).parts.graphs["row", 2]
+        graph = batch_of(model).pass_queue.graphs["row", 2]
         context = made.engine("embed", due[0].runner.slots).context(0, 2)  # type: ignore[attr-defined]
         context.context.set_input_shape("ids", (1, due[0].rows))
         cuda.launch(graph)

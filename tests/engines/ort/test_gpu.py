@@ -47,25 +47,32 @@ def test_a_reuse_step_waits_once(model: runtime.Runtime) -> None:
     assert len(steps) > 4 and (steps == 1).all(), steps
 
 
-def test_choice_of_a_provider(golden_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choice_of_a_provider(golden_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with refused(DeviceError, "no cuda provider", "CPUExecutionProvider", "onnxruntime-gpu"):
         runtime.load(golden_bundle, "onnxruntime", provider="cuda")
     with refused(OptionError, "unknown provider 'rocm'", "auto, cpu, cuda, tensorrt"):
         runtime.load(golden_bundle, "onnxruntime", provider="rocm")
-    with refused(OptionError, "a provider is ONNX Runtime's", "eager"):
+    with refused(OptionError, "eager takes no option provider (it takes threads, device)", "leave it out"):
         runtime.load(golden_bundle, "eager", provider="cuda")
+    for provider in ("cuda", "tensorrt"):
+        with refused(OptionError, f"provider {provider} takes no threads", "leave threads out"):
+            runtime.load(golden_bundle, "onnxruntime", provider=provider, threads=1)
     with fake_provider():
         with runtime.load(golden_bundle, "onnxruntime", provider="cpu", threads=1) as loaded:
-            assert "CPU, 1 threads" in loaded.model.device and not loaded.model.note
+            assert "CPU, 1 threads" in loaded.model.device and not caplog.text
+        with runtime.load(golden_bundle, "onnxruntime", threads=1) as loaded:
+            assert "CPU" in loaded.model.device and "the GPU is passed over: threads" in caplog.text
         halves = export.build(GOLDEN, tmp_path / "bf16", precision="bf16", window=8)
         with refused(OptionError, "bind no bf16", "--fp16"):
             runtime.load(halves, "onnxruntime", provider="cuda")
 
 
-def test_a_gpu_that_is_not_there(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CUDA build of ONNX Runtime on a machine without a GPU: the CPU serves, and the note says so."""
+def test_a_gpu_that_is_not_there(
+    golden_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A CUDA build of ONNX Runtime on a machine without a GPU: the CPU is used, and a warning says so."""
     cuda = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python; scripts/setup.sh installs it")
     monkeypatch.setattr(cuda, "cudaGetDeviceCount", lambda: (cuda.cudaError_t.cudaErrorNoDevice, None))
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     with runtime.load(golden_bundle, "onnxruntime") as loaded:
-        assert "CPU" in loaded.model.device and "the GPU is passed over: no NVIDIA GPU" in loaded.model.note
+        assert "CPU" in loaded.model.device and "the GPU is passed over: no NVIDIA GPU" in caplog.text

@@ -24,7 +24,7 @@ from rich.console import Console
 
 import runtime
 import runtime.cli
-from engines.interrupt import INTERRUPTED
+from engines.entry import INTERRUPTED
 from runtime.chat import MASK, Chat
 from runtime.cli.terminal import HELP, PROMPT, draw
 from runtime.decoding.generate import Output

@@ -1,0 +1,44 @@
+"""Writing files: atomically, with hashes, and with one translation of errors."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from engines.errors import BundleError, OptionError
+from engines.files import describe, sha256, write_atomically, writing
+from tests.support.cases import refused
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, b"newer")
+    assert path.read_bytes() == b"new"
+
+
+def test_size_and_hash(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 8192  # more than one chunk
+    (tmp_path / "file").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    assert sha256(tmp_path / "file") == digest
+    assert describe(tmp_path / "file") == {"size": len(content), "sha256": digest}
+
+
+def test_errors_are_translated(tmp_path: Path) -> None:
+    missing = tmp_path / "nothing" / "file"
+    wanted = f"cannot write {missing} (No such file or directory); choose another"
+    with refused(OptionError, wanted), writing(missing, "choose another"):
+        missing.write_bytes(b"")
+    with refused(BundleError, "cannot write here (odd); retry"), writing(Path("here"), "retry", BundleError):
+        raise OSError("odd")
+    with pytest.raises(ValueError, match="another kind"), writing(missing, ""):
+        raise ValueError("another kind")
