@@ -1,5 +1,6 @@
 """One build under way: what is built, and which files have been written so far."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,25 +61,28 @@ class BuildJob:
         written by `write_graphs`. Raises CheckpointError for a part that cannot be
         read or stored, OSError as the disk does.
         """
-        from export.part import write_weights
-
-        targets, config, written = (target, *others), self.config, {}
-        for number, signature in enumerate(target.signatures, 1):
-            self.progress(f"{target.folder}/{signature.name}", number, len(target.signatures))
-            if signature.name in (*config.parts, *config.vision_parts):
-                tensors = self.checkpoint.part(signature.name)
-                key = self.checkpoint.digest(signature.name)
-                self.files |= write_weights(self.root, signature.name, targets, tensors, key)
-            written[signature.name] = self._write_graph(target, signature.name)
+        written = {}
+        for part in self._announced(target):
+            self._write_weights(part, (target, *others))
+            written[part] = self._write_graph(target, part)
         return written
 
     def write_graphs(self, target: "Target") -> dict[str, dict[str, Any]]:
         """Write the graphs of `target` beside weights that `write_parts` has written; returns as it does."""
-        written = {}
+        return {part: self._write_graph(target, part) for part in self._announced(target)}
+
+    def _announced(self, target: "Target") -> Iterator[str]:
+        """The names of a target's parts, each after a call of `progress`."""
         for number, signature in enumerate(target.signatures, 1):
             self.progress(f"{target.folder}/{signature.name}", number, len(target.signatures))
-            written[signature.name] = self._write_graph(target, signature.name)
-        return written
+            yield signature.name
+
+    def _write_weights(self, part: str, targets: "Sequence[Target]") -> None:
+        from export.part import write_weights
+
+        if part in (*self.config.parts, *self.config.vision_parts):
+            tensors = self.checkpoint.part(part)  # freed before the next part is read
+            self.files |= write_weights(self.root, part, targets, tensors, self.checkpoint.digest(part))
 
     def _write_graph(self, target: "Target", part: str) -> dict[str, Any]:
         from export.part import write_graph

@@ -56,12 +56,16 @@ class Target:
         """The inputs and outputs of a part's graph."""
         return next(signature for signature in self.signatures if signature.name == part)
 
+    def has(self, part: str) -> bool:
+        """Whether the part is one of the set."""
+        return any(signature.name == part for signature in self.signatures)
+
     def quantised(self, part: str) -> bool:
         """Whether the part's matrices are quantised; a table that is looked up is not, and neither is vision."""
         return self.weights is not None and part in self.config.parts[1:]
 
     def storage(self, part: str) -> str:
-        """The element type of a part's weights: of the embedding the precision, as its graph casts the rows it reads."""
+        """The element type of a part's weights; the graph of the embedding casts the rows it reads from `precision`."""
         return self.precision if part == "embed" else self.dtype
 
     def graph_file(self, part: str) -> str:
@@ -76,6 +80,14 @@ class Target:
             return None
         return f"{self.folder}/{part}.{f'{self.weights}.data' if self.quantised(part) else 'safetensors'}"
 
+    def weight_files(self, part: str) -> list[str]:
+        """The files that hold a part's weights: of a quantised part the graph, too, which has its small tensors."""
+        return [self.graph_file(part)] * self.quantised(part) + [str(self.weight_file(part))]
+
+    def stored_file(self, part: str) -> str:
+        """The file that a part's weights are stored to: the weight file, or a temporary input of the quantiser."""
+        return f"{self.folder}/{part}.{'whole.' if self.quantised(part) else ''}safetensors"
+
     def sources(self, part: str) -> tuple[str, ...]:
         """The parts whose weight files the graph of `part` refers to: all for the graph of a whole reuse pass."""
         if part == "reuse":
@@ -88,32 +100,36 @@ def write_weights(
 ) -> Files:
     """Write the weights of one part for all `targets` that have it; returns the entries of the files and stamps.
 
-    `tensors` are the part's by local name, `key` identifies their content. Of a
-    quantised part the graph is written too, by the quantiser. Raises
-    CheckpointError where a value does not fit the precision, OSError as the disk
-    does.
+    `tensors` are the part's by local name, `key` identifies their content. All
+    targets round to one precision and may share a file. The quantiser writes the
+    graph of a quantised part together with its weights. Raises CheckpointError
+    where a value does not fit the precision, OSError as the disk does.
     """
     files: Files = {}
-    stale: dict[Path, tuple[Target, list[str], str]] = {}
-    for target in targets:
-        if all(signature.name != part for signature in target.signatures):
-            continue
+    stale: dict[Path, tuple[Target, str]] = {}
+    for target in {target.weight_file(part): target for target in targets if target.has(part)}.values():
         (root / target.folder).mkdir(parents=True, exist_ok=True)
-        names, path = [str(target.weight_file(part))], root / f"{target.folder}/{part}.safetensors"
-        made_from = [key, target.storage(part), target.precision, str(target.config), sources_digest()]
-        if target.quantised(part):
-            names, path = [target.graph_file(part), *names], root / f"{target.folder}/{part}.whole.safetensors"
-            made_from += [str(target.signature(part)), quantize.version()]
-        reused = stamps.reusable(root, names, "|".join(made_from))
+        made_from = weights_key(target, part, key)
+        reused = stamps.reusable(root, target.weight_files(part), made_from)
         if reused is None:
-            stale[path] = target, names, "|".join(made_from)
+            stale[root / target.stored_file(part)] = target, made_from
         else:
             files |= reused
-    written = store(part, tensors, targets[0].precision, {path: t.storage(part) for path, (t, _, _) in stale.items()})
-    for path, (target, names, made_from_key) in stale.items():
+    (precision,) = {target.precision for target in targets}
+    written = store(part, tensors, {path: target.storage(part) for path, (target, _) in stale.items()}, precision)
+    for path, (target, made_from) in stale.items():
+        names = target.weight_files(part)
         made = quantise(root, target, part, path) if target.quantised(part) else {names[0]: written[path]}
-        files |= stamps.stamp(root, names, made_from_key, made)
+        files |= stamps.stamp(root, names, made_from, made)
     return files
+
+
+def weights_key(target: Target, part: str, key: str) -> str:
+    """What the weight files of `part` are made from; `key` identifies the content of its tensors."""
+    made_from = [key, target.storage(part), target.precision, str(target.config), sources_digest()]
+    if target.quantised(part):
+        made_from += [str(target.signature(part)), quantize.version()]
+    return "|".join(made_from)
 
 
 def write_graph(root: Path, target: Target, part: str) -> Files:
@@ -143,7 +159,7 @@ def save_graph(path: Path, target: Target, part: str, weights: dict[str, Path]) 
 
 def quantise(root: Path, target: Target, part: str, whole: Path) -> Files:
     """Quantise a part from the weight file `whole`, which is removed; returns the entries of graph and weights."""
-    graph, names = whole.with_suffix(".onnx"), (target.graph_file(part), str(target.weight_file(part)))
+    graph, names = whole.with_suffix(".onnx"), target.weight_files(part)
     save_graph(graph, target, part, {part: whole})
     quantize.quantize(graph, root / names[0], root / names[1], WEIGHTS[str(target.weights)])
     graph.unlink()
@@ -152,25 +168,25 @@ def quantise(root: Path, target: Target, part: str, whole: Path) -> Files:
 
 
 def store(
-    part: str, tensors: dict[str, torch.Tensor], precision: str, files: dict[Path, str]
+    part: str, tensors: dict[str, torch.Tensor], dtypes: dict[Path, str], precision: str
 ) -> dict[Path, dict[str, Any]]:
-    """Write the tensors of `part`, rounded to `precision`, to `files`, each in its own element type.
+    """Write the tensors of `part`, rounded to `precision`, to the weight files of `dtypes` (path -> element type).
 
     Every tensor is cast once and goes to all files chunk by chunk; returns the
     files' entries, hashed on the way.
     """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     with ExitStack() as stack:
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        writers = {
+        files = {
             path: stack.enter_context(weight_files.writer(path, {name: (dtype, s) for name, s in shapes.items()}))
-            for path, dtype in files.items()
+            for path, dtype in dtypes.items()
         }
         for name, tensor in tensors.items() if files else ():
             for chunk in chunks(part, name, tensor, TORCH[precision]):
-                as_bytes = {dtype: raw(chunk.to(TORCH[dtype])) for dtype in set(files.values())}
-                for path, dtype in files.items():
-                    writers[path].write(as_bytes[dtype])
-    return {path: file.entry for path, file in writers.items()}
+                as_bytes = {dtype: raw(chunk.to(TORCH[dtype])) for dtype in set(dtypes.values())}
+                for path, file in files.items():
+                    file.write(as_bytes[dtypes[path]])
+    return {path: file.entry for path, file in files.items()}
 
 
 def chunks(part: str, name: str, tensor: torch.Tensor, precision: torch.dtype) -> Iterator[torch.Tensor]:

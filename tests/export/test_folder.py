@@ -15,6 +15,7 @@ import export.checkpoint
 import runtime
 from engines.bundle import CALIBRATION, MANIFEST, VERSION, Bundle, set_defaults
 from engines.errors import BundleError, NewerBundleError
+from export import folder
 from export.build import plan
 from export.folder import LOCK, differences, locked
 from export.options import BuildOptions
@@ -145,3 +146,38 @@ def test_a_folder_that_may_not_be_written(
     monkeypatch.setattr(Path, "mkdir", denied)
     with refused(BundleError, str(tmp_path / "b"), "Permission denied", "writable", "--out"):
         export.build(tiny_checkpoint, tmp_path / "b")
+
+
+# What looks changes nothing
+
+
+def test_reading_a_folder_changes_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Neither the folder nor the planned build, whether or not a bundle lies there."""
+    root = export.build(tiny_checkpoint, tmp_path / "b", weights="int8")
+    set_defaults(root, {"gamma": 0.5}, CALIBRATION, {"trials": []})
+    before = content(root)
+    job = plan(BuildOptions(tiny_checkpoint, root, backends=[]))
+    wanted = vars(job).copy()
+    bundle = folder.existing_bundle(root)
+    assert bundle is not None and folder.differences(job, bundle.manifest) == [] and folder.is_whole(job, bundle)
+    folder.refuse_other_bundle(job, bundle)
+    folder.refuse_foreign_files(root)
+    assert list(folder.calibration(root, bundle.manifest)) == [CALIBRATION]
+    grown = folder.extended(job.options, bundle.manifest)
+    assert (grown.backends, grown.weights) == (["onnxruntime"], "int8"), "as the engines that are there were compiled"
+    assert (job.options.backends, job.options.weights) == ([], None)
+    assert content(root) == before and vars(job) == wanted and job.files == {} == job.parts
+    (root / MANIFEST).unlink()
+    before = content(root)
+    assert folder.existing_bundle(root) is None and content(root) == before
+
+
+def test_preparing_a_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    root = export.build(tiny_checkpoint, tmp_path / "b")
+    before = content(root)
+    folder.prepare(root, keep_manifest=True)
+    assert content(root) == before
+    folder.prepare(root, keep_manifest=False)
+    assert content(root) == {name: text for name, text in before.items() if name != MANIFEST}
+    folder.remove_stale(root, {"onnx/embed.onnx": {}})
+    assert set(content(root)) == {"onnx/embed.onnx", "config.json", LOCK}

@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+import pytest
+
 import export
 import export.checkpoint
 from engines.bundle import MANIFEST, STAMPS
+from engines.files import describe
+from export import stamps
+from export.stamps import Files
 from tests.support.builds import content
 
 
@@ -22,3 +27,60 @@ def test_a_damaged_stamp_is_not_believed(text_checkpoint: Path, text_bundle: Pat
         stamp.write_bytes(other)
         export.build(text_checkpoint, bundle_copy)
         assert content(bundle_copy) == content(text_bundle), other
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / STAMPS).mkdir()
+    return tmp_path
+
+
+def made(root: Path, key: str, text: bytes = b"x", names: tuple[str, ...] = ("a", "b")) -> tuple[Files, int]:
+    """The files kept for `key`, and how many were written for it."""
+    calls = 0
+
+    def make() -> Files:
+        nonlocal calls
+        calls += 1
+        return {name: stamps.write(root / name, text) for name in names}
+
+    return stamps.kept(root, list(names), key, make), calls
+
+
+def test_files_are_made_once(root: Path) -> None:
+    files, calls = made(root, "key")
+    assert calls == 1 and files == {name: describe(root / name) for name in ("a", "b", f"{STAMPS}/a.json")}
+    assert made(root, "key") == (files, 0)
+    assert stamps.reusable(root, ["a", "b"], "key") == files
+
+
+@pytest.mark.parametrize("change", ["key", "content", "size", "missing", "names", "no stamp"])
+def test_files_are_made_again(root: Path, change: str) -> None:
+    made(root, "key")
+    if change == "missing":
+        (root / "b").unlink()
+    elif change == "no stamp":
+        (root / STAMPS / "a.json").unlink()
+    elif change in ("content", "size"):
+        (root / "b").write_bytes(b"y" if change == "content" else b"xx")
+    key, names = "other" if change == "key" else "key", ("a", "c") if change == "names" else ("a", "b")
+    assert stamps.reusable(root, list(names), key) is None
+    files, calls = made(root, key, names=names)
+    assert calls == 1 and made(root, key, names=names) == (files, 0)
+
+
+def test_what_looks_does_not_write(root: Path) -> None:
+    made(root, "key")
+    before = content(root)
+    stamps.reusable(root, ["a", "b"], "other")
+    stamps.reusable(root, ["a", "c"], "key")
+    assert content(root) == before
+
+
+def test_a_file_that_cannot_be_made_leaves_no_stamp(root: Path) -> None:
+    def fail() -> Files:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        stamps.kept(root, ["a"], "key", fail)
+    assert not list(root.glob(f"{STAMPS}/*")) and stamps.reusable(root, ["a"], "key") is None
