@@ -80,8 +80,8 @@ class Chat:
                 f"{model.bundle.root} has no tokenizer.json, needed to chat; use generate with --prompt-ids"
             )
         self.model, self.policy, self.options = model, policy, options or {}
-        chosen, given = model.resolve(policy, self.options)
-        self.request = Request((), **given)
+        chosen, request = model.resolve(policy, self.options)
+        self.request = Request((), **request)
         self.limit = model.bundle.capacity.max_length
         within("gen_length", self.request.gen_length, 1, self.limit, "the bundle's length")
         chosen.check(model.bundle.capacity, self.request.gen_length)

@@ -61,7 +61,10 @@ def lay_out(vision: VisionConfig, size: tuple[int, int], mode: str = "anyres") -
     if mode not in MODES:
         raise OptionError(f"unknown image mode {mode!r}; choose from {', '.join(MODES)}")
     if mode != "anyres":
-        return Layout(size, (0, 0), vision.patches, 0, 0, 0, 0, int(mode == "pad_newline"))
+        newlines = int(mode == "pad_newline")
+        return Layout(
+            size=size, grid=(0, 0), patches=vision.patches, top=0, left=0, rows=0, columns=0, newlines=newlines
+        )
     resolution = best_resolution(size, vision.resolutions)
     across, down = (side // vision.image_size for side in resolution)
     width, height = across * vision.grid, down * vision.grid
@@ -71,7 +74,10 @@ def lay_out(vision: VisionConfig, size: tuple[int, int], mode: str = "anyres") -
     rows, columns = (int(height // times), int(width // times)) if times > SLACK else (height, width)
     if rows < 1 or columns < 1:
         raise PromptError(f"an image of {size[0]} × {size[1]} pixels is too narrow, no patch of it remains; crop it")
-    return Layout(size, (across, down), vision.patches, top, left, rows, columns, rows)
+    return Layout(
+        size=size, grid=(across, down), patches=vision.patches, top=top, left=left, rows=rows, columns=columns,
+        newlines=rows,
+    )  # fmt: skip
 
 
 def best_resolution(size: tuple[int, int], resolutions: tuple[tuple[int, int], ...]) -> tuple[int, int]:
@@ -115,8 +121,9 @@ def arrange(layout: Layout, projected: Rows, newline: Rows) -> Rows:
         return np.concatenate([base, np.tile(newline, (layout.newlines, 1))]).astype(np.float32)
     across, down = layout.grid
     side = math.isqrt(patches)
-    whole = projected[1:].reshape(down, across, side, side, d).swapaxes(1, 2).reshape(down * side, across * side, d)
-    kept = whole[layout.top : len(whole) - layout.top, layout.left : whole.shape[1] - layout.left]
+    grid = projected[1:].reshape(down, across, side, side, d).swapaxes(1, 2).reshape(down * side, across * side, d)
+    # [rows, columns, d] of patches, without the background
+    kept = grid[layout.top : len(grid) - layout.top, layout.left : grid.shape[1] - layout.left]
     scaled = resample(resample(kept, layout.rows, 0), layout.columns, 1)
     ends = np.broadcast_to(newline, (layout.rows, 1, d))
     return np.concatenate([base, np.concatenate([scaled, ends], 1).reshape(-1, d)]).astype(np.float32)

@@ -28,7 +28,7 @@ from engines import registry as backends
 from engines.bundle import STAMPS, Bundle
 from engines.registry import installed, versions
 from engines.signatures.vision import vision_signatures
-from engines.trt import package as flavour
+from engines.trt import package
 from engines.vision import open_vision
 from export.build import build, plan
 from export.checkpoint.families.llava_llada import FAMILY, MASK, SUPPRESSED
@@ -119,7 +119,7 @@ def compile_part(work: Path, part: str) -> dict[str, Any]:
     graph = tensorrt.with_weights_as_inputs(made.root / "onnx" / f"{part}.onnx", LENGTH)
     spans = tensorrt.profiles(signature, made.capacity, LENGTH, vision.tiles)
     began = time.perf_counter()
-    plan, _ = build_engine(flavour.find("tensorrt_rtx"), part, graph, spans, [CAPABILITY])
+    plan, _ = build_engine(package.find("tensorrt_rtx"), part, graph, spans, [CAPABILITY])
     return {"compile_seconds": round(time.perf_counter() - began, 1), "plan_mb": round(len(plan) / 1e6, 2)}
 
 

@@ -30,8 +30,8 @@ def about(file: str, models: Sequence[Runtime], **facts: Any) -> dict[str, Any]:
 
 def command(file: str, **options: Any) -> str:
     """The experiment's command line without --work and the files it writes."""
-    given = "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
-    return f"python {Path(file).resolve().relative_to(ROOT)}{given}"
+    listed = "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
+    return f"python {Path(file).resolve().relative_to(ROOT)}{listed}"
 
 
 def resumed(file: Path | None, empty: dict[str, Any]) -> dict[str, Any]:

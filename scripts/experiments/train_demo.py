@@ -2,13 +2,11 @@
 
     python scripts/experiments/train_demo.py --work DIR --tokens 40_000_000
 
-Writes a Hugging Face LLaDA directory (`export/demo` by default). Resumable: the
-state in `--work` is saved every few minutes and taken up again; with a larger
-`--tokens` a finished run goes on. Seeded: each batch depends on the seed and
-on its index alone. The objective is LLaDA's (arXiv 2502.09992, Algorithm 2):
-mask a random share of the answer and predict what is under the masks. Some
-samples are masked as decoding meets them (solved up to a line, half-filled in a
-window, empty beyond), some hide results or operands only, which teaches arithmetic and looking up fastest.
+Writes a Hugging Face LLaDA directory (`export/demo` by default). Resumable: the state in `--work` is saved every few
+minutes; a new run continues from it, and with a larger `--tokens` a finished run continues too. Seeded: each batch
+depends only on the seed and its index. The objective is LLaDA's (arXiv 2502.09992, Algorithm 2): mask a random fraction
+of the answer and predict the masked tokens. Some samples are masked as in decoding (solved up to a line, half-filled
+in a window, empty beyond), and some hide only results or operands, which teaches arithmetic and look-ups fastest.
 """
 
 import argparse
@@ -37,9 +35,9 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 SHAPE = dict(d_model=128, n_layers=8, n_heads=4, mlp_hidden_size=352, rope_theta=10000.0, rms_norm_eps=1e-5)
-PEAK = 8.0  # attention scores are kept within ± this: heads stay soft, gradients alive, no two masses tie
+PEAK = 8.0  # attention scores are limited to ± this, so that gradients do not vanish and attention masses do not tie
 CURRICULUM = 9e6  # tokens until problems have their full length
-DRILL = 0.6, 0.3  # share of batches that drill arithmetic, during the curriculum and after it
+DRILL = 0.6, 0.3  # fraction of batches that drill arithmetic, during the curriculum and after it
 BATCH_TOKENS = 4096
 
 

@@ -1,4 +1,4 @@
-"""A conversation: what is remembered, what it has cost, and what is shown while masks are filled."""
+"""A conversation: its history, its figures, and the text shown while masks are filled."""
 
 import re
 from collections.abc import Iterator
@@ -70,7 +70,7 @@ def test_reset_forgets(model: runtime.Runtime, prompts: list[list[int]]) -> None
     assert prompts[2] == prompts[0] and chat.figures.turns == 3, "the figures stay"
 
 
-def test_the_system_speaks_first(model: runtime.Runtime, prompts: list[list[int]]) -> None:
+def test_the_system_message_comes_first(model: runtime.Runtime, prompts: list[list[int]]) -> None:
     chat = Chat(model, options=SHORT, system="Be kind.")
     for text in ("a", "b"):
         answer(chat, text)
@@ -129,7 +129,7 @@ def test_figures(model: runtime.Runtime) -> None:
 
 @pytest.mark.parametrize("shown", [0, 1, 3])
 def test_a_closed_answer_leaves_no_trace(model: runtime.Runtime, shown: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stream is closed, not left to whoever collects what is not used any more."""
+    """The stream is closed at once, not when it is collected."""
     kept, stream = [], model.stream
 
     def keeping(*args: Any, **options: Any) -> Iterator[StepEvent | Output]:
@@ -214,8 +214,8 @@ def test_what_is_remembered(model: runtime.Runtime, turns: list[tuple[int, int, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "stream", stream)
         chat = Chat(model, options={"gen_length": 20}, system="system" if spoken else None)
-        for number, (asked, told, stopped) in enumerate(turns):
-            text, said = chr(97 + number) * asked, chr(65 + number) * told
+        for number, (asked, answered, stopped) in enumerate(turns):
+            text, said = chr(97 + number) * asked, chr(65 + number) * answered
             kept = [remembered[k:] for k in range(len(remembered) + 1)]
             kept = [some for some in kept if asked and len(spelled(some, text)) + 20 <= LIMIT]
             if not kept:

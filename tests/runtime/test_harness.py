@@ -1,4 +1,4 @@
-"""lm-evaluation-harness runs a bundle offline, and its score is `runtime eval`'s."""
+"""lm-evaluation-harness runs a bundle offline, with the score of `runtime eval`."""
 
 import importlib.util
 import json

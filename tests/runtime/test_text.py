@@ -212,7 +212,7 @@ def test_settings_that_are_no_text(text_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_a_template_travels_with_the_checkpoint(text_checkpoint: Path, text_bundle: Path, tmp_path: Path) -> None:
-    """The bundle carries the checkpoint's files unchanged, and needs the checkpoint no more."""
+    """The bundle holds the checkpoint's text files unchanged and does not need the checkpoint."""
     for name in ("tokenizer.json", CONFIG, "config.json"):
         assert (text_bundle / name).read_bytes() == (text_checkpoint / name).read_bytes()
     assert json.loads((text_bundle / CONFIG).read_text())["chat_template"] == TEMPLATE

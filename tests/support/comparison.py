@@ -144,7 +144,9 @@ def compare(
         if where is not None:
             diverged[model.backend] = where
     refreshes = sum(step.trigger is not None and step.trigger + 1 < oracle.layers for step in expected.steps)
-    return Comparison(name, expected.nfe, refreshes, expected.margins, diverged, sigma)
+    return Comparison(
+        name=name, steps=expected.nfe, refreshes=refreshes, margins=expected.margins, diverged=diverged, sigma=sigma
+    )
 
 
 def loaded(stack: ExitStack, bundle: Path) -> list[runtime.Runtime]:

@@ -1,4 +1,4 @@
-"""A chat on a terminal that is played here, in a pipe, and on a real pseudo-terminal."""
+"""A chat on a simulated terminal, in a pipe, and on a pseudo-terminal."""
 
 import codecs
 import fcntl
@@ -44,7 +44,7 @@ def model(text_bundle: Path) -> Iterator[runtime.Runtime]:
 
 
 class Terminal:
-    """As much of a terminal as is needed: it wraps, scrolls, moves up and erases lines. Unknown codes fail."""
+    """A simulated terminal: it wraps, scrolls, moves up and erases lines. Unknown codes fail."""
 
     CODE = re.compile(r"\x1b\[(\??[\d;]*)([A-Za-z])|([^\x1b])", re.S)
 
@@ -119,7 +119,7 @@ def safe(text: str) -> str:
     st.integers(2, 30), st.integers(1, 8), st.booleans(),
 )  # fmt: skip
 def test_drawing(words: str, seed: int, width: int, height: int, ends: bool) -> None:
-    """However long the answer and small the terminal: masks stay in view, and what stands there at the end is whole."""
+    """For any length of answer and size of terminal, masks stay in view and the final text is complete."""
     out, terminal = io.StringIO(), Terminal(width, height)
     console = Console(file=out, force_terminal=True, width=width, height=height, markup=False, _environ={})
     order = np.random.default_rng(seed).permutation(len(words)).tolist()
@@ -190,8 +190,8 @@ def test_in_a_pipe(model: runtime.Runtime, text_bundle: Path) -> None:
     first, figures, second = answer(wanted, "Hi").text, str(wanted.figures), answer(wanted, "And?").text
     out = done.stdout.decode()
     assert out.startswith(f"{first}\n1 turn, ") and out.endswith(f" in all\n{second}\n")
-    told = out.removeprefix(f"{first}\n").removesuffix(f"{second}\n")
-    assert re.sub(r"[\d.]+ s, [\d.]+", "", told) == re.sub(r"[\d.]+ s, [\d.]+", "", figures) + "\n"
+    figures_shown = out.removeprefix(f"{first}\n").removesuffix(f"{second}\n")
+    assert re.sub(r"[\d.]+ s, [\d.]+", "", figures_shown) == re.sub(r"[\d.]+ s, [\d.]+", "", figures) + "\n"
 
 
 def test_commands(chat: Run, model: runtime.Runtime) -> None:
@@ -232,7 +232,7 @@ def test_bytes_that_are_no_text(text_bundle: Path) -> None:
     sentence(done.stderr.decode(), "error: ", "not valid Unicode")
 
 
-def test_turns_that_are_left_out_are_told(chat: Run) -> None:
+def test_dropped_turns_are_reported(chat: Run) -> None:
     code, out, err = chat("".join(f"{letter * 90}\n" for letter in "abc"))
     assert code == 0 and out and err.startswith("note: ") and "left out" in err
     assert all(line.startswith("note: the oldest turn") for line in err.splitlines())
@@ -275,9 +275,9 @@ def test_options_of_the_command_line(chat: Run, model: runtime.Runtime) -> None:
         assert f"{wanted.tokens} tokens in {wanted.steps} steps" in out, argv
         seen.add((wanted.text, wanted.steps))
     assert len(seen) >= 3, "the options make a difference"
-    told = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
-    spoken = model.generate(told, **SHORT).text
-    assert chat("Hi\n", "--system", "Be kind.")[1] == spoken + "\n" != chat("Hi\n")[1]
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    with_system = model.generate(messages, **SHORT).text
+    assert chat("Hi\n", "--system", "Be kind.")[1] == with_system + "\n" != chat("Hi\n")[1]
 
 
 def test_ctrl_c_stops_an_answer(chat: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,16 +314,16 @@ sys.exit(main(sys.argv[2:]))
 def test_at_a_terminal(model: runtime.Runtime, text_bundle: Path, end: str, code: int, last: str) -> None:
     """An answer of several lines is redrawn in place; the first one hangs in its fourth step until Ctrl-C."""
     options = {"steps": 12, "gen_length": 96, "block_length": 96}
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    argv = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     hung, signal_end = os.pipe()
-    terminal, main, child = opened(signal_end, text_bundle, "--threads=1", "--policy=full", *given)
+    terminal, main, child = opened(signal_end, text_bundle, "--threads=1", "--policy=full", *argv)
     decoder, written = codecs.getincrementaldecoder("utf-8")(), []
 
     def read() -> bool:
         assert select.select([main], [], [], 60)[0], terminal.text
         try:
             written.append(decoder.decode(os.read(main, 4096)))
-        except OSError:  # Linux tells the end so
+        except OSError:  # Linux reports the end of a pseudo-terminal with EIO
             return False
         terminal.feed(written[-1])
         return True

@@ -1,4 +1,4 @@
-"""The problems: their solutions are right, splits do not meet, and training finds its columns where it expects them."""
+"""The problems: solutions are correct, splits are disjoint, and the training's columns are where it expects them."""
 
 import random
 import re
@@ -28,8 +28,8 @@ def test_sums_are_worked_out(draw: tuple[int, str, int]) -> None:
     value = int(re.findall(r"\d+", first)[0])
     *work, answer = problem.solution.split("\n")
     assert len(story) == len(work) == steps and question.startswith("How many")
-    for told, worked in zip(story, work, strict=True):
-        letter, verb, *rest = told.split()
+    for sentence, worked in zip(story, work, strict=True):
+        letter, verb, *rest = sentence.split()
         operand = int(rest[0]) if rest else tasks.FACTORS[verb]
         result = apply(value, VERBS[verb], operand)
         assert worked == f"{letter} {value:02d} {VERBS[verb]} {operand:02d} = {result:02d}"
@@ -79,19 +79,19 @@ def test_the_same_seed_gives_the_same_problem(draw: tuple[int, str, int], family
 
 @pytest.mark.parametrize("family", tasks.FAMILIES)
 def test_training_finds_its_columns(family: str) -> None:
-    """A worked step has the tokens that `train_demo.STEP` says, results where it says, with the demo's tokenizer."""
+    """With the demo's tokenizer a worked step has the tokens and the result columns of `train_demo.STEP`."""
     tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
     step, rng = train_demo.STEP[family], random.Random(0)
     for text in (tasks.drill(family, rng, 12), tasks.generate(family, rng, "train", 10).solution):
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         for start in range(0, len(ids) // step.width * step.width, step.width):
-            told = tokenizer.decode(ids[start : start + step.width])
+            line = tokenizer.decode(ids[start : start + step.width])
             result = tokenizer.decode([ids[start + column] for column in step.results[:2]])
-            assert told.endswith("\n") and told.strip().endswith(result.strip()), told
-            few_shot_prompt = [
+            assert line.endswith("\n") and line.strip().endswith(result.strip()), line
+            operands = [
                 tokenizer.decode([ids[start + c]]).strip() for c in step.lookups[0][-2:] if family == "programs"
             ]
-            assert all(part.isdigit() for part in few_shot_prompt)
+            assert all(part.isdigit() for part in operands)
 
 
 def test_grading() -> None:

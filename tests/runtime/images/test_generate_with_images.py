@@ -140,7 +140,7 @@ def test_elastic_against_full(model: runtime.Runtime) -> None:
         assert elastic.computed_fraction < full.computed_fraction == 1 and elastic.tokens > 0
 
 
-def test_nothing_suppressed_is_said(model: runtime.Runtime) -> None:
+def test_suppressed_tokens_are_never_decoded(model: runtime.Runtime) -> None:
     ids, images = published("waves")
     for policy, options in (
         ("elastic", {}),
@@ -153,7 +153,7 @@ def test_nothing_suppressed_is_said(model: runtime.Runtime) -> None:
 
 
 def test_images_in_a_conversation(model: runtime.Runtime) -> None:
-    """Placeholders of earlier turns keep their images, in order."""
+    """Placeholders of earlier turns keep their images in order."""
     turns = [
         {"role": "user", "content": "<image>\nFirst?"}, {"role": "assistant", "content": "A"},
         {"role": "user", "content": "And this?"},
@@ -172,7 +172,7 @@ def test_images_in_a_conversation(model: runtime.Runtime) -> None:
 
 
 def test_a_chat_about_images(model: runtime.Runtime) -> None:
-    """An image belongs to what is said next, and stays with its turn; it is looked at once."""
+    """An image belongs to the next message and stays with its turn; it is encoded once."""
     chat = Chat(model, options={"gen_length": 8})
     chat.attach(FILES["gradient"])
     *_, first = chat.say("What is shown?")
@@ -200,16 +200,16 @@ def test_a_chat_in_a_pipe(bundle: Path) -> None:
 
 
 def test_the_command(bundle: Path, text_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["generate", str(bundle), "--prompt", "What is shown?", "--gen-length", "8", "--threads", "1"]
-    assert main([*given, "--image", str(FILES["gradient"]), "--image", str(FILES["checker"]), "--json"]) == 0
+    argv = ["generate", str(bundle), "--prompt", "What is shown?", "--gen-length", "8", "--threads", "1"]
+    assert main([*argv, "--image", str(FILES["gradient"]), "--image", str(FILES["checker"]), "--json"]) == 0
     line = json.loads(capsys.readouterr().out)
     assert line["tokens"] >= 0 and line["image_seconds"] > 0
-    assert main([*given, "--image", str(FILES["gradient"])]) == 0 and "s for the images" in capsys.readouterr().out
+    assert main([*argv, "--image", str(FILES["gradient"])]) == 0 and "s for the images" in capsys.readouterr().out
     for bad, words in (
         ("nothing.png", ("no image nothing.png", "check its path")),
         (__file__, ("is not a readable image", "PNG")),
     ):
-        assert main([*given, "--image", bad]) != 0
+        assert main([*argv, "--image", bad]) != 0
         said = capsys.readouterr().err
         assert all(word in said for word in words) and "Traceback" not in said, said
     blind = ["generate", str(text_bundle), "--prompt", "Hi", "--image", str(FILES["gradient"]), "--threads", "1"]
@@ -217,7 +217,7 @@ def test_the_command(bundle: Path, text_bundle: Path, capsys: pytest.CaptureFixt
 
 
 def test_in_python(bundle: Path, golden: runtime.Runtime) -> None:
-    """Bytes and Pillow's images do as well as files."""
+    """Bytes and Pillow images give the same answer as files."""
     from PIL import Image
 
     with runtime.load(bundle, "onnxruntime", threads=1) as loaded, Image.open(FILES["waves"]) as opened:
