@@ -1,10 +1,9 @@
-"""One sequence on a device: what the controller may ask of its caches and layers.
+"""The contract of a runner: one sequence's memory on a device, and how layers run on it.
 
-A `Walk` owns the memory of one sequence (the cache of H, Q, K and V by slot) and
-runs parts on its first rows. `SteppedWalk` is the layer-by-layer walk of
-Elastic-Cache in terms of three hooks; a back end that can do better runs the
-passes in its own way and must give the same result. Nothing here knows windows,
-commits, policies or text.
+A `SequenceRunner` owns the caches of H, Q, K and V of one sequence, by slot, and runs parts on its first slots.
+`LayerwiseRunner` is the reuse pass of Elastic-Cache (arXiv 2510.14973), layer by layer, on top of three hooks. A back
+end that has a faster way overrides whole passes and must give the same results. Axis letters: see
+`engines.signatures`.
 """
 
 from abc import ABC, abstractmethod
@@ -19,79 +18,86 @@ from engines.config import ModelConfig
 from engines.errors import BackendError
 
 Slots = NDArray[np.int64]
-Probes = Sequence[Slots] | NDArray[np.int64]  # of some layers, one row [K] each
+"""Slot numbers, or other integers such as ids; a vector unless stated otherwise."""
+
+Probes = Sequence[Slots] | NDArray[np.int64]
+"""The tracked slots [K] of some layers, one row a layer."""
 
 
 @dataclass(frozen=True)
 class DriftInputs:
-    """What the drift test and the probe look at in one step, all of it in slots.
+    """The rows and keys that the drift test and the probe of a step read, as slots.
 
-    `tracked` and `window` are row numbers within the active set; `probe_keys`
-    [S] marks the keys that may be tracked; `kind` is the drift test's variant;
-    `readers` are the rows that predict the window.
+    Active rows occupy the first slots, so a slot is also the number of an active row.
     """
 
-    kind: str
+    kind: str  # variant of the drift test, one of `signatures.gpu.DRIFTS`
+    # [T]
     tracked: Slots
+    # [W]
     window: Slots
+    # [S], true for keys that may be tracked
     probe_keys: NDArray[np.bool_]
+    # [W], the rows that predict the window
     logits_rows: Slots
 
 
 @dataclass(frozen=True)
 class ReuseResult:
-    """Outcome of a reuse pass: `sigma` up to the first layer below gamma, that layer, and the
-    tracked slots of the layers up to it, one row [K] each."""
+    """The outcome of a reuse pass: the layers up to the trigger, or all L where none triggered."""
 
+    # [layers up to the trigger], the drift similarities
     sigma: list[float]
-    trigger: int | None
+    trigger: int | None  # the first layer whose sigma is below gamma
+    # [layers up to the trigger, K]
     probes: Probes
 
     @classmethod
     def of(cls, sigma: list[float], probes: Probes, gamma: float) -> "ReuseResult":
-        """The outcome of layers 0 … n-1 that have run: what came after the first below gamma does not count."""
+        """The outcome where layers 0 … n-1 have run: those after the first sigma below `gamma` are cut off."""
         trigger = next((index for index, value in enumerate(sigma) if value < gamma), None)
         count = len(sigma) if trigger is None else trigger + 1
         return cls(sigma[:count], trigger, probes[:count])
 
 
 class SequenceRunner(ABC):
-    """The device memory of one sequence.
+    """The device memory of one sequence, and the passes over it.
 
-    Position p starts in slot p; slots from `length` on are dummies, masked as
-    keys. The controller moves slots so that the active set occupies the first.
-    With `filled`, a pass runs that many rows or all slots: the controller fills
-    the active set up with dummies, and their rows and keys move as others do.
+    Position p starts in slot p. Slots from `length` on are dummies, which are masked as keys. The controller permutes
+    slots so that the active set occupies the first ones. If `padded_rows` is not 0, a pass runs exactly that many
+    rows or all slots; the controller then pads the active set with dummies.
     """
 
     def __init__(self, config: ModelConfig, length: int, slots: int, padded_rows: int = 0):
         self.config, self.length, self.slots, self.padded_rows = config, length, slots, padded_rows
 
     def end(self) -> None:  # noqa: B027
-        """The sequence is over: its rows may be written over."""
+        """End the sequence: the next one may use its memory."""
 
     @abstractmethod
     def grow(self, slots: Slots) -> None:
-        """Let more positions follow: those in `slots`, which are dummies or come right after the last slot.
+        """Add positions to the sequence in `slots`, which are dummies or follow the last slot.
 
-        They are keys from now on, so their rows must be run before any other.
+        They count as keys from now on, so run their rows before any other.
         """
 
     @abstractmethod
     def permute(self, target: Slots, source: Slots) -> None:
-        """Let the slots `target` hold what `source` held, the same slots in another order: H, Q, K and V of all
-        layers, and positions."""
+        """Move the rows of slots `source` to slots `target`: H, Q, K and V of all layers, and the positions.
+
+        `target` and `source` are the same set of slots in different orders.
+        """
 
     def set_input_embeddings(self, embeddings: NDArray[np.float32]) -> None:
-        """Let ids from `config.vocab` on stand for the rows of `embeddings` [n, d]; before anything is embedded.
+        """Let id `config.vocab + i` stand for row i of `embeddings` [n, d]; call it before `embed`.
 
-        Raises BackendError where a back end has no such way in.
+        Raises BackendError if the back end cannot.
         """
-        raise BackendError("this back end takes no embeddings; use --backend onnxruntime or eager")
+        raise BackendError("this back end takes no input embeddings; use --backend onnxruntime or eager")
 
     @abstractmethod
     def embed(self, ids: Slots) -> None:
-        """Embed ids [A] into H of the first layer at slots 0 … A-1."""
+        """Embed ids [A] into H[0] of slots 0 … A-1."""
 
     @abstractmethod
     def layer(self, index: int, rows: int) -> None:
@@ -101,40 +107,45 @@ class SequenceRunner(ABC):
     def run_layers(
         self, rows: int, watch: DriftInputs | None, first: int = 0, logits_rows: Slots | None = None
     ) -> Probes:
-        """Run layers `first` … L-1 over the first `rows` slots; the probes of these layers, if there is a watch.
+        """Run layers `first` … L-1 over the first `rows` slots; returns their probes, or none without `watch`.
 
-        What leaves the last layer is read in slots `readers` only (None: in all
-        that are run), so a walk may leave it out elsewhere.
+        Only the output rows `logits_rows` of the last layer will be read (None: all), so a runner may leave out the
+        others.
         """
 
     @abstractmethod
     def reuse(self, rows: int, watch: DriftInputs, gamma: float) -> ReuseResult:
-        """Run the active rows through the layers up to the first whose sigma falls below gamma.
+        """Run the active rows through the layers up to the first whose sigma is below `gamma`.
 
-        A walk may run more layers: the refresh that follows overwrites whatever
-        the layers after that one wrote, so the outcome is the same.
+        A runner may run more layers than that: the refresh that follows overwrites everything the later layers wrote.
         """
 
     @abstractmethod
     def head(self, rows: Slots) -> tuple[Slots, NDArray[np.float32]]:
-        """Arg-max token (never [MASK]) and its probability for `rows` of the last layer's output."""
+        """The most probable token, never [MASK], and its probability at slots `rows`, each [W].
+
+        The rows are those of the last layer's output.
+        """
 
     @abstractmethod
     def logits(self, rows: Slots) -> NDArray[np.float32]:
-        """Logits [W, V] of `rows` of the last layer's output."""
+        """Logits [W, V] at slots `rows` [W] of the last layer's output."""
 
     @abstractmethod
     def hidden(self, index: int, rows: int) -> NDArray[np.float32]:
-        """H [A, d] of the first `rows` slots entering layer `index` (L: leaving the last); for verification."""
+        """H[index] [A, d] of the first `rows` slots, for verification.
+
+        H[index] is the input of layer `index`, H[L] the output of the last layer.
+        """
 
     @abstractmethod
     def set_hidden(self, index: int, hidden: NDArray[np.float32]) -> None:
-        """Overwrite H [A, d] of the first slots; for verification."""
+        """Overwrite H[index] [A, d] of the first slots; for verification."""
 
 
 @dataclass(frozen=True)
 class ReusePass:
-    """A reuse pass that is due: the arguments of `Walk.reuse`."""
+    """A reuse pass that is due: a runner and the arguments of its `reuse`."""
 
     runner: SequenceRunner
     rows: int
@@ -143,21 +154,21 @@ class ReusePass:
 
 
 class LayerwiseRunner(SequenceRunner):
-    """A walk that tests and probes each layer right after it has run."""
+    """A runner that tests and probes each layer right after it has run."""
 
-    optimistic = False  # run the whole reuse pass before looking at its drift numbers
+    optimistic = False  # run all layers of a reuse pass before looking at their drift numbers
 
     @abstractmethod
     def save_previous(self, index: int, rows: int, watch: DriftInputs) -> Any:
-        """What the drift test needs from before the pass: q of the tracked rows, K of all rows."""
+        """Save what the drift test of a layer needs from before the pass: Q of the tracked rows, K of all rows."""
 
     @abstractmethod
     def drift(self, index: int, before: Any, watch: DriftInputs) -> float:
-        """The drift similarity sigma of a layer that has just run."""
+        """The drift similarity sigma of a layer that has just run; `before` is what `save_previous` returned."""
 
     @abstractmethod
     def probe(self, index: int, watch: DriftInputs) -> Slots:
-        """The tracked slots [K] of a layer that has just run, most attended first."""
+        """The tracked slots [K] of a layer that has just run, in descending order of attention."""
 
     def run_layers(
         self, rows: int, watch: DriftInputs | None, first: int = 0, logits_rows: Slots | None = None

@@ -1,9 +1,8 @@
-"""How the vision parts of a loaded model are run: pixel values in, rows of the language model out.
+"""The contract of the vision parts of a loaded model: tiles in, input embeddings of the language model out.
 
-Each back end has a runner, one file each, imported and opened when the first
-image comes: a model that sees none pays nothing for its tower. Tiles are run in
-groups, for no tile sees another and memory is bounded. Nothing here knows files
-of images, how tiles become tokens, or a policy.
+Each back end has one implementation, in a file that is imported when the first image comes, so text alone does not
+pay for the tower. Tiles do not depend on each other; they run in groups, which bounds memory.
+Axis letters: see `engines.signatures`.
 """
 
 import importlib
@@ -16,7 +15,7 @@ from engines.errors import OptionError
 from engines.model import Model
 
 Rows = NDArray[np.float32]
-RUNNERS = {  # back end -> module and class, which takes the loaded model
+IMPLEMENTATIONS = {  # back end -> module and class, which takes the loaded model
     "eager": ("engines.eager.vision", "EagerVision"),
     "onnxruntime": ("engines.ort.vision", "OnnxRuntimeVision"),
     "tensorrt": ("engines.trt.vision", "TensorRTVision"),
@@ -24,52 +23,50 @@ RUNNERS = {  # back end -> module and class, which takes the loaded model
 
 
 class Vision(ABC):
-    """The tower and the projector of a loaded model; used by one thread at a time, as the model is.
+    """The tower and the projector of a loaded model; like the model, one thread uses it at a time.
 
-    Seconds and runs of the parts are counted with the model's own.
+    An implementation counts seconds and runs of both parts in the model, through `Model.timed`.
     """
 
-    group = 4  # tiles run at once
+    group = 4  # tiles that run at once
 
     def __init__(self, model: Model):
-        vision = model.config.vision
-        assert vision is not None, "`open_vision` has looked"
-        self.model, self.bundle, self.config = model, model.bundle, vision
+        assert model.config.vision is not None, "open_vision refuses a model without a vision tower"
+        self.model, self.bundle, self.config = model, model.bundle, model.config.vision
 
     @property
     @abstractmethod
     def newline(self) -> Rows:
-        """The row [d] that ends a row of an image's tokens."""
+        """The embedding [d] that ends a row of an image's tokens."""
 
     @abstractmethod
     def tower(self, pixels: Rows) -> Rows:
-        """pixels [N, C, S, S] of a group of tiles -> features [N, P, Dv]."""
+        """Run the tower on a group of tiles: pixels [N, C, size, size] -> features [N, P, E]."""
 
     @abstractmethod
     def projector(self, features: Rows) -> Rows:
-        """features [N, P, Dv] of a group of tiles -> rows [N, P, d]."""
+        """Run the projector on a group of tiles: features [N, P, E] -> embeddings [N, P, d]."""
 
     def project(self, pixels: Rows) -> Rows:
-        """pixels [N, C, S, S] of any number of tiles -> rows [N, P, d] of the language model, in float32."""
-        side = self.config.image_size
-        assert pixels.shape[1:] == (self.config.channels, side, side), f"tiles are {pixels.shape}"
+        """Turn any number of tiles into input embeddings: pixels [N, C, size, size] -> float32 [N, P, d]."""
+        size = self.config.image_size
+        assert pixels.shape[1:] == (self.config.channels, size, size), f"tiles are {pixels.shape}"
         if not len(pixels):
             return np.zeros((0, self.config.patches, self.model.config.d_model), np.float32)
         groups = range(0, len(pixels), self.group)
-        done = [self.projector(self.tower(pixels[start : start + self.group])) for start in groups]
-        return np.concatenate(done)
+        return np.concatenate([self.projector(self.tower(pixels[at : at + self.group])) for at in groups])
 
-    def close(self) -> None:  # noqa: B027 (a runner may hold nothing of its own)
-        """Give back what the runner holds beside the model."""
+    def close(self) -> None:  # noqa: B027 (an implementation may hold nothing beside the model)
+        """Free what is held beside the model."""
 
 
 def open_vision(model: Model) -> Vision:
-    """The runner of a loaded model's vision parts; raises OptionError if it has none."""
+    """Open the vision parts of a loaded model; raises OptionError if it has none."""
     if model.config.vision is None:
         raise OptionError(
             f"{model.bundle.root} is a bundle of a model without a vision tower; leave the image out, or build a "
             "checkpoint that has one"
         )
-    module, name = RUNNERS[model.backend]
-    runner: type[Vision] = getattr(importlib.import_module(module), name)
-    return runner(model)
+    module, name = IMPLEMENTATIONS[model.backend]
+    implementation: type[Vision] = getattr(importlib.import_module(module), name)
+    return implementation(model)

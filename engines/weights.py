@@ -1,14 +1,15 @@
 """The weight file of a part: safetensors, which ONNX reads as external data.
 
 One file serves both readers: ONNX Runtime and TensorRT find each tensor by
-offset and length, the eager back end by name. Files are written in chunks, so
-that a matrix larger than memory should be can be cast and transposed on its
-way. This module knows neither graphs nor checkpoints.
+offset and length, the eager back end by name. Files are written and hashed in
+chunks, so that a large matrix can be cast and transposed with little memory.
 """
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,30 +31,44 @@ class Entry:
     length: int
 
 
-@dataclass(frozen=True)
-class Source:
-    """A tensor to be written: `chunks` yields its bytes in row-major order."""
+class HashedFile:
+    """A file that is written in chunks and hashed on the way."""
 
-    dtype: str
-    shape: tuple[int, ...]
-    chunks: Callable[[], Iterator[memoryview]]
+    def __init__(self, file: BinaryIO) -> None:
+        self.size = 0  # bytes written so far
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        """Append contiguous bytes; raises OSError as the disk does."""
+        self._file.write(chunk)
+        self._digest.update(chunk)
+        self.size += len(chunk)
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The manifest's entry of what was written: size in bytes and SHA-256 (hex)."""
+        return {"size": self.size, "sha256": self._digest.hexdigest()}
 
 
-def write(path: Path, sources: dict[str, Source]) -> None:
-    """Write `sources` as one safetensors file, chunk by chunk; raises OSError as the disk does."""
+@contextmanager
+def writer(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> Iterator[HashedFile]:
+    """Begin the safetensors file `path`; the body writes the tensors' bytes in row-major order, one after the other.
+
+    `tensors` maps each name to (element type, shape). Raises OSError as the disk does.
+    """
     header, end = {}, 0
-    for name, source in sources.items():
-        size = math.prod(source.shape) * SIZES[source.dtype]
-        header[name] = {"dtype": CODES[source.dtype], "shape": list(source.shape), "data_offsets": [end, end + size]}
+    for name, (dtype, shape) in tensors.items():
+        size = math.prod(shape) * SIZES[dtype]
+        header[name] = {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % 64)  # aligned rows let a reader map the file as it is
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for source in sources.values():
-            for chunk in source.chunks():
-                file.write(chunk)
-        assert file.tell() == 8 + len(text) + end, f"{path.name}: chunks do not add up to the header's sizes"
+        hashed = HashedFile(file)
+        hashed.write(len(text).to_bytes(8, "little") + text)
+        yield hashed
+    assert hashed.size == 8 + len(text) + end, f"{path.name}: chunks do not add up to the header's sizes"
 
 
 def locate(path: Path) -> dict[str, Entry]:

@@ -1,212 +1,212 @@
 """Build a bundle: checkpoint -> parts -> engines -> manifest, resumable at every part.
 
 While a build runs the bundle has no manifest and does not load; the manifest is
-the last file written. What reads checkpoints and writes graphs is imported when
-a build begins: it takes seconds, and may not be installed. Nothing here knows
-graphs, families or decoding.
+the last file written.
+
+How often the checkpoint is read: each part's tensors are mapped once, hashed,
+and then cast for every file that holds them (`export.part`). From these hashes
+come the keys of the stamps and, at the end, the checkpoint's identity, so a new
+build and one that goes on after an interruption read every tensor once. Two
+cases read more: where a complete bundle lies in the folder, all tensors are read
+first to tell whether it is of the same checkpoint, and those of parts that must
+be written are read again; and a tied embedding is read for the table and for the
+head. No file time or size replaces a hash.
 """
 
 import importlib
+import inspect
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ParamSpec, TypeVar
 
 from engines.bundle import STAMPS, Manifest, write_manifest
-from engines.config import PRECISIONS, Capacity, ModelConfig
+from engines.config import Capacity
 from engines.errors import INSTALL, BackendError, BundleError, OptionError
-from engines.files import describe
+from engines.files import describe, writing
 from engines.registry import versions
 from engines.signatures import GraphSignature, TensorSpec
 from engines.signatures.gpu import gpu_signatures
 from engines.signatures.vision import vision_signatures
 from engines.weights import SIZES
+from export import folder
 from export.checkpoint import tokenizer
-from export.compilers import COMPILERS, check_options, chosen, engine_bytes
-from export.folder import locked, prepare_folder, refuse_foreign_files, remove_stale
-
-if TYPE_CHECKING:
-    from export.checkpoint.reader import Checkpoint
-    from export.part import Target
+from export.compilers import chosen, compiler
+from export.job import BuildJob, Sizes
+from export.options import MAX_BATCH, BuildOptions
 
 DEMO = Path(__file__).parent / "demo"
 DEFAULTS = {"policy": "elastic", "threshold": 0.9, "gamma": 0.9, "drift": "row", "track_num": 1}
-Progress = Callable[[str, int, int], None]  # what is being made, its number, of how many
+Keywords = ParamSpec("Keywords")
+Options = TypeVar("Options")
+Result = TypeVar("Result")
 
 
-@dataclass
-class BuildJob:
-    """One build under way: its inputs, and the parts made so far."""
+def takes(options: Callable[Keywords, Options]) -> Callable[[Callable[[Options], Result]], Callable[Keywords, Result]]:
+    """Give a function of one options object the keywords of its class, typed."""
 
-    root: Path
-    checkpoint: "Checkpoint"
-    config: ModelConfig
-    capacity: Capacity
-    precision: str
-    backends: list[str]
-    flavour: str | None = None  # of TensorRT
-    capabilities: list[str] | None = None  # that TensorRT compiles for
-    weights: str | None = None  # what ONNX Runtime's matrices are quantised to
-    progress: Progress = lambda *_: None
-    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    defaults: dict[str, Any] | None = None  # of a calibrated bundle that is built upon
+    def decorate(function: Callable[[Options], Result]) -> Callable[Keywords, Result]:
+        @wraps(function)
+        def called(*args: Keywords.args, **kwargs: Keywords.kwargs) -> Result:
+            return function(options(*args, **kwargs))
 
-    def write_parts(self, target: "Target", signatures: tuple[GraphSignature, ...]) -> dict[str, dict[str, Any]]:
-        """Write parts to `target`; returns {part: {"graph", "weights"}}."""
-        from export.part import write_part
+        signature = inspect.signature(options)
+        vars(called)["__signature__"] = signature.replace(
+            return_annotation=inspect.signature(function).return_annotation
+        )
+        return called
 
-        written = {}
-        for number, signature in enumerate(signatures, 1):
-            self.progress(f"{target.folder}/{signature.name}", number, len(signatures))
-            load = partial(self.checkpoint.part, signature.name)
-            made = write_part(target, signature, self.config, self.checkpoint.identity, load)
-            self.files |= made["files"]
-            written[signature.name] = {"graph": made["graph"], "weights": made["weights"]}
-        return written
+    return decorate
 
 
-def build(
-    checkpoint: str | Path = "demo",
-    out: str | Path | None = None,
-    precision: str = "fp32",
-    backends: list[str] | None = None,
-    max_length: int | None = None,
-    window: int | None = None,
-    track_num: int = 1,
-    max_batch: int = 16,
-    flavour: str | None = None,
-    capabilities: list[str] | None = None,
-    weights: str | None = None,
-    force: bool = False,
-    progress: Progress | None = None,
-) -> Path:
+@takes(BuildOptions)
+def build(options: BuildOptions) -> Path:
     """Build the bundle of a Hugging Face checkpoint directory (or "demo") and return its path.
 
-    `precision` is the element type of the exported graphs: fp32, fp16 or bf16.
-    `flavour` (tensorrt, tensorrt_rtx) and `capabilities` ("8.9", …) are TensorRT's,
-    `weights` (int8, int4) quantises ONNX Runtime's matrices.
-    Raises CheckpointError, OptionError, BackendError where PyTorch or ONNX is not
-    installed, or BundleError (disk, or another bundle in the way without `force`).
+    The keywords are the fields of `export.options.BuildOptions`: `precision` (fp32,
+    fp16, bf16), `backends`, `max_length`, `window`, `track_num`, `max_batch`;
+    `flavour` (tensorrt, tensorrt_rtx) and `capabilities` ("8.9", …) of TensorRT;
+    `weights` (int8, int4) of ONNX Runtime; `force`; and `progress`, called as
+    progress(what, number, count). Raises CheckpointError, OptionError, BackendError
+    where PyTorch or ONNX is not installed, or BundleError (disk, or another bundle
+    in the folder without `force`).
     """
-    job = plan(
-        checkpoint, out, precision, backends, max_length, window, track_num, max_batch, flavour, capabilities, weights
-    )
-    job.progress = progress or job.progress
-    try:
-        job.root.mkdir(parents=True, exist_ok=True)
-        if not force and not (job.root / STAMPS).is_dir():
-            refuse_foreign_files(job.root)  # before a lock is left among their files
-        with locked(job.root):
-            if prepare_folder(job, force):
-                run(job)
-    except OSError as error:
-        need = estimate(job)["disk"] / 1e9
-        raise BundleError(
-            f"cannot write the bundle at {job.root}: {error.strerror or error}; it needs {need:.2f} GB in a writable "
-            "folder (--out), and the build goes on where it stopped"
-        ) from error
-    return job.root
+    return run(plan(options))
 
 
-def plan(
-    checkpoint: str | Path,
-    out: str | Path | None,
-    precision: str,
-    backends: list[str] | None,
-    max_length: int | None,
-    window: int | None,
-    track_num: int,
-    max_batch: int,
-    flavour: str | None = None,
-    capabilities: list[str] | None = None,
-    weights: str | None = None,
-) -> BuildJob:
-    """Check the options against the checkpoint; nothing is written."""
-    if precision not in PRECISIONS:
-        raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    names = chosen(backends)
-    check_options(names, precision, weights, flavour, capabilities)
+def plan(options: BuildOptions) -> BuildJob:
+    """Open the checkpoint and check the options against it; writes nothing. Raises as `build`."""
+    options = replace(options, backends=chosen(options.backends))
+    options.check()
     try:
-        open_checkpoint = importlib.import_module("export.checkpoint.reader").open_checkpoint
+        reader = importlib.import_module("export.checkpoint.reader")
         importlib.import_module("export.part")
     except ImportError as error:
         remedy = INSTALL.format(extra="export")
         raise BackendError(f"a build needs {error.name}, which is not installed; {remedy}") from error
-    source: Checkpoint = open_checkpoint(DEMO if str(checkpoint) == "demo" else checkpoint)
-    limit = source.config.max_length
-    length = min(limit, source.family.length or limit) if max_length is None else max_length
-    if window is None:
-        window = min(source.decoding()["window"], length)
-    for option, value, top in (
-        ("max_length", length, limit), ("window", window, length), ("track_num", track_num, length),
-        ("max_batch", max_batch, 1024),
+    check_compilers(options)
+    checkpoint = reader.open_checkpoint(DEMO if str(options.checkpoint) == "demo" else options.checkpoint)
+    limit = checkpoint.config.max_length
+    length = min(limit, checkpoint.family.length or limit) if options.max_length is None else options.max_length
+    window = min(checkpoint.decoding()["window"], length) if options.window is None else options.window
+    for name, value, most in (
+        ("max_length", length, limit), ("window", window, length), ("track_num", options.track_num, length),
+        ("max_batch", options.max_batch, MAX_BATCH),
     ):  # fmt: skip
-        if not 1 <= value <= top:
-            raise OptionError(f"{option} must lie in 1 … {top} for this checkpoint, got {value}")
-    root = Path(out) if out is not None else Path("bundles") / source.directory.name
-    if root.resolve() == source.directory.resolve():
-        raise OptionError(f"--out must not be the checkpoint's own folder {source.directory}")
-    config = replace(source.config, max_length=length)
-    capacity = Capacity.of(config, length, window, track_num, max_batch)
-    return BuildJob(root, source, config, capacity, precision, names, flavour, capabilities, weights)
+        if not 1 <= value <= most:
+            raise OptionError(f"{name} must lie in 1 … {most} for this checkpoint, got {value}")
+    root = Path(options.out) if options.out is not None else Path("bundles") / checkpoint.directory.name
+    if root.resolve() == checkpoint.directory.resolve():
+        raise OptionError(f"--out must not be the checkpoint's own folder {checkpoint.directory}")
+    config = replace(checkpoint.config, max_length=length)
+    capacity = Capacity.of(config, length, window, options.track_num, options.max_batch)
+    return BuildJob(options=options, root=root, checkpoint=checkpoint, config=config, capacity=capacity)
 
 
-def run(job: BuildJob) -> None:
-    """Make parts, engines and manifest, in this order."""
+def check_compilers(options: BuildOptions) -> None:
+    """Raise OptionError or BackendError for what a compiler of `options.backends` cannot do."""
+    for name in options.backends or ():
+        compiler(name).check(options)
+
+
+def run(job: BuildJob) -> Path:
+    """Build what is planned, unless it is there; returns the bundle's path. Raises BundleError as `build`."""
+    need = estimate(job)["disk"] / 1e9
+    remedy = f"a build needs {need:.2f} GB in a writable folder (--out), and goes on where it stopped"
+    with writing(job.root, remedy, BundleError):
+        job.root.mkdir(parents=True, exist_ok=True)
+        if not job.options.force and not (job.root / STAMPS).is_dir():
+            folder.refuse_foreign_files(job.root)  # before a lock is left among them
+        with folder.locked(job.root):
+            bundle = None if job.options.force else folder.existing_bundle(job.root)
+            whole = False
+            if bundle is not None:
+                folder.refuse_other_bundle(job, bundle)
+                whole = folder.is_whole(job, bundle)
+                if whole and set(job.backends) <= set(bundle.manifest.engines):
+                    return job.root
+                job = extend(job, bundle.manifest)
+            folder.prepare(job.root, keep_manifest=whole)
+            make(job)
+    return job.root
+
+
+def extend(job: BuildJob, manifest: Manifest) -> BuildJob:
+    """The job that also makes a bundle's other engines again and keeps its calibrated defaults."""
+    options = folder.extended(job.options, manifest)
+    check_compilers(options)
+    kept = folder.calibration(job.root, manifest)
+    return replace(job, options=options, files=job.files | kept, defaults=manifest.defaults if kept else None)
+
+
+def make(job: BuildJob) -> None:
+    """Write parts, engines and manifest, in this order."""
     from export.part import Target
 
-    if tokenizer.needs_writing(job.checkpoint.directory):
+    options, config, source = job.options, job.config, job.checkpoint
+    if tokenizer.needs_writing(source.directory):
         path = job.root / tokenizer.TOKENIZER
-        tokenizer.write_tokenizer(job.checkpoint.directory, job.checkpoint.family.split, path)
+        tokenizer.write_tokenizer(source.directory, source.family.split, path)
         job.files[path.name] = describe(path)
-    folder = Target(job.root, "onnx", job.precision, job.precision)
     signatures = (
-        *gpu_signatures(job.config, job.precision, job.capacity.track_num),
-        *vision_signatures(job.config, job.precision),
+        *gpu_signatures(config, options.precision, job.capacity.track_num),
+        *vision_signatures(config, options.precision),
     )
-    written = job.write_parts(folder, signatures)
-    job.parts = {signature.name: written[signature.name] | ports(signature) for signature in signatures}
-    for source in (job.checkpoint.directory / "config.json", *job.checkpoint.tokenizer_files()):
-        shutil.copyfile(source, job.root / source.name)
-        job.files[source.name] = describe(job.root / source.name)
-    engines = {name: COMPILERS[name](job) for name in job.backends}
-    remove_stale(job)
-    decoding = job.checkpoint.decoding()
+    target = Target(
+        folder="onnx", dtype=options.precision, precision=options.precision, config=config, signatures=signatures
+    )
+    compiling = [compiler(name) for name in job.backends]
+    written = job.write_parts(target, *(other for one in compiling for other in one.targets(job)))
+    job.parts = {signature.name: written[signature.name] | tensors(signature) for signature in signatures}
+    for path in (source.directory / "config.json", *source.tokenizer_files()):
+        shutil.copyfile(path, job.root / path.name)
+        job.files[path.name] = describe(job.root / path.name)
+    engines = {one.name: one.compile(job) for one in compiling}
+    folder.remove_stale(job.root, job.files)
+    decoding = source.decoding()
     defaults = DEFAULTS | decoding | {"window": min(decoding["window"], job.capacity.window)}
-    write_manifest(
-        job.root,
-        Manifest(
-            model=job.config.to_json(), capacity=dict(vars(job.capacity)), precision=job.precision,
-            defaults=defaults if job.defaults is None else job.defaults,
-            parts=job.parts, engines=engines, tools=versions(), files=job.files,
-            checkpoint={"name": job.checkpoint.directory.name, "identity": job.checkpoint.identity},
-        ),
-    )  # fmt: skip
+    manifest = Manifest(
+        model=config.to_json(),
+        capacity=dict(vars(job.capacity)),
+        precision=options.precision,
+        defaults=defaults if job.defaults is None else job.defaults,
+        parts=job.parts,
+        engines=engines,
+        checkpoint={"name": source.directory.name, "identity": source.identity},
+        tools=versions(),
+        files=job.files,
+    )
+    write_manifest(job.root, manifest)
 
 
-def ports(signature: GraphSignature) -> dict[str, Any]:
-    """The manifest's description of a part's ports."""
+def tensors(signature: GraphSignature) -> dict[str, Any]:
+    """The manifest's description of a graph's inputs, outputs and aliases."""
 
-    def describe_port(port: TensorSpec) -> dict[str, Any]:
-        return {"name": port.name, "dtype": port.dtype, "axes": list(port.axes)}
+    def entry(tensor: TensorSpec) -> dict[str, Any]:
+        return {"name": tensor.name, "dtype": tensor.dtype, "axes": list(tensor.axes)}
 
     return {
-        "inputs": list(map(describe_port, signature.inputs)),
-        "outputs": list(map(describe_port, signature.outputs)),
+        "inputs": list(map(entry, signature.inputs)),
+        "outputs": list(map(entry, signature.outputs)),
         "aliases": dict(signature.aliases),
     }
 
 
 def estimate(job: BuildJob) -> dict[str, int]:
-    """Bytes on disk and the peak of memory a build needs, from the shapes alone."""
+    """Bytes on disk and the peak of memory that a build needs, from the shapes alone: {"disk", "memory"}."""
     c = job.config
     table = c.vocab * c.d_model
-    numbers = 2 * table + c.layers * c.layer_numbers
     of_vision = [job.checkpoint.family.weights(c, part).values() for part in c.vision_parts]
-    seen = sum(math.prod(weight.shape) for part in of_vision for weight in part)
-    engines = engine_bytes(job.backends, job.precision, job.weights, table, numbers, seen)
-    return {"disk": (numbers + seen) * SIZES[job.precision] + engines, "memory": 2 * max(c.layer_numbers, table) * 4}
+    sizes = Sizes(
+        precision=job.options.precision,
+        weights=job.options.weights,
+        table=table,
+        language=2 * table + c.layers * c.layer_numbers,
+        vision=sum(math.prod(weight.shape) for part in of_vision for weight in part),
+    )
+    exported = (sizes.language + sizes.vision) * SIZES[sizes.precision]
+    engines = sum(compiler(name).engine_bytes(sizes) for name in job.backends)
+    return {"disk": exported + engines, "memory": 2 * max(c.layer_numbers, table) * 4}

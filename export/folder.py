@@ -1,27 +1,31 @@
-"""The folder a bundle is built in: one build at a time, nobody else's files, nothing left of older builds."""
+"""The folder a bundle is built in.
+
+`locked` lets one build at a time into it. `existing_bundle`, `differences`,
+`is_whole` and `extended` read what lies there and change nothing; `prepare` and
+`remove_stale` change the folder.
+"""
 
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engines.bundle import CALIBRATION, MANIFEST, STAMPS, Bundle, Manifest
 from engines.errors import BundleError, NewerBundleError
 from engines.files import describe
+from export import compilers
 from export.checkpoint import tokenizer
-from export.compilers import compiler_folders
-
-if TYPE_CHECKING:
-    from export.build import BuildJob
+from export.job import BuildJob
+from export.options import BuildOptions, engine_options
+from export.stamps import Files
 
 LOCK = ".lock"
-COMPILED = ("weights", "flavour", "capabilities")  # options that engines were built with
 
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """One build per folder at a time; raises BundleError while another runs."""
+    """Hold the folder's lock; raises BundleError while another build holds it."""
     with (root / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -30,85 +34,100 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
-def prepare_folder(job: "BuildJob", force: bool) -> bool:
-    """Whether there is something to build.
+def existing_bundle(root: Path) -> Bundle | None:
+    """The bundle in `root`; None for an empty folder, an unfinished build, a damaged bundle or an older version.
 
-    Takes the manifest of an older state away first; that of an intact bundle to
-    which back ends are added stays until the new one replaces it.
+    Raises NewerBundleError for a bundle of a later version, BundleError for other files.
     """
-    found, whole = None, False
     try:
-        found = Bundle.open(job.root)
+        return Bundle.open(root)
     except NewerBundleError:
-        if not force:
-            raise
-    except BundleError:  # none, damaged, or of an older version: it is built again
-        if not force:
-            refuse_foreign_files(job.root)
-    if found is not None and not force:
-        manifest = found.manifest
-        same, other = manifest.checkpoint["identity"] == job.checkpoint.identity, others(job, manifest)
-        if not same or other or found.config != job.config:
-            named = f" ({', '.join(other)})" if other else ""
-            what = f"with other options{named}" if same else "of another checkpoint"
-            raise BundleError(f"{job.root} is a bundle {what}; choose another --out, or pass --force to replace it")
-        texts = (job.checkpoint.directory / "config.json", *job.checkpoint.tokenizer_files())
-        whole = intact(found) and all(found.manifest.files.get(p.name) == describe(p) for p in texts)
-        if whole and set(job.backends) <= set(manifest.engines):
-            return False
-        extend_existing(job, manifest)
-    (job.root / STAMPS).mkdir(exist_ok=True)
-    if not whole:
-        (job.root / MANIFEST).unlink(missing_ok=True)
-    return True
+        raise
+    except BundleError:
+        refuse_foreign_files(root)
+        return None
 
 
-def others(job: "BuildJob", manifest: Manifest) -> list[str]:
-    """A bundle's options that are not those asked for; what is not said of a compiler may be anything."""
+def refuse_foreign_files(root: Path) -> None:
+    """Raise BundleError where `root` holds files that no build has written."""
+    own = {LOCK}
+    if (root / STAMPS).is_dir():
+        own |= {STAMPS, MANIFEST, "onnx", "engines", "config.json", CALIBRATION, *tokenizer.FILES}
+    foreign = sorted(path.name for path in root.iterdir() if path.name.removesuffix(".tmp") not in own)
+    if foreign:
+        raise BundleError(f"{root} holds other files ({foreign[0]}); choose an empty --out, or pass --force")
+
+
+def refuse_other_bundle(job: BuildJob, bundle: Bundle) -> None:
+    """Raise BundleError unless `bundle` is of the job's checkpoint, content included, and has its options."""
+    named = ", ".join(differences(job, bundle.manifest))
+    if bundle.manifest.checkpoint["identity"] != job.checkpoint.identity:
+        what = "of another checkpoint"
+    elif named or bundle.config != job.config:
+        what = f"with other options ({named})" if named else "with other options"
+    else:
+        return
+    raise BundleError(f"{job.root} is a bundle {what}; choose another --out, or pass --force to replace it")
+
+
+def differences(job: BuildJob, manifest: Manifest) -> list[str]:
+    """The options of a bundle that differ from the job's; an engine option that the job leaves out does not differ."""
     had = {"precision": manifest.precision} | manifest.capacity
-    asked = {"precision": job.precision} | vars(job.capacity)
+    asked = {"precision": job.options.precision} | vars(job.capacity)
     found = [f"{name} {value}" for name, value in had.items() if name != "rows" and value != asked[name]]
     for name, entry in manifest.engines.items():
-        for option in COMPILED if name in job.backends else ():
-            wanted = getattr(job, option)
+        for option in engine_options() if name in job.backends else ():
+            wanted = getattr(job.options, option)
             if option in entry and entry[option] != wanted and (wanted or option == "weights"):
                 found.append(f"{name} {option} {entry[option] or 'whole'}")
     return found
 
 
-def extend_existing(job: "BuildJob", manifest: Manifest) -> None:
-    """Have a bundle's engines made again as they were, which takes up what is whole, and keep its calibration."""
-    for entry in manifest.engines.values():
-        for option in COMPILED:
-            setattr(job, option, getattr(job, option) or entry.get(option))
-    job.backends = [*manifest.engines, *(name for name in job.backends if name not in manifest.engines)]
-    evidence = job.root / CALIBRATION
-    if evidence.is_file() and describe(evidence) == manifest.files.get(CALIBRATION):
-        job.files[CALIBRATION], job.defaults = manifest.files[CALIBRATION], manifest.defaults
-
-
-def refuse_foreign_files(root: Path) -> None:
-    """Raises BundleError where a folder holds files that no build has written."""
-    own = {LOCK}
-    if (root / STAMPS).is_dir():
-        own |= {STAMPS, MANIFEST, "onnx", "engines", "config.json", CALIBRATION, *tokenizer.FILES}
-    strange = sorted(p.name for p in root.iterdir() if p.name.removesuffix(".tmp") not in own)
-    if strange:
-        raise BundleError(f"{root} holds other files ({strange[0]}); choose an empty --out, or pass --force")
-
-
-def intact(bundle: Bundle) -> bool:
-    """Whether every file of a bundle is what its manifest says."""
+def is_whole(job: BuildJob, bundle: Bundle) -> bool:
+    """Whether every file of the bundle has the content its manifest lists, and the checkpoint's texts are the same."""
     try:
         bundle.check()
     except BundleError:
         return False
-    return True
+    texts = (job.checkpoint.directory / "config.json", *job.checkpoint.tokenizer_files())
+    return all(bundle.manifest.files.get(path.name) == describe(path) for path in texts)
 
 
-def remove_stale(job: "BuildJob") -> None:
-    """Remove what earlier builds with other options left in the folders that builds own."""
-    for folder in (job.root / "onnx", job.root / STAMPS, *compiler_folders(job.root)):
+def extended(options: BuildOptions, manifest: Manifest) -> BuildOptions:
+    """`options` with the engines that a bundle has, compiled as they were, before those asked for."""
+    assert options.backends is not None
+    kept = {
+        name: entry[name]
+        for entry in manifest.engines.values()
+        for name in engine_options()
+        if entry.get(name) and not getattr(options, name)
+    }
+    backends = [*manifest.engines, *(name for name in options.backends if name not in manifest.engines)]
+    return replace(options, backends=backends, **kept)
+
+
+def calibration(root: Path, manifest: Manifest) -> Files:
+    """The entry of the file that a bundle's calibrated defaults rest on, if it is there and unchanged; else nothing."""
+    path = root / CALIBRATION
+    if path.is_file() and describe(path) == manifest.files.get(CALIBRATION):
+        return {CALIBRATION: manifest.files[CALIBRATION]}
+    return {}
+
+
+def prepare(root: Path, keep_manifest: bool) -> None:
+    """Make `root` a build's folder and, unless `keep_manifest`, remove the manifest.
+
+    Without a manifest nothing loads until the build has ended. That of a whole
+    bundle to which back ends are added is kept until the new one replaces it.
+    """
+    (root / STAMPS).mkdir(exist_ok=True)
+    if not keep_manifest:
+        (root / MANIFEST).unlink(missing_ok=True)
+
+
+def remove_stale(root: Path, files: Files) -> None:
+    """Remove what earlier builds left in the folders that builds own: every file there that is not one of `files`."""
+    for folder in (root / "onnx", root / STAMPS, *compilers.folders(root)):
         for path in folder.rglob("*") if folder.exists() else ():
-            if path.is_file() and path.relative_to(job.root).as_posix() not in job.files:
+            if path.is_file() and path.relative_to(root).as_posix() not in files:
                 path.unlink()

@@ -1,19 +1,19 @@
-"""One part from a checkpoint to disk: its weight file and its ONNX graph.
+"""Parts on disk: the weight files of a part, made from one read of its tensors, and its ONNX graphs.
 
-Tensors are cast and transposed chunk by chunk, so memory stays that of the part
-as stored. A finished part leaves a stamp with the key it was made from and the
-SHA-256 of its files: a build that was interrupted, or repeated, takes the part
-up again instead of making it anew. A stamp is a file of the bundle as the parts
-are. Nothing here knows back ends or a manifest.
+A build writes the same weights to several files: the exported ones in the
+bundle's precision, fp32 ones for ONNX Runtime on a CPU, and the input of the
+quantiser. `write_weights` takes the tensors of a part once and casts and
+transposes them chunk by chunk for all files, so memory stays that of the part
+as stored and a few chunks. Files are hashed while they are written; only what
+ONNX itself writes (quantised weights) is read again for its hash. Every file has
+a stamp (`export.stamps`), and files that are up to date are not written.
 """
 
 import hashlib
-import inspect
-import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,16 @@ import onnx
 import torch
 
 from engines import config as configs
+from engines import signatures
 from engines import weights as weight_files
-from engines.bundle import STAMPS
 from engines.config import ModelConfig
 from engines.errors import CheckpointError
-from engines.files import describe, write_atomically
+from engines.files import describe
 from engines.signatures import GraphSignature
-from engines.signatures import cpu as cpu_signatures
-from engines.signatures import gpu as signatures
-from export import checkpoint
-from export.graphs import builder, cpu, gpu, vision, writers
-from export.graphs import quantize as quantizing
-from export.graphs.quantize import quantize
+from export import checkpoint, graphs, stamps
+from export.graphs import quantize
+from export.options import WEIGHTS
+from export.stamps import Files
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CHUNK = 1 << 24  # elements cast at a time
@@ -40,131 +38,177 @@ CHUNK = 1 << 24  # elements cast at a time
 
 @dataclass(frozen=True)
 class Target:
-    """Where and how a set of parts is written: a folder of the bundle and the graphs' element type.
+    """A set of parts to write: a folder of the bundle, its graphs, and their element type.
 
-    Weights are rounded to `precision` whatever type they are computed in, so
-    that all engines of a bundle hold the same numbers; unless `weights` (int8,
-    int4) has the matrices quantised.
+    Weights are rounded to `precision` whatever type they are stored in, so that
+    all engines of a bundle hold the same numbers; `weights` (int8, int4) has the
+    matrices of layers and head quantised from there.
     """
 
-    root: Path
     folder: str
     dtype: str
     precision: str
+    config: ModelConfig
+    signatures: tuple[GraphSignature, ...]
     weights: str | None = None
 
+    def signature(self, part: str) -> GraphSignature:
+        """The inputs and outputs of a part's graph."""
+        return next(signature for signature in self.signatures if signature.name == part)
+
+    def has(self, part: str) -> bool:
+        """Whether the part is one of the set."""
+        return any(signature.name == part for signature in self.signatures)
+
+    def quantised(self, part: str) -> bool:
+        """Whether the part's matrices are quantised; a table that is looked up is not, and neither is vision."""
+        return self.weights is not None and part in self.config.parts[1:]
+
     def storage(self, part: str) -> str:
-        """The embedding stays in the bundle's precision: a graph casts only the rows it looks up."""
+        """The element type of a part's weights; the graph of the embedding casts the rows it reads from `precision`."""
         return self.precision if part == "embed" else self.dtype
 
+    def graph_file(self, part: str) -> str:
+        """The graph's path below the bundle."""
+        dialect = self.signature(part).dialect
+        kind = f".{self.weights}" if self.quantised(part) else "" if dialect == "gpu" else f".{dialect}"
+        return f"{self.folder}/{part}{kind}.onnx"
 
-def write_part(
-    target: Target,
-    signature: GraphSignature,
-    config: ModelConfig,
-    key: str,
-    load: Callable[[], dict[str, torch.Tensor]],
-) -> dict[str, Any]:
-    """Write one part unless its stamps say it is there; returns {"graph", "weights", "files"}.
-
-    `load` reads the part's tensors (not called where it has none, or its weight
-    file is there) and `key` identifies what they come from. Raises
-    CheckpointError where a value does not fit the target's type, OSError as the
-    disk does.
-    """
-    root, stem = target.root, f"{target.folder}/{signature.name}"
-    (root / target.folder).mkdir(parents=True, exist_ok=True)
-    graph_file = f"{stem}.onnx" if signature.dialect == "gpu" else f"{stem}.{signature.dialect}.onnx"
-    weight_file = f"{stem}.safetensors" if holders(signature, config) == (signature.name,) else None
-    key = "|".join(map(str, (key, target.folder, target.dtype, target.precision, sources_digest())))
-
-    def write_weights(path: Path) -> None:
-        weight_files.write(path, sources(target, signature.name, load()))
-
-    def write_graph(path: Path, weights: dict[str, Path]) -> None:
-        files = {part: (weight_files.locate(file), file.name) for part, file in weights.items()}
-        onnx.save(writers.build(signature, config, target.dtype, files), str(path))
-        onnx.checker.check_model(str(path))
-
-    if target.weights is not None and signature.name in config.parts[1:]:  # the embedding is no matrix to multiply with
-        graph_file, weight_file = f"{stem}.{target.weights}.onnx", f"{stem}.{target.weights}.data"
-
-        def write_quantized() -> None:
-            whole, weights = root / f"{stem}.whole.onnx", root / f"{stem}.whole.safetensors"
-            write_weights(weights)
-            write_graph(whole, {signature.name: weights})
-            quantize(whole, root / graph_file, root / f"{stem}.{target.weights}.data", int(str(target.weights)[3:]))
-            whole.unlink()
-            weights.unlink()
-
-        key += f"|{signature}|{config}|{quantizing.version()}"
-        files = kept(root, [graph_file, weight_file], key, write_quantized)
-        return {"graph": graph_file, "weights": weight_file, "files": files}
-    files, weights = {}, {part: root / target.folder / f"{part}.safetensors" for part in holders(signature, config)}
-    if weight_file:
-        files = kept(root, [weight_file], f"{key}|{config}", partial(write_weights, weights[signature.name]))
-    files |= kept(root, [graph_file], f"{key}|{signature}|{config}", lambda: write_graph(root / graph_file, weights))
-    return {"graph": graph_file, "weights": weight_file, "files": files}
-
-
-def holders(signature: GraphSignature, config: ModelConfig) -> tuple[str, ...]:
-    """The parts whose weight files a graph refers to: its own, or all where it holds them all."""
-    if signature.name == "reuse":
-        return config.parts
-    return (signature.name,) if signature.name in (*config.parts, *config.vision_parts) else ()
-
-
-def kept(root: Path, names: list[str], key: str, make: Callable[[], None]) -> dict[str, dict[str, Any]]:
-    """The entries of files and of their stamp; calls `make` unless an earlier build made them from `key`."""
-    stamp = f"{STAMPS}/{names[0].replace('/', '-')}.json"
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    files = stamped(root, stamp, digest, names)
-    if files is None:
-        make()
-        files = {name: describe(root / name) for name in names}
-        write_atomically(root / stamp, json.dumps({"key": digest, "files": files}).encode())
-    return files | {stamp: describe(root / stamp)}
-
-
-def stamped(root: Path, stamp: str, key: str, names: list[str]) -> dict[str, dict[str, Any]] | None:
-    """The entries of the files `names`, if an earlier build made them from `key` and they are still what they were."""
-    try:
-        content = json.loads((root / stamp).read_text())
-        if not isinstance(content, dict) or content.get("key") != key:
+    def weight_file(self, part: str) -> str | None:
+        """The weights' path below the bundle; None for a part without weights of its own."""
+        if part not in (*self.config.parts, *self.config.vision_parts):
             return None
-        files = {name: describe(root / name) for name in names}
-    except (OSError, ValueError):
-        return None
-    return files if content == {"key": key, "files": files} else None
+        return f"{self.folder}/{part}.{f'{self.weights}.data' if self.quantised(part) else 'safetensors'}"
+
+    def weight_files(self, part: str) -> list[str]:
+        """The files that hold a part's weights: of a quantised part the graph, too, which has its small tensors."""
+        return [self.graph_file(part)] * self.quantised(part) + [str(self.weight_file(part))]
+
+    def stored_file(self, part: str) -> str:
+        """The file that a part's weights are stored to: the weight file, or a temporary input of the quantiser."""
+        return f"{self.folder}/{part}.{'whole.' if self.quantised(part) else ''}safetensors"
+
+    def sources(self, part: str) -> tuple[str, ...]:
+        """The parts whose weight files the graph of `part` refers to: all for the graph of a whole reuse pass."""
+        if part == "reuse":
+            return self.config.parts
+        return (part,) if self.weight_file(part) else ()
 
 
-def sources(target: Target, part: str, tensors: dict[str, torch.Tensor]) -> dict[str, weight_files.Source]:
-    """Deferred chunks of each tensor in the target's type."""
+def write_weights(
+    root: Path, part: str, targets: Sequence[Target], tensors: dict[str, torch.Tensor], key: str
+) -> Files:
+    """Write the weights of one part for all `targets` that have it; returns the entries of the files and stamps.
 
-    def deferred(name: str, tensor: torch.Tensor) -> weight_files.Source:
-        dtype = target.storage(part)
-        steps = TORCH[target.precision], TORCH[dtype]
-        return weight_files.Source(dtype, tuple(tensor.shape), lambda: chunks(part, name, tensor, *steps))
+    `tensors` are the part's by local name, `key` identifies their content. All
+    targets round to one precision and may share a file. The quantiser writes the
+    graph of a quantised part together with its weights. Raises CheckpointError
+    where a value does not fit the precision, OSError as the disk does.
+    """
+    files: Files = {}
+    stale: dict[Path, tuple[Target, str]] = {}
+    for target in {target.weight_file(part): target for target in targets if target.has(part)}.values():
+        (root / target.folder).mkdir(parents=True, exist_ok=True)
+        made_from = weights_key(target, part, key)
+        reused = stamps.reusable(root, target.weight_files(part), made_from)
+        if reused is None:
+            stale[root / target.stored_file(part)] = target, made_from
+        else:
+            files |= reused
+    (precision,) = {target.precision for target in targets}
+    written = store(part, tensors, {path: target.storage(part) for path, (target, _) in stale.items()}, precision)
+    for path, (target, made_from) in stale.items():
+        names = target.weight_files(part)
+        made = quantise(root, target, part, path) if target.quantised(part) else {names[0]: written[path]}
+        files |= stamps.stamp(root, names, made_from, made)
+    return files
 
-    return {name: deferred(name, tensor) for name, tensor in tensors.items()}
+
+def weights_key(target: Target, part: str, key: str) -> str:
+    """What the weight files of `part` are made from; `key` identifies the content of its tensors."""
+    made_from = [key, target.storage(part), target.precision, str(target.config), sources_digest()]
+    if target.quantised(part):
+        made_from += [str(target.signature(part)), quantize.version()]
+    return "|".join(made_from)
 
 
-def chunks(
-    part: str, name: str, tensor: torch.Tensor, precision: torch.dtype, dtype: torch.dtype
-) -> Iterator[memoryview]:
-    """A tensor's bytes, rounded to `precision` and stored as `dtype`, some rows at a time."""
+def write_graph(root: Path, target: Target, part: str) -> Files:
+    """Write the graph of one part, whose weights are there; returns the entries of the file and its stamp.
+
+    The graph depends on names and shapes of weights, not on their content. That
+    of a quantised part was written with the weights. Raises OSError as the disk does.
+    """
+    if target.quantised(part):
+        return {}
+    (root / target.folder).mkdir(parents=True, exist_ok=True)
+    name, signature = target.graph_file(part), target.signature(part)
+    key = "|".join((str(signature), target.dtype, target.precision, str(target.config), sources_digest()))
+    weights = {source: root / str(target.weight_file(source)) for source in target.sources(part)}
+    return stamps.kept(root, [name], key, lambda: {name: save_graph(root / name, target, part, weights)})
+
+
+def save_graph(path: Path, target: Target, part: str, weights: dict[str, Path]) -> dict[str, Any]:
+    """Write and check the graph of `part`, whose `weights` lie in files beside it; returns the entry of its file."""
+    files = {source: (weight_files.locate(file), file.name) for source, file in weights.items()}
+    entry = stamps.write(
+        path, graphs.build(target.signature(part), target.config, target.dtype, files).SerializeToString()
+    )
+    onnx.checker.check_model(str(path))
+    return entry
+
+
+def quantise(root: Path, target: Target, part: str, whole: Path) -> Files:
+    """Quantise a part from the weight file `whole`, which is removed; returns the entries of graph and weights."""
+    graph, names = whole.with_suffix(".onnx"), target.weight_files(part)
+    save_graph(graph, target, part, {part: whole})
+    quantize.quantize(graph, root / names[0], root / names[1], WEIGHTS[str(target.weights)])
+    graph.unlink()
+    whole.unlink()
+    return {name: describe(root / name) for name in names}
+
+
+def store(
+    part: str, tensors: dict[str, torch.Tensor], dtypes: dict[Path, str], precision: str
+) -> dict[Path, dict[str, Any]]:
+    """Write the tensors of `part`, rounded to `precision`, to the weight files of `dtypes` (path -> element type).
+
+    Every tensor is cast once and goes to all files chunk by chunk; returns the
+    files' entries, hashed on the way.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    with ExitStack() as stack:
+        files = {
+            path: stack.enter_context(weight_files.writer(path, {name: (dtype, s) for name, s in shapes.items()}))
+            for path, dtype in dtypes.items()
+        }
+        for name, tensor in tensors.items() if files else ():
+            for chunk in chunks(part, name, tensor, TORCH[precision]):
+                as_bytes = {dtype: raw(chunk.to(TORCH[dtype])) for dtype in set(dtypes.values())}
+                for path, file in files.items():
+                    file.write(as_bytes[dtypes[path]])
+    return {path: file.entry for path, file in files.items()}
+
+
+def chunks(part: str, name: str, tensor: torch.Tensor, precision: torch.dtype) -> Iterator[torch.Tensor]:
+    """A tensor rounded to `precision`, some contiguous rows at a time; raises CheckpointError beyond fp16's range."""
     rows = max(1, CHUNK // max(1, tensor[0].numel()))
     for start in range(0, len(tensor), rows):
-        cast = tensor[start : start + rows].to(precision)
+        cast = tensor[start : start + rows].to(precision).contiguous()
         if precision == torch.float16 and not bool(torch.isfinite(cast).all()):
             raise CheckpointError(f"{part}: {name} exceeds the range of fp16; build with --bf16 or --fp32")
-        yield cast.to(dtype).contiguous().view(torch.uint8).numpy().data
+        yield cast
+
+
+def raw(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, without a copy."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 @cache
 def sources_digest() -> str:
-    """Changes with the code that makes parts, so that no stamp outlives it."""
-    modules = builder, gpu, cpu, vision, writers, quantizing, weight_files, signatures, cpu_signatures, configs
-    readers = sorted(Path(str(checkpoint.__file__)).parent.rglob("*.py"))  # a family's names say which tensor is which
-    text = "".join([*map(inspect.getsource, (*modules, sys.modules[__name__])), *(p.read_text() for p in readers)])
+    """SHA-256 (hex) of the code that makes parts and of ONNX's version: a change of either makes all stamps invalid."""
+    folders = (Path(str(package.__file__)).parent for package in (checkpoint, graphs, signatures))
+    modules = (Path(str(module.__file__)) for module in (weight_files, configs))
+    paths = [Path(__file__), *modules, *(path for folder in folders for path in sorted(folder.rglob("*.py")))]
+    text = "".join(path.read_text(encoding="utf-8") for path in paths)
     return hashlib.sha256(f"{onnx.__version__}{text}".encode()).hexdigest()

@@ -20,14 +20,7 @@ if TYPE_CHECKING:
     from runtime.api import Runtime, load
     from runtime.decoding.controller import StepEvent
     from runtime.decoding.generate import Output
-    from runtime.decoding.policies import (  # type: ignore[attr-defined]
-        Dual,
-        Elastic,
-        Full,
-        Interval,
-        Prefix,
-        Timesteps,
-    )
+    from runtime.decoding.policies import Dual, Elastic, Full, Interval, Prefix, Timesteps
 
 _POLICIES = ("Dual", "Elastic", "Full", "Interval", "Prefix", "Timesteps")
 _MODULES = {

@@ -1,8 +1,6 @@
-"""A conversation: its history, what it has cost, and what an answer looks like while its masks are filled.
+"""A conversation: its history, its figures, and the text of an answer while its masks are filled.
 
-It knows no terminal and no commands (`runtime.cli.terminal` does), and nothing of how
-a step is planned or run: what it yields follows from the prompt's length, the
-events and the tokenizer.
+The texts to show follow from the prompt's length, the step events and the tokenizer; `runtime.cli.terminal` draws them.
 """
 
 from collections.abc import Generator
@@ -14,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from engines.errors import BundleError
+from engines.options import within
 from engines.vision import Rows
 from runtime.api import Runtime
 from runtime.decoding.generate import Output
-from runtime.decoding.policies.base import within
 from runtime.decoding.request import Request, check_request
 from runtime.decoding.sequence import Positions
 from runtime.images.decode import Source
@@ -29,24 +27,25 @@ MASK = "░"
 
 @dataclass(frozen=True)
 class Note:
-    """A line for the user that is no part of the answer."""
+    """A line for the user that is not part of the answer."""
 
     text: str
 
 
 @dataclass
 class Figures:
-    """What the answers that ended have cost; `seconds` are the steps' own, without the drawing."""
+    """Totals over the finished answers; `seconds` is the time of the steps, without drawing."""
 
     turns: int = 0
     tokens: int = 0
     steps: int = 0
     seconds: float = 0.0
-    rows: int = 0
-    possible: float = 0.0
-    last: float = 0.0
+    rows: int = 0  # computed, summed over layers
+    possible: float = 0.0  # rows that full passes would have computed
+    last: float = 0.0  # computed fraction of the last answer
 
     def add(self, out: Output) -> None:
+        """Add a finished answer."""
         rows = sum(event.rows for event in out.trace)
         self.turns += 1
         self.tokens += out.tokens
@@ -67,10 +66,9 @@ class Figures:
 
 
 class Chat:
-    """The turns that have ended, and how the next one is decoded. Options are those of `Runtime.stream`.
+    """The finished turns of a conversation, and the options of the next. Options are those of `Runtime.stream`.
 
-    Raises OptionError for options that no turn could be decoded with, BundleError
-    for a bundle without a tokenizer.
+    Raises OptionError for options with which no turn could be decoded, BundleError for a bundle without a tokenizer.
     """
 
     def __init__(
@@ -78,7 +76,9 @@ class Chat:
         system: str | None = None,
     ):  # fmt: skip
         if not model.has_text:
-            raise BundleError(f"{model.bundle.root} has no tokenizer.json, and a chat is text; use generate with ids")
+            raise BundleError(
+                f"{model.bundle.root} has no tokenizer.json, needed to chat; use generate with --prompt-ids"
+            )
         self.model, self.policy, self.options = model, policy, options or {}
         chosen, given = model.resolve(policy, self.options)
         self.request = Request((), **given)
@@ -87,32 +87,33 @@ class Chat:
         chosen.check(model.bundle.capacity, self.request.gen_length)
         check_request(self.request, chosen, model.model, model.has_text)
         self.system = [] if system is None else [{"role": "system", "content": system}]
-        self.turns: list[tuple[str, str]] = []  # (user, assistant), those that ended
-        self.images: list[list[Rows]] = []  # that came with each of them, as rows of the language model
-        self.waiting: list[Rows] = []  # for the next
+        self.turns: list[tuple[str, str]] = []  # (user, assistant) of the finished turns
+        self.images: list[list[Rows]] = []  # of each of them, as rows [tokens, d]
+        self.waiting: list[Rows] = []  # images of the next turn
         self.figures = Figures()
 
     def reset(self) -> None:
+        """Forget all turns and images; the figures stay."""
         self.turns, self.images, self.waiting = [], [], []
 
     def attach(self, image: Source) -> None:
-        """Look at an image that belongs to what the user says next.
+        """Encode an image that belongs to the next turn.
 
-        Raises OptionError for a model that sees none, PromptError for an image that cannot be decoded.
+        Raises OptionError for a model without a vision tower, PromptError for an image that cannot be decoded.
         """
-        self.waiting += self.model.encode_image([image])
+        self.waiting += self.model.encode_images([image])
 
     def messages(self, turns: list[tuple[str, str]], text: str) -> list[dict[str, str]]:
-        said = [(role, words) for turn in turns for role, words in zip(("user", "assistant"), turn, strict=True)]
-        return [*self.system, *({"role": role, "content": words} for role, words in [*said, ("user", text)])]
+        """The system message, the turns, and the user's text as chat messages."""
+        history = [(role, words) for turn in turns for role, words in zip(("user", "assistant"), turn, strict=True)]
+        return [*self.system, *({"role": role, "content": words} for role, words in [*history, ("user", text)])]
 
     def say(self, text: str) -> Generator[Note | str | Output, None, None]:
-        """Answer the user: what to show after each step, masks included, then the Output.
+        """Answer the user: yield the text to show after each step, with its masks, then the Output.
 
-        The turn joins the history with the Output; closed before that, it leaves
-        no trace. The oldest turns are dropped if the prompt would be too long with
-        them, and a Note says so. Raises PromptError where the text alone is too
-        long, or cannot be decoded.
+        The turn is added to the history with the Output; a generator closed before that changes nothing. The oldest
+        turns are dropped if the prompt would be too long with them; then a Note is yielded first. Raises PromptError
+        if the text alone is too long, or cannot be decoded.
         """
         if self.waiting:
             assert self.model.bundle.config.vision is not None
@@ -130,7 +131,7 @@ class Chat:
         answer = np.full(self.request.gen_length, mask)
         steps = self.model.stream(prompt, self.policy, **self.options | {"embeddings": request.embeddings})
         assert isinstance(steps, Generator)
-        with closing(steps):  # or the model stays taken
+        with closing(steps):  # else the model stays in use
             for event in steps:
                 if not isinstance(event, Output):
                     answer[np.array(event.committed, np.int64) - len(prompt)] = event.tokens
@@ -142,19 +143,19 @@ class Chat:
         yield event
 
     def _fit(self, text: str) -> tuple[int, Request]:
-        """How many of the oldest turns must go, and the prompt without them; none where that would not help."""
+        """The number of oldest turns to drop and the prompt without them; 0 if the text alone is too long."""
         for dropped in range(len(self.turns) + 1):
             images = [image for turn in (*self.images[dropped:], self.waiting) for image in turn]
             request = self.model.request(self.messages(self.turns[dropped:], text), images, {})
             if len(request.prompt_ids) + self.request.gen_length <= self.limit:
                 return dropped, request
-        return 0, request  # refused by the stream
+        return 0, request  # the stream refuses it
 
 
 def frame(answer: Positions, mask: int, eos: int, text: Text) -> str:
-    """The answer's ids up to the first EOS as text: a MASK for each mask, what lies between decoded by itself.
+    """The text of an answer's ids up to the first EOS: MASK for each mask, and each run between masks decoded alone.
 
-    A character whose bytes are not all there yet is U+FFFD.
+    A character of which some bytes are still masked is shown as U+FFFD.
     """
     ends = np.flatnonzero(answer == eos)
     ids = answer[: ends[0]] if len(ends) else answer

@@ -1,7 +1,6 @@
 """Text in and out: the bundle's tokenizer and its chat template.
 
-Templates come with checkpoints and are code of strangers: they render in
-Jinja's sandbox, without a loader. Ids are all the rest of the runtime sees.
+Chat templates come with checkpoints and are untrusted code: they are rendered in Jinja's sandbox, without a loader.
 """
 
 import json
@@ -20,47 +19,49 @@ from runtime.decoding.sequence import Positions
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Refuses what is unsafe at once: Jinja's own sandbox prints it as nothing, and goes on."""
+    """A sandbox that raises at the first unsafe access; Jinja's own prints nothing there and continues."""
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
-        raise SecurityError(f"it reaches for {attribute!r} of a {type(obj).__name__}, which is not allowed")
+        raise SecurityError(f"access to {attribute!r} of a {type(obj).__name__} is not allowed")
 
 
 class Text:
-    """Encodes prompts and decodes answers for one bundle."""
+    """The tokenizer and the chat template of one bundle."""
 
     def __init__(self, bundle: Bundle):
         self.bundle = bundle
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer; raises BundleError if the bundle has none, or one that cannot be read."""
         path = self._file("tokenizer.json")
         if path is None:
             raise BundleError(
-                f"{self.bundle.root} has no tokenizer.json, which text needs; where ids will do, give --prompt-ids"
+                f"{self.bundle.root} has no tokenizer.json, which a text prompt needs; give ids with --prompt-ids"
             )
         try:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise BundleError(
-                f"{path} is not a tokenizer this installation reads ({first_line(error)}); "
+                f"{path} is not a tokenizer that this installation can read ({first_line(error)}); "
                 "update the tokenizers package, or give ids with --prompt-ids"
             ) from error
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """tokenizer_config.json; special tokens may be objects there, with the text under "content"."""
+        """The content of tokenizer_config.json; a special token that is an object there is replaced by its text."""
         try:
             content = json.loads(self._read("tokenizer_config.json") or "{}")
             return {k: v["content"] if isinstance(v, dict) and "content" in v else v for k, v in content.items()}
         except (ValueError, AttributeError, RecursionError) as error:
             raise BundleError(
                 f"{self.bundle.root}: tokenizer_config.json is not a JSON object ({first_line(error)}); "
-                "mend it in the checkpoint and build again"
+                "repair the checkpoint and build again"
             ) from error
 
     @property
     def template(self) -> str | None:
+        """The source of the chat template: chat_template.jinja, or else the default one of tokenizer_config.json."""
         found = self._read("chat_template.jinja") or self.settings.get("chat_template")
         if isinstance(found, list):
             named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
@@ -72,32 +73,31 @@ class Text:
         try:
             return path.read_text(encoding="utf-8") if path else None
         except (OSError, UnicodeError) as error:
-            raise BundleError(f"{path} cannot be read ({error}); mend it in the checkpoint and build again") from error
+            raise BundleError(f"{path} cannot be read ({error}); repair the checkpoint and build again") from error
 
     def _file(self, name: str) -> Path | None:
         return self.bundle.file(name) if name in self.bundle.manifest.files else None
 
     def encode(self, text: str) -> Positions:
-        """Text to ids [P], special tokens in the text recognised, none added."""
+        """Encode text to ids [P], int64; special tokens in the text are recognised and none are added."""
         try:
             return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
         except (TypeError, UnicodeError) as error:
             raise PromptError("the prompt is not valid Unicode text; save it as UTF-8") from error
 
     def decode(self, ids: Positions) -> str:
-        """Ids to text, special tokens left out."""
+        """Decode ids to text without special tokens."""
         return self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=True)
 
     def prompt(self, messages: str | list[dict[str, str]]) -> Positions:
-        """Ids of a user's text, or of messages {"role", "content"}; see `render`."""
+        """Encode a user's text, or messages {"role", "content"}, to ids [P]; see `render`."""
         return self.encode(self.render(messages))
 
     def render(self, messages: str | list[dict[str, str]]) -> str:
-        """The text of a prompt: messages through the chat template, behind the model's own system message if there is
-        none among them.
+        """Render messages with the chat template to the text of a prompt.
 
-        A checkpoint without a template (a base model) takes the plain text.
-        Raises PromptError for empty text or a template that fails.
+        The model's own system message comes first unless the messages begin with one. Without a template (a base
+        model) the text is the messages' content. Raises PromptError for empty text or a template that fails.
         """
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         for turn in turns:
@@ -117,7 +117,7 @@ class Text:
         try:
             template = environment.from_string(source)
             return template.render(messages=turns, add_generation_prompt=True, **tokens)
-        except Exception as error:  # the code of strangers can raise anything
+        except Exception as error:  # untrusted code can raise any type
             raise PromptError(
                 f"the bundle's chat template failed ({first_line(error)}); give ids with --prompt-ids"
             ) from error
@@ -128,5 +128,5 @@ def _refuse(message: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What a foreign error says, in one line; some carry source text or nothing."""
+    """The first line of an error's message, or its type if the message is empty."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -15,6 +15,7 @@ GEN_LENGTH = 192
 
 
 def main() -> None:
+    """Decode each problem twice, and print the answers and a table of both."""
     rng = random.Random("demo")
     problems = [generate(family, rng, "test", steps) for family, steps in (("sums", 7), ("programs", 5), ("sums", 12))]
     elastic = runtime.load(DEFAULT_BUNDLE, "onnxruntime")
@@ -31,7 +32,7 @@ def main() -> None:
         console.rule("elastic", style="dim")
         console.print(runs[0][1].text)
         for name, out in runs:
-            verdict = "right" if grade(out.text, problem) else f"wrong, not {problem.answer}"
+            verdict = "correct" if grade(out.text, problem) else f"wrong, expected {problem.answer}"
             speed = f"{out.tokens / out.seconds:.0f}"
             table.add_row(
                 str(number), name, verdict, str(out.steps), f"{out.seconds:.2f}", speed, f"{out.computed_fraction:.1%}"

@@ -1,14 +1,12 @@
-"""What only a GPU can tell: which TensorRT runs here, whether it is right, and how fast a step is.
+"""Checks that need a GPU: which TensorRT runs on it, whether its results are right, and how fast a step is.
 
     bash scripts/gpu_check.sh --work DIR           about 50 GB of disk for the full LLaDA-8B shape
     bash scripts/gpu_check.sh --work DIR --layers 4
 
-In this order: (a) which flavour loads on this compute capability, (b) the tests
-marked `gpu`, (c) on random weights of the shape, in fp16: milliseconds of a reuse
-step and of refreshes from several layers, on every back end that runs, against
-the floor that the weights' bytes and the memory's speed set, (d) on the same
-weights: what it is worth to decode several prompts side by side on TensorRT, and
-whether each gets the tokens that it gets alone.
+In this order: (a) which TensorRT package loads on this compute capability; (b) the tests marked `gpu`; (c) on random
+weights of the shape, in fp16: milliseconds of a reuse step and of refreshes from several layers, on every back end that
+runs, against the lower limit that weight bytes and memory speed set; (d) on the same weights: how fast
+TensorRT decodes several prompts side by side, and whether each prompt gets the tokens that it gets alone.
 """
 
 import argparse
@@ -35,7 +33,7 @@ from engines.gpu.cuda import Cuda
 from engines.model import Model
 from engines.registry import versions
 from engines.runner import DriftInputs, ReusePass, SequenceRunner
-from engines.trt import package as flavour
+from engines.trt.package import CURRENT, FLAVOURS, find
 from runtime.decoding.generate import Output
 from scripts.experiments.make_random_checkpoint import SHAPES, make_checkpoint
 
@@ -45,36 +43,37 @@ REPEATS = 20
 SIZES = 1, 2, 4, 8, 16  # of batches
 
 
-def flavours(work: Path) -> dict[str, Any]:
-    """Which flavour runs engines on this GPU: built for the GPU at hand, and for 8.0."""
+def packages(work: Path) -> dict[str, Any]:
+    """Which TensorRT package runs engines on this GPU: built for this GPU, and for 8.0."""
     checkpoint = work / "small"
     if not checkpoint.exists():
         make_checkpoint(checkpoint, SHAPES["tiny"] | {"d_model": 64, "n_heads": 2, "n_kv_heads": 2})
     found: dict[str, Any] = {}
-    for name in flavour.FLAVOURS:
-        for target in (flavour.CURRENT, "8.0"):
+    for name in FLAVOURS:
+        for target in (CURRENT, "8.0"):
             try:
-                ahead = flavour.find(name).ahead_of_time
+                ahead = find(name).ahead_of_time
                 bundle = export.build(
                     checkpoint, work / f"small-{name}-{target}", precision="fp16", backends=["tensorrt"],
                     flavour=name, capabilities=[target] if ahead else None, force=True,
                 )  # fmt: skip
                 with runtime_of(bundle) as model:
                     logits = model.logits(np.arange(8))
-                found[f"{name} for {target if ahead else flavour.CURRENT}"] = bool(np.isfinite(logits).all())
+                found[f"{name} for {target if ahead else CURRENT}"] = bool(np.isfinite(logits).all())
             except ElasticError as error:
                 found[f"{name} for {target}"] = str(error)
     return found
 
 
 def runtime_of(bundle: Path) -> Any:
+    """A bundle loaded on TensorRT."""
     import runtime
 
     return runtime.load(bundle, "tensorrt")
 
 
 def copy_bandwidth(cuda: Cuda, size: int = 1 << 30) -> float:
-    """Bytes a second that the GPU reads and writes in a device copy."""
+    """Bytes per second, read and written, of a copy on the device."""
     a, b = cuda.alloc(size, "a copy"), cuda.alloc(size, "a copy")
     seconds = timed(lambda: cuda.copy(a, b, size), cuda.sync)
     cuda.free(a)
@@ -83,7 +82,7 @@ def copy_bandwidth(cuda: Cuda, size: int = 1 << 30) -> float:
 
 
 def timed(work: Callable[[], Any], sync: Callable[[], None]) -> float:
-    """The median of some repetitions, each waited for."""
+    """Median seconds of `work` and the wait for it."""
     seconds = []
     for _ in range(REPEATS + 3):
         sync()
@@ -94,8 +93,8 @@ def timed(work: Callable[[], Any], sync: Callable[[], None]) -> float:
     return statistics.median(seconds[3:])
 
 
-def watch_of(runner: SequenceRunner, length: int, window: int) -> DriftInputs:
-    """A drift test of some tokens before a window of masks, in a sequence of `length` positions."""
+def drift_inputs(runner: SequenceRunner, length: int, window: int) -> DriftInputs:
+    """Drift inputs with eight tracked tokens before a window of masks, in a sequence of `length` positions."""
     masks = np.arange(8, 8 + window)
     return DriftInputs("row", np.arange(8), masks, np.arange(runner.slots) < length, masks)
 
@@ -103,15 +102,15 @@ def watch_of(runner: SequenceRunner, length: int, window: int) -> DriftInputs:
 def steps(model: Model, length: int, window: int, sync: Callable[[], None]) -> dict[str, float]:
     """Milliseconds of a reuse step, of refreshes from layer 1, half and 28 of 32, and of a full step."""
     runner, layers = model.new_runner(length), model.config.layers
-    filled = runner.padded_rows or 2 * window
+    rows = runner.padded_rows or 2 * window
     everything = runner.slots if runner.padded_rows else length
-    watch = watch_of(runner, length, window)
+    watch = drift_inputs(runner, length, window)
     runner.embed(np.ones(everything, np.int64))
     runner.run_layers(everything, watch)
 
     def reuse() -> None:
-        runner.embed(np.ones(filled, np.int64))
-        runner.reuse(filled, watch, 0.0)
+        runner.embed(np.ones(rows, np.int64))
+        runner.reuse(rows, watch, 0.0)
         runner.head(watch.window)
 
     found = {"reuse": timed(reuse, sync)}
@@ -121,8 +120,8 @@ def steps(model: Model, length: int, window: int, sync: Callable[[], None]) -> d
     return {name: 1e3 * seconds for name, seconds in found.items()}
 
 
-def host_share(model: Model, length: int, window: int) -> float:
-    """The share of a reuse step in which the host works: all but its waits."""
+def host_fraction(model: Model, length: int, window: int) -> float:
+    """The fraction of a reuse step in which the host works: all but its waits."""
     cuda, waited = model.cuda, 0.0  # type: ignore[attr-defined]
     wait = cuda.sync
 
@@ -135,7 +134,7 @@ def host_share(model: Model, length: int, window: int) -> float:
     cuda.sync = sync
     try:
         runner = model.new_runner(length)
-        watch = watch_of(runner, length, window)
+        watch = drift_inputs(runner, length, window)
         for number in range(REPEATS + 3):
             if number == 3:
                 waited, began = 0.0, time.perf_counter()
@@ -147,13 +146,16 @@ def host_share(model: Model, length: int, window: int) -> float:
 
 
 def batch_figures(model: Any, sizes: Iterable[int], length: int, window: int, gen_length: int) -> dict[str, Any]:
-    """Part (d), by batch size: milliseconds of a reuse pass for all, and figures of decoding ragged prompts with and
-    without refreshes. What does not fit is said instead, and larger batches are left out."""
+    """Part (d), by batch size: milliseconds of a reuse pass, and figures of decoding prompts of different lengths.
+
+    Decoding is measured without and with refreshes. A size that does not fit has its error instead, and larger ones
+    are left out.
+    """
     found: dict[str, Any] = {}
     rng, config = np.random.default_rng(0), model.model.config
-    words = min(config.mask_id, config.eos_id, config.vocab)
+    ordinary = min(config.mask_id, config.eos_id, config.vocab)
     lengths = rng.integers(1, length - gen_length, max(sizes))
-    prompts = [rng.integers(0, words, count) for count in lengths]
+    prompts = [rng.integers(0, ordinary, count) for count in lengths]
     options: list[dict[str, Any]] = [
         {"gamma": gamma, "window": window, "gen_length": gen_length, "stop_at_eos": False} for gamma in (0.0, 0.9)
     ]
@@ -173,7 +175,7 @@ def batch_figures(model: Any, sizes: Iterable[int], length: int, window: int, ge
 def batched_pass(model: Model, size: int, length: int, window: int) -> float:
     """Seconds of a reuse pass of `size` sequences."""
     runners = model.new_runners([(length, length)] * size)
-    passes = [ReusePass(runner, runner.padded_rows, watch_of(runner, length, window), 0.0) for runner in runners]
+    passes = [ReusePass(runner, runner.padded_rows, drift_inputs(runner, length, window), 0.0) for runner in runners]
     for due in passes:
         due.runner.embed(np.ones(due.runner.slots, np.int64))
         due.runner.run_layers(due.runner.slots, due.watch)
@@ -189,8 +191,11 @@ def batched_pass(model: Model, size: int, length: int, window: int) -> float:
 def decoding(
     model: Any, prompts: list[Any], size: int, options: dict[str, Any], alone: list[Output]
 ) -> dict[str, Any]:  # fmt: skip
-    """Tokens a second in batches of `size`, the second time, and how many sequences have the tokens they have alone;
-    `closest` is how near those that have not came to deciding otherwise anyway, in half precision."""
+    """Tokens per second in batches of `size`, in the second of two runs, and how many sequences are as they are alone.
+
+    `closest` holds the smallest margin of a decision of each sequence that differs: in half precision, a small one may
+    go either way.
+    """
     for _ in range(2):
         began = time.perf_counter()
         outs = [
@@ -209,7 +214,7 @@ def decoding(
 
 
 def bundle_of(work: Path, shape: str, layers: int | None, length: int, window: int) -> Bundle:
-    """Random weights of `shape`, compiled for the GPU at hand."""
+    """The bundle of random weights of `shape`, compiled for this GPU; built if it is not there."""
     numbers = SHAPES[shape] | ({"n_layers": layers} if layers else {})
     checkpoint, out = work / f"{shape}-{layers or 'all'}", work / f"{shape}-{layers or 'all'}-bundle"
     if not checkpoint.exists():
@@ -221,7 +226,7 @@ def bundle_of(work: Path, shape: str, layers: int | None, length: int, window: i
 
 
 def shape_figures(bundle: Bundle, length: int, window: int) -> dict[str, Any]:
-    """Part (c): every back end that runs on this GPU."""
+    """Part (c): the steps of every back end that runs on this GPU."""
     weights = sum(bundle.weights(part).stat().st_size for part in bundle.config.parts if part != "embed")
     cuda = Cuda()
     bandwidth = copy_bandwidth(cuda)
@@ -239,14 +244,14 @@ def shape_figures(bundle: Bundle, length: int, window: int) -> dict[str, Any]:
             continue
         found["ms"][name] = steps(model, length, window, waiting(model))
         if name == "tensorrt":
-            found["host_share_of_a_reuse_step"] = host_share(model, length, window)
+            found["host_fraction_of_a_reuse_step"] = host_fraction(model, length, window)
             found["reuse_over_floor"] = found["ms"][name]["reuse"] / floor
         model.close()
     return found
 
 
 def waiting(model: Model) -> Callable[[], None]:
-    """What waits for the GPU on the model's back end."""
+    """The function that waits for the GPU on a model's back end."""
     if hasattr(model, "cuda"):
         return model.cuda.sync  # type: ignore[no-any-return]
     import torch
@@ -255,7 +260,7 @@ def waiting(model: Model) -> Callable[[], None]:
 
 
 def check(args: argparse.Namespace) -> None:
-    """All parts; raises DeviceError where there is no GPU, before anything is written."""
+    """Run all parts; raises DeviceError if there is no GPU, before anything is written."""
     cuda = Cuda()
     capability = ".".join(map(str, cuda.capability))
     report: dict[str, Any] = {
@@ -271,7 +276,7 @@ def check(args: argparse.Namespace) -> None:
         print(json.dumps({name: figures}), flush=True)
 
     args.work.mkdir(parents=True, exist_ok=True)
-    note("flavours", flavours(args.work))
+    note("packages", packages(args.work))
     tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"], cwd=ROOT, capture_output=True,
                            text=True)  # fmt: skip
     note("tests", {"exit": tests.returncode, "output": tests.stdout.splitlines()[-8:]})
@@ -290,7 +295,7 @@ def main() -> int:
     parser.add_argument("--max-length", type=int, default=1400)
     parser.add_argument("--window", type=int, default=16)
     parser.add_argument("--gen-length", type=int, default=64, help="tokens of each answer of a batch (default 64)")
-    return run(check, parser.parse_args(), "interrupted; the parts that are done are written")
+    return run(check, parser.parse_args(), "interrupted; the finished parts are written")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from tests.support.cases import ROOT, sentence
 
 DEVICES = {"torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "safetensors", "polygraphy"}
 # What a machine that only runs bundles on ONNX Runtime does not have, and the modules that need some of it.
-BUILD_ONLY = ("torch", "onnx", "onnxscript", "safetensors", "polygraphy", "tensorrt", "tensorrt_rtx")
+BUILD_ONLY = ("torch", "onnx", "safetensors", "polygraphy", "tensorrt", "tensorrt_rtx")
 NEED_THEM = {
     "engines.eager.layers",
     "engines.eager.vision_layers",
@@ -234,7 +234,10 @@ def test_back_end_names_stay_where_they_belong() -> None:
         "runtime.cli.commands",
         "runtime.cli.bench",
         "export.compilers",
+        "export.compilers.onnxruntime",
         "export.compilers.tensorrt",
+        "export.compilers.tensorrt_engine",
+        "export.options",
         "export.graphs.quantize",
     }
     found = {}

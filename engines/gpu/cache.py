@@ -1,8 +1,11 @@
-"""Device memory of sequences that are decoded side by side: H, Q, K and V by slot, and room for a pass.
+"""Device memory of sequences that are decoded side by side: H, Q, K and V by slot, and the buffers of a pass.
 
-Each sequence has a place. Within a layer the places lie one after the other, so
-that one engine runs several sequences at once: H [L+1, N, S, d], Q [L, N, S, H, D],
-K and V [L, N, G, S, D]. Nothing here knows parts, ids, or what a pass computes.
+Each sequence has a batch row b. The batch rows of a layer lie one after the other, so that one engine can run
+several sequences at once:
+
+    H [L+1, B, S, d]   Q [L, B, S, H, D]   K and V [L, B, G, S, D]
+
+H[l] holds the hidden states that enter layer l; H[L] holds those that leave the last.
 """
 
 from itertools import pairwise
@@ -12,68 +15,79 @@ from engines.gpu.buffers import cycles
 from engines.gpu.cuda import Address, Cuda
 from engines.runner import Slots
 
+NAMES = "hqkv"  # the caches
 
-class Caches:
-    """The caches of `places` sequences of `slots` slots each, of numbers of `element` bytes."""
 
-    def __init__(self, cuda: Cuda, config: ModelConfig, capacity: Capacity, element: int, slots: int, batch_rows: int):
-        self.cuda, self.slots, self.batch_rows = cuda, slots, batch_rows
-        head, of = config.head_size * element, f" of {batch_rows} sequences" if batch_rows > 1 else ""
+class DeviceCaches:
+    """The caches of `batch` sequences of `slots` slots each, with elements of `element` bytes."""
+
+    def __init__(self, cuda: Cuda, config: ModelConfig, capacity: Capacity, element: int, slots: int, batch: int):
+        self.cuda, self.slots, self.batch = cuda, slots, batch
+        head, suffix = config.head_size * element, f" of {batch} sequences" if batch > 1 else ""
+        # Bytes of a slot's row in one plane; planes of a sequence in one layer, [S, width] each; layers.
         self.width = {"h": config.d_model * element, "q": config.heads * head, "k": head, "v": head}
-        self.planes = {"h": 1, "q": 1, "k": config.kv_heads, "v": config.kv_heads}  # of a sequence in one layer
+        self.planes = {"h": 1, "q": 1, "k": config.kv_heads, "v": config.kv_heads}
         self.layers = {"h": config.layers + 1, "q": config.layers, "k": config.layers, "v": config.layers}
         self.base = {
-            n: cuda.alloc(self.layers[n] * batch_rows * self.size(n), f"the cache of {n.upper()}{of}") for n in "hqkv"
+            name: cuda.alloc(self.layers[name] * batch * self.size(name), f"the cache of {name.upper()}{suffix}")
+            for name in NAMES
         }
+        # One slot's row in all layers, for permutations.
         self.spare = {
-            n: cuda.alloc(self.layers[n] * self.planes[n] * self.width[n], "a row on the move") for n in "hqkv"
+            name: cuda.alloc(self.layers[name] * self.planes[name] * self.width[name], "a row on the move")
+            for name in NAMES
         }
-        # Passes follow each other on one stream, so all places share what a pass needs beside its caches.
-        together = batch_rows * capacity.rows
-        rows = max(slots, together)
-        self.q_prev = cuda.alloc(rows * self.width["q"], f"Q before a pass{of}")
-        self.k_prev = cuda.alloc(rows * config.kv_heads * self.width["k"], f"K before a pass{of}")
-        said = max(capacity.rows, batch_rows * capacity.window)
-        self.logits = cuda.alloc(said * config.vocab * 4, f"the logits{of}")
-        staged = [("h", "the rows that enter a layer"), ("h", "the rows that leave it"), ("q", "their Q")]
-        self.staging = [cuda.alloc(together * self.width[n], what + of) for n, what in staged] if batch_rows > 1 else []
+        # Passes follow each other on one stream, so all sequences share the buffers of a pass.
+        batched_rows = batch * capacity.rows
+        rows = max(slots, batched_rows)
+        # q [B, A, H, D] and k [B, G, A, D] of the active rows before a pass
+        self.q_prev = cuda.alloc(rows * self.width["q"], f"Q before a pass{suffix}")
+        self.k_prev = cuda.alloc(rows * config.kv_heads * self.width["k"], f"K before a pass{suffix}")
+        # fp32 [B, W, V]
+        logits_rows = max(capacity.rows, batch * capacity.window)
+        self.logits = cuda.alloc(logits_rows * config.vocab * 4, f"the logits{suffix}")
+        # Rows of several sequences side by side: two of [B, R, d], which layers alternate, and one of [B, R, H, D]
+        staged = [("h", "the input of a layer"), ("h", "the output of a layer"), ("q", "the Q of a layer")]
+        self.staging = [cuda.alloc(batched_rows * self.width[n], what + suffix) for n, what in staged if batch > 1]
 
     def size(self, name: str) -> int:
         """Bytes of one layer of one sequence in a cache."""
         return self.planes[name] * self.slots * self.width[name]
 
     def at(self, name: str, index: int, batch_row: int) -> Address:
-        """The address of a layer's part of a sequence's cache."""
-        return self.base[name] + (index * self.batch_rows + batch_row) * self.size(name)
+        """The address of layer `index` of a sequence in a cache."""
+        return self.base[name] + (index * self.batch + batch_row) * self.size(name)
 
     def permute(self, batch_row: int, target: Slots, source: Slots) -> None:
-        """Queue copies of a sequence's slots `source` to `target`, as if at once, through all layers."""
+        """Queue copies of a sequence's slots `source` to `target` in all layers; the slots are the same set."""
         for cycle in cycles(target, source):
             self._copy_row(batch_row, None, cycle[0])
-            for to, where in pairwise(cycle):
-                self._copy_row(batch_row, to, where)
+            for to, start in pairwise(cycle):
+                self._copy_row(batch_row, to, start)
             self._copy_row(batch_row, cycle[-1], None)
 
     def _copy_row(self, batch_row: int, target: int | None, source: int | None) -> None:
-        """Queue the copies of one slot; None is the spare row."""
-        for n in "hqkv":
-            width, planes = self.width[n], self.planes[n]
-            # A slot's row lies in every plane, `pitch` bytes apart; from layer to layer it is `height` planes.
-            (to, to_pitch, to_height), (where, pitch, height) = (
-                (self.spare[n], width, planes) if slot is None else
-                (self.at(n, 0, batch_row) + slot * width, self.slots * width, self.batch_rows * planes)
+        """Queue the copies of one slot in all caches and layers; None is the spare row."""
+        for name in NAMES:
+            width, planes, layers = self.width[name], self.planes[name], self.layers[name]
+            # A slot has a row in every plane, `pitch` bytes apart; from layer to layer it is `height` planes.
+            (to, to_pitch, to_height), (start, pitch, height) = (
+                (self.spare[name], width, planes) if slot is None else
+                (self.at(name, 0, batch_row) + slot * width, self.slots * width, self.batch * planes)
                 for slot in (target, source)
             )  # fmt: skip
             if planes == 1:
-                self.cuda.copy_rows(to, to_pitch * to_height, where, pitch * height, width, self.layers[n])
-            elif self.batch_rows == 1:
-                self.cuda.copy_rows(to, to_pitch, where, pitch, width, self.layers[n] * planes)
+                self.cuda.copy_rows(to, to_pitch * to_height, start, pitch * height, width, layers)
+            elif self.batch == 1:
+                self.cuda.copy_rows(to, to_pitch, start, pitch, width, layers * planes)
             else:
-                self.cuda.copy_planes(to, to_pitch, to_height, where, pitch, height, width, planes, self.layers[n])
+                self.cuda.copy_planes(to, to_pitch, to_height, start, pitch, height, width, planes, layers)
 
     def relocate(self, target: int, source: int) -> None:
-        """Queue copies of all that the place `source` holds to the place `target`."""
-        for n in "hqkv":
-            size = self.size(n)
-            pitch = self.batch_rows * size
-            self.cuda.copy_rows(self.at(n, 0, target), pitch, self.at(n, 0, source), pitch, size, self.layers[n])
+        """Queue copies of the whole sequence at batch row `source` to batch row `target`."""
+        for name in NAMES:
+            size = self.size(name)
+            pitch = self.batch * size
+            self.cuda.copy_rows(
+                self.at(name, 0, target), pitch, self.at(name, 0, source), pitch, size, self.layers[name]
+            )

@@ -1,8 +1,7 @@
 """Device memory, copies and graphs on one NVIDIA GPU, through cuda-python.
 
-A thin layer with the few calls a walk needs, all of them on one stream. It
-frees the TensorRT session from PyTorch, and tests replace it by a stand-in.
-Nothing here knows engines, layers or slots.
+A thin layer over the few calls that the GPU back ends need, all of them on one stream. With it they run without
+PyTorch, and tests replace it by a fake GPU.
 """
 
 import ctypes
@@ -15,17 +14,22 @@ from numpy.typing import NDArray
 
 from engines.errors import INSTALL, BackendError, DeviceError
 
-Address = int
+Address = int  # in device memory, or of page-locked host memory
 
 
 class Cuda:
-    """One GPU and the stream all work is queued on; raises DeviceError where there is none."""
+    """One GPU, and the stream on which all work is queued.
+
+    Raises DeviceError if the machine has no such GPU, BackendError if cuda-python is missing.
+    """
 
     def __init__(self, device: int = 0):
         try:
             from cuda.bindings import runtime
         except ImportError as error:
-            raise BackendError(f"a GPU back end needs cuda-python; {INSTALL.format(extra='gpu')}") from error
+            raise BackendError(
+                f"GPU back ends need cuda-python, which is not installed; {INSTALL.format(extra='gpu')}"
+            ) from error
         self.api: Any = runtime
         status, count = runtime.cudaGetDeviceCount()
         if status != runtime.cudaError_t.cudaSuccess or count <= device:
@@ -40,11 +44,11 @@ class Cuda:
         self.capability: tuple[int, int] = (properties.major, properties.minor)
         self.stream: int = int(self.call("cudaStreamCreate"))
         self.owned: list[Address] = []
-        self.hosts: set[Address] = set()  # those of `owned` that lie in the host's memory
-        self.waits = 0
+        self.hosts: set[Address] = set()  # the page-locked ones of `owned`
+        self.waits = 0  # calls of `sync`
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Call the runtime API; raises BackendError for any status but success."""
+        """Call a function of the runtime API and return its result; raises BackendError if it does not succeed."""
         status, *result = getattr(self.api, name)(*arguments)
         if status != self.api.cudaError_t.cudaSuccess:
             reason = self.api.cudaGetErrorString(status)[1].decode()
@@ -52,7 +56,7 @@ class Cuda:
         return result[0] if result else None
 
     def alloc(self, size: int, what: str) -> Address:
-        """`size` zeroed bytes on the device; raises BackendError, naming `what`, where they do not fit."""
+        """Allocate `size` zeroed bytes on the device; raises BackendError, naming `what`, if they do not fit."""
         status, address = self.api.cudaMalloc(max(size, 1))
         if status != self.api.cudaError_t.cudaSuccess:
             free, total = self.memory()
@@ -65,12 +69,12 @@ class Cuda:
         return int(address)
 
     def memory(self) -> tuple[int, int]:
-        """Free and total bytes of the device."""
+        """Free and total bytes of device memory."""
         _, free, total = self.api.cudaMemGetInfo()
         return int(free), int(total)
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
-        """`size` zeroed bytes of page-locked host memory: copies from and to it do not stall the host."""
+        """Allocate `size` zeroed bytes of page-locked host memory; copies to and from it do not block the host."""
         address = int(self.call("cudaMallocHost", max(size, 1)))
         self.owned.append(address)
         self.hosts.add(address)
@@ -79,7 +83,7 @@ class Cuda:
         return array
 
     def upload(self, target: Address, source: NDArray[Any]) -> None:
-        """Queue a copy of a contiguous host array to the device; the array must stay as it is until `sync`."""
+        """Queue a copy of a contiguous host array to the device; do not change the array before `sync`."""
         self._copy(target, source.ctypes.data, source.nbytes, "cudaMemcpyHostToDevice")
 
     def download(self, target: NDArray[Any], source: Address) -> None:
@@ -87,13 +91,14 @@ class Cuda:
         self._copy(target.ctypes.data, source, target.nbytes, "cudaMemcpyDeviceToHost")
 
     def copy(self, target: Address, source: Address, size: int) -> None:
+        """Queue a copy of `size` bytes on the device."""
         self._copy(target, source, size, "cudaMemcpyDeviceToDevice")
 
     def _copy(self, target: Address, source: Address, size: int, kind: str) -> None:
         self.call("cudaMemcpyAsync", target, source, size, getattr(self.api.cudaMemcpyKind, kind), self.stream)
 
     def copy_rows(self, target: Address, target_pitch: int, source: Address, pitch: int, width: int, rows: int) -> None:
-        """Queue a strided device copy: `rows` runs of `width` bytes, `pitch` bytes from one to the next."""
+        """Queue a strided copy on the device: `rows` rows of `width` bytes, `pitch` bytes from one to the next."""
         kind = self.api.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self.call("cudaMemcpy2DAsync", target, target_pitch, source, pitch, width, rows, kind, self.stream)
 
@@ -101,7 +106,7 @@ class Cuda:
         self, target: Address, target_pitch: int, target_height: int, source: Address, pitch: int, height: int,
         width: int, rows: int, planes: int,
     ) -> None:  # fmt: skip
-        """Queue `copy_rows` for each of `planes` planes, `height` times `pitch` bytes from one to the next."""
+        """Queue `copy_rows` for each of `planes` planes, `height * pitch` bytes from one to the next."""
         copy = self.api.cudaMemcpy3DParms()
         copy.dstPtr = self.api.make_cudaPitchedPtr(target, target_pitch, width, target_height)
         copy.srcPtr = self.api.make_cudaPitchedPtr(source, pitch, width, height)
@@ -110,12 +115,12 @@ class Cuda:
         self.call("cudaMemcpy3DAsync", copy, self.stream)
 
     def sync(self) -> None:
-        """Wait for everything queued; `waits` counts the calls."""
+        """Wait for all queued work."""
         self.waits += 1
         self.call("cudaStreamSynchronize", self.stream)
 
     def capture(self, work: Callable[[], None]) -> Any:
-        """Record what `work` queues as a graph, without running it."""
+        """Record the work that `work` queues as a CUDA graph, without running it."""
         self.call(
             "cudaStreamBeginCapture", self.stream, self.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         )
@@ -128,21 +133,22 @@ class Cuda:
         return ready
 
     def launch(self, graph: Any) -> None:
+        """Queue a captured graph."""
         self.call("cudaGraphLaunch", graph, self.stream)
 
     def destroy(self, graph: Any) -> None:
-        """Give back a graph that will not be launched again."""
+        """Free a graph that will not be launched again."""
         self.call("cudaGraphExecDestroy", graph)
 
     def free(self, address: Address) -> None:
-        """Give back what `alloc` or `pinned` returned."""
+        """Free memory from `alloc` or `pinned`."""
         self.owned.remove(address)
         self.call("cudaFreeHost" if address in self.hosts else "cudaFree", address)
         self.hosts.discard(address)
 
     @contextmanager
     def closed_on_error(self) -> Iterator[None]:
-        """Give everything back if the block fails: another back end may take the GPU, or the user try again."""
+        """Free all memory if the body fails, so that another back end or a second try can use the GPU."""
         try:
             yield
         except BaseException:
@@ -150,7 +156,7 @@ class Cuda:
             raise
 
     def close(self) -> None:
-        """Wait for queued work and give back all memory."""
+        """Wait for queued work, then free all memory and the stream."""
         self.sync()
         while self.owned:
             self.free(self.owned[-1])

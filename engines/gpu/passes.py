@@ -1,70 +1,42 @@
-"""Parts on the first rows of one sequence or of several at once: which memory each port of an engine is.
+"""Queue parts over the first rows of one sequence, or of several at once.
 
-The rows of one sequence lie together, so that engines read and write them in its
-caches. Those of several do not: hidden states and Q go through staging buffers
-[B, R, …] there, and what a part leaves in them is copied to each sequence's rows.
-Nothing here knows a back end, gamma, or whose rows they are.
+The rows of one sequence are contiguous, so its engines read and write them in the caches. Those of several
+sequences are not: hidden states and Q go through staging buffers [B, R, …], and what a part leaves there is copied
+to the rows of each sequence.
 """
 
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from engines.config import layer_name
-from engines.gpu.buffers import StagingBuffer
-from engines.gpu.cache import Caches
-from engines.gpu.cuda import Address, Cuda
-
-if TYPE_CHECKING:
-    from engines.gpu.model import GpuModel
-
-Bindings = dict[str, tuple[Address, tuple[int, ...]]]  # each port's place in device memory, and its shape
-
-REUSE, WHOLE, GENERAL = 0, 1, 2  # profiles of embed and layer
-ANY = 1  # the other parts have REUSE and this
-
-CONTROL: dict[str, Any] = {
-    "ids": np.int64, "positions": np.int64, "key_mask": np.bool_, "probe_keys": np.bool_, "tracked": np.bool_,
-    "window": np.bool_, "rows": np.int64, "write_index": np.int64,
-}  # fmt: skip
-
-
-def control_buffer(cuda: Cuda, batch: int, widths: dict[str, int]) -> StagingBuffer:
-    """What engines are told about `batch` sequences: arrays of that many times `widths` numbers."""
-    return StagingBuffer(cuda, **{name: ((batch * widths[name],), dtype) for name, dtype in CONTROL.items()})
-
-
-def result_buffer(cuda: Cuda, batch: int, layers: int, tracked: int, rows: int) -> StagingBuffer:
-    """What engines say about `batch` sequences; `rows` of each are predicted at most."""
-    return StagingBuffer(
-        cuda, sigma=((layers * batch,), np.float32), probe=((layers * batch * tracked,), np.int64),
-        token=((batch * rows,), np.int64), confidence=((batch * rows,), np.float32),
-    )  # fmt: skip
-
-
-class Engine(Protocol):
-    """A part that can be queued: `profile` is one of REUSE, WHOLE, GENERAL (or ANY)."""
-
-    def run(self, profile: int, ports: Bindings) -> None: ...
+from engines.gpu.cache import DeviceCaches
+from engines.gpu.cuda import Address
+from engines.gpu.executor import ANY, FULL, GENERAL, REUSE, Binding, Executor
+from engines.gpu.staging import ControlBuffer, ResultBuffer
 
 
 class PassQueue:
-    """Queues parts over the first rows of the `batch` sequences from the place `first` on."""
+    """Queues parts over the first rows of `batch` sequences, those at batch rows `first` … `first + batch - 1`.
+
+    It owns the captured graphs of these passes.
+    """
 
     def __init__(
-        self, model: "GpuModel", caches: Caches, control: StagingBuffer, result: StagingBuffer, first: int = 0
+        self, executor: Executor, caches: DeviceCaches, control: ControlBuffer, result: ResultBuffer, first: int = 0
     ):
-        self.model, self.cuda, self.caches = model, model.cuda, caches
-        self.config, self.capacity = model.config, model.capacity
+        self.executor, self.cuda, self.caches = executor, executor.cuda, caches
+        self.config, self.capacity = executor.config, executor.capacity
         self.control, self.result = control, result
         self.first, self.batch = first, 1
-        self.graphs: dict[Hashable, Any] = {}  # None after the first run, which warms the engines up
+        self.graphs: dict[Hashable, Any] = {}  # by key; None after the first run, which only warms the engines up
 
     def replay(self, key: Hashable, work: Callable[[], None]) -> None:
-        """Queue `work`, which queues the same under the same key: as a graph from the second time on, if it may be."""
+        """Queue `work`, which always queues the same under the same key.
+
+        Where the executor allows it, the second call captures it as a CUDA graph, which this and later calls launch.
+        """
         graph = self.graphs.get(key)
-        if graph is None and key in self.graphs and self.model.capturable:
+        if graph is None and key in self.graphs and self.executor.capturable:
             graph = self.graphs[key] = self.cuda.capture(work)
         if graph is not None:
             self.cuda.launch(graph)
@@ -73,86 +45,90 @@ class PassQueue:
             self.graphs[key] = None
 
     def release(self) -> None:
-        """Give the graphs back."""
+        """Free the captured graphs."""
         for graph in self.graphs.values():
             if graph is not None:
                 self.cuda.destroy(graph)
         self.graphs.clear()
 
-    def reuse(self, rows: int, kind: str, probed: int, embeds: bool = True) -> None:
-        """Queue a whole reuse pass: embed, every layer with its drift test and probe, and the head."""
+    def reuse(self, rows: int, kind: str, probe_rows: int, embeds: bool = True) -> None:
+        """Queue a reuse pass to its end: embed, every layer with its drift test `kind` and its probe, and the head."""
         if embeds:
             self.embed(rows)
         for index in range(self.config.layers):
             self.save_previous(index, rows)
             self.layer(index, rows)
             self.drift(index, rows, kind)
-            self.probe(index, probed)
+            self.probe(index, probe_rows)
         self.head(self.capacity.window)
 
     def embed(self, rows: int) -> None:
+        """Queue the embedding of `ids` to H[0]."""
         hidden = self._hidden(0), (self.batch, rows, self.config.d_model)
-        self._run("embed", self._profile(rows), ids=self._told("ids", rows), hidden=hidden)
-        self._store("h", 0, rows, hidden[0])
+        self._run("embed", self._profile(rows), ids=self._control("ids", rows), hidden=hidden)
+        self._unstage("h", 0, rows, hidden[0])
 
     def layer(self, index: int, rows: int) -> None:
-        hidden, q = (self.batch, rows, self.config.d_model), (self._q(index), self._heads(rows))
-        leaving = self._hidden(index + 1)
+        """Queue a layer over the first `rows` slots: H[index] to Q, K, V and H[index + 1]."""
+        shape = self.batch, rows, self.config.d_model
+        hidden, hidden_out, q = self._hidden(index), self._hidden(index + 1), self._q(index)
         k, v = self._keys("k", index), self._keys("v", index)
         self._run(
-            layer_name(index), self._profile(rows), hidden=(self._hidden(index), hidden),
-            positions=self._told("positions", rows), key_mask=self._told("key_mask", self.caches.slots),
-            write_index=(self.control.address["write_index"], (self.batch,)),
-            k_cache=k, v_cache=v, k_cache_out=k, v_cache_out=v, hidden_out=(leaving, hidden), q=q,
+            layer_name(index), self._profile(rows), hidden=(hidden, shape), hidden_out=(hidden_out, shape),
+            positions=self._control("positions", rows), key_mask=self._control("key_mask", self.caches.slots),
+            write_index=(self.control.address["write_index"], (self.batch,)), q=(q, self._heads(rows)),
+            k_cache=k, v_cache=v, k_cache_out=k, v_cache_out=v,
         )  # fmt: skip
-        self._store("h", index + 1, rows, leaving)
-        self._store("q", index, rows, q[0])
+        self._unstage("h", index + 1, rows, hidden_out)
+        self._unstage("q", index, rows, q)
 
     def save_previous(self, index: int, rows: int) -> None:
-        """Copy Q and K of the first rows aside: what the drift test compares with."""
-        caches, slots = self.caches, self.caches.slots
-        for name, target in (("q", caches.q_prev), ("k", caches.k_prev)):
-            width, planes = caches.width[name], self.batch * caches.planes[name]
-            source = caches.at(name, index, self.first)
-            self.cuda.copy_rows(target, rows * width, source, slots * width, rows * width, planes)
+        """Queue copies of Q and K of the first `rows` slots: the drift test needs them as they were before the pass."""
+        for name, target in (("q", self.caches.q_prev), ("k", self.caches.k_prev)):
+            row, planes = self.caches.width[name], self.batch * self.caches.planes[name]
+            source = self.caches.at(name, index, self.first)
+            self.cuda.copy_rows(target, rows * row, source, self.caches.slots * row, rows * row, planes)
 
     def drift(self, index: int, rows: int, kind: str) -> None:
-        slots, before = self.caches.slots, (self.batch, self.config.kv_heads, rows, self.config.head_size)
+        """Queue the drift test of a layer to `sigma` [L, B]."""
         self._run(
             f"drift_{kind}", REUSE if rows == self.capacity.rows else ANY,
             q_prev=(self.caches.q_prev, self._heads(rows)), q_now=(self._q(index), self._heads(rows)),
-            tracked_rows=self._told("tracked", rows), k_prev=(self.caches.k_prev, before),
-            k_cache=self._keys("k", index), key_mask=self._told("key_mask", slots),
-            sigma=self._said("sigma", 4 * index * self.batch),
+            tracked_rows=self._control("tracked", rows),
+            k_prev=(self.caches.k_prev, (self.batch, self.config.kv_heads, rows, self.config.head_size)),
+            k_cache=self._keys("k", index), key_mask=self._control("key_mask", self.caches.slots),
+            sigma=self._result("sigma", 4 * index * self.batch),
         )  # fmt: skip
 
     def probe(self, index: int, rows: int) -> None:
+        """Queue the probe of a layer, over its first `rows` slots, to `probe` [L, B, K]."""
         slots, count = self.caches.slots, self.capacity.track_num
         self._run(
             "probe", REUSE if rows == self.capacity.rows else ANY, q_window=(self._q(index), self._heads(rows)),
-            window_rows=self._told("window", rows), probe_keys=self._told("probe_keys", slots),
-            k_cache=self._keys("k", index), key_mask=self._told("key_mask", slots),
-            probe=self._said("probe", 8 * index * self.batch * count, count),
+            window_rows=self._control("window", rows), probe_keys=self._control("probe_keys", slots),
+            k_cache=self._keys("k", index), key_mask=self._control("key_mask", slots),
+            probe=self._result("probe", 8 * index * self.batch * count, count),
         )  # fmt: skip
 
     def head(self, rows: int) -> None:
+        """Queue the head for the `rows` slots that the control buffer names, to `token` and `confidence` [B, rows]."""
         c = self.config
         hidden = self.caches.at("h", c.layers, self.first), (self.batch, self.caches.slots, c.d_model)
         self._run(
-            "head", REUSE if rows == self.capacity.window else ANY, hidden=hidden, rows=self._told("rows", rows),
-            token=self._said("token", 0, rows), confidence=self._said("confidence", 0, rows),
+            "head", REUSE if rows == self.capacity.window else ANY, hidden=hidden, rows=self._control("rows", rows),
+            token=self._result("token", 0, rows), confidence=self._result("confidence", 0, rows),
             logits=(self.caches.logits, (self.batch, rows, c.vocab)),
         )  # fmt: skip
 
     def _hidden(self, index: int) -> Address:
-        """The rows that enter a layer; two staging buffers take turns, for no layer may write what it reads."""
+        """The input of a layer; two staging buffers alternate, because no layer may write what it reads."""
         return self.caches.at("h", index, self.first) if self.batch == 1 else self.caches.staging[index % 2]
 
     def _q(self, index: int) -> Address:
         return self.caches.at("q", index, self.first) if self.batch == 1 else self.caches.staging[2]
 
-    def _store(self, name: str, index: int, rows: int, staged: Address) -> None:
-        """Copy staged rows to those of each sequence; those of one are there already."""
+    def _unstage(self, name: str, index: int, rows: int, staged: Address) -> None:
+        """Copy staged rows to those of each sequence; the rows of a single sequence are in its cache already."""
         if self.batch > 1:
             width, pitch = rows * self.caches.width[name], self.caches.size(name)
             self.cuda.copy_rows(self.caches.at(name, index, self.first), pitch, staged, width, width, self.batch)
@@ -160,18 +136,19 @@ class PassQueue:
     def _heads(self, rows: int) -> tuple[int, ...]:
         return self.batch, rows, self.config.heads, self.config.head_size
 
-    def _keys(self, name: str, index: int) -> tuple[Address, tuple[int, ...]]:
+    def _keys(self, name: str, index: int) -> Binding:
         shape = self.batch, self.config.kv_heads, self.caches.slots, self.config.head_size
         return self.caches.at(name, index, self.first), shape
 
-    def _told(self, name: str, width: int) -> tuple[Address, tuple[int, ...]]:
+    def _control(self, name: str, width: int) -> Binding:
         return self.control.address[name], (self.batch, width)
 
-    def _said(self, name: str, offset: int, *width: int) -> tuple[Address, tuple[int, ...]]:
+    def _result(self, name: str, offset: int, *width: int) -> Binding:
         return self.result.address[name] + offset, (self.batch, *width)
 
     def _profile(self, rows: int) -> int:
-        return {self.capacity.rows: REUSE, self.caches.slots: WHOLE}.get(rows, GENERAL)
+        return {self.capacity.rows: REUSE, self.caches.slots: FULL}.get(rows, GENERAL)
 
-    def _run(self, part: str, profile: int, **ports: tuple[Address, tuple[int, ...]]) -> None:
-        self.model.engine(part, self.caches.slots).run(profile, ports | self.model.weights.get(part, {}))
+    def _run(self, part: str, profile: int, **bindings: Binding) -> None:
+        weights = self.executor.weights.get(part, {})
+        self.executor.engine(part, self.caches.slots).run(profile, bindings | weights)

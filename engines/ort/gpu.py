@@ -13,8 +13,8 @@ import onnxruntime as ort
 from engines.bundle import Bundle
 from engines.errors import INSTALL, DeviceError, OptionError
 from engines.gpu.cuda import Cuda
+from engines.gpu.executor import Bindings
 from engines.gpu.model import GpuModel
-from engines.gpu.passes import Bindings
 from engines.ort.sessions import translated
 from engines.signatures import GraphSignature
 from engines.signatures.gpu import gpu_signatures

@@ -56,7 +56,7 @@ class OnnxRuntimeRunner(SequenceRunner):
         self.k, self.v, self.q = (
             some.reshape(c.layers, 1, -1, length, c.head_size) for some in np.split(planes, [keys, 2 * keys])
         )
-        work.bind("recall", {"q_cache": BoundArray.of(self.q[:, 0]), "k_cache": BoundArray.of(self.k[:, 0])}, {})
+        work.bind("attention", {"q_cache": BoundArray.of(self.q[:, 0]), "k_cache": BoundArray.of(self.k[:, 0])}, {})
         work.bind("head", {"hidden": BoundArray.of(self.h[-1, None, :length])}, {})
         if self.one_graph:
             first = BoundArray.of(self.h[0, :length])
@@ -105,14 +105,16 @@ class OnnxRuntimeRunner(SequenceRunner):
         self, rows: int, watch: DriftInputs | None, first: int = 0, logits_rows: Slots | None = None
     ) -> Probes:
         if watch is not None:
-            wanted = np.arange(rows) if logits_rows is None else np.union1d(watch.window, logits_rows)
-            return self._probe(self._run(rows, first, self.config.layers, NO_SLOTS, watch.window, wanted)[1], watch)
+            output_rows = np.arange(rows) if logits_rows is None else np.union1d(watch.window, logits_rows)
+            return self._probe(
+                self._run(rows, first, self.config.layers, NO_SLOTS, watch.window, output_rows)[1], watch
+            )
         if first == 0 and rows < self.slots and self._one_graph_fits(rows):
             predicted = ONE_SLOT if logits_rows is None else logits_rows
             self._run_one_graph(rows, DriftInputs("", NO_SLOTS, NO_SLOTS, np.zeros(self.length, bool), predicted))
         else:
-            wanted = np.arange(rows) if logits_rows is None else logits_rows
-            self._run(rows, first, self.config.layers, NO_SLOTS, NO_SLOTS, wanted)
+            output_rows = np.arange(rows) if logits_rows is None else logits_rows
+            self._run(rows, first, self.config.layers, NO_SLOTS, NO_SLOTS, output_rows)
         return []
 
     def _probe(self, attention: BoundArray, watch: DriftInputs) -> Probes:
@@ -131,14 +133,17 @@ class OnnxRuntimeRunner(SequenceRunner):
         """See `SequenceRunner.reuse`. All layers run: what is wasted is part of a reuse pass, before a refresh that
         costs many times as much."""
         c, work, tracked = self.config, self.work, watch.tracked
-        before, sigma = work.take("before", c.layers, c.heads, len(tracked), self.length), work.take("sigma", c.layers)
-        work.run("recall", {"tracked": work.put("tracked", self.row_of[tracked])}, {"before": before})
+        previous, sigma = (
+            work.take("attention_prev", c.layers, c.heads, len(tracked), self.length),
+            work.take("sigma", c.layers),
+        )
+        work.run("attention", {"tracked": work.put("tracked", self.row_of[tracked])}, {"attention_prev": previous})
         if self._one_graph_fits(rows):
             attention, probes = self._run_one_graph(rows, watch)
         else:
             attention, of_window = self._run(rows, 0, c.layers, tracked, watch.window, np.arange(rows))
             probes = self._probe(of_window, watch)
-        work.run(f"drift_{watch.kind}", {"before": before, "attention": attention}, {"sigma": sigma})
+        work.run(f"drift_{watch.kind}", {"attention_prev": previous, "attention": attention}, {"sigma": sigma})
         return ReuseResult.of(sigma.array.tolist(), probes, gamma)
 
     def _one_graph_fits(self, rows: int) -> bool:
@@ -155,9 +160,9 @@ class OnnxRuntimeRunner(SequenceRunner):
         return {"positions": self.work.put("positions", at[None]), "indices": indices}
 
     def _run(
-        self, rows: int, first: int, end: int, tracked: Slots, window: Slots, wanted: Slots
+        self, rows: int, first: int, end: int, tracked: Slots, window: Slots, output_rows: Slots
     ) -> tuple[BoundArray, BoundArray]:
-        """Run layers `first` … `end` - 1 over the first `rows` slots, the last layer of the model for `wanted` only.
+        """Run layers `first` … `end` - 1 over the first `rows` slots, the model's last layer for `output_rows` only.
 
         Returns the attention [end - first, H, T or W, S] of the rows `tracked` and of the `window`.
         """
@@ -176,10 +181,10 @@ class OnnxRuntimeRunner(SequenceRunner):
             inputs["hidden"] = hidden
             hidden = work.take(f"hidden_{(index + 1 - first) % 2}", 1, rows, c.d_model)
             if index == last:
-                hidden = work.take("left", 1, len(wanted), c.d_model)
-                inputs["wanted"] = work.put("wanted", wanted)
+                hidden = work.take("output", 1, len(output_rows), c.d_model)
+                inputs["output_rows"] = work.put("output_rows", output_rows)
                 for name, some in (("tracked_rows", tracked), ("window_rows", window)):
-                    inputs[name] = work.put(f"wanted_{name}", np.searchsorted(wanted, some))
+                    inputs[name] = work.put(f"output_{name}", np.searchsorted(output_rows, some))
             seen = {"attention": rows_of[index - first], "window_attention": window_of[index - first]}
             work.bind(layer_name(index), inputs, seen | {"hidden_out": hidden})
         for index in range(first, end):

@@ -1,10 +1,7 @@
-"""What the parts of a model and their ports are: plain data shared by all rooms.
+"""Signatures of the parts for GPUs: attention is one masked operator, and rows lie by slot.
 
-Axes carry the same letters everywhere: B batch, A active rows, S slots,
-H heads, G key/value heads, D head size, d width, V columns of the logits,
-T tracked rows, W window rows, K tracked keys per layer; of images: N tiles,
-P patches of a tile, Dv the vision tower's width. Nothing here knows a file
-format, a tensor library or a back end.
+The active rows occupy the first slots, so a layer writes its keys and values in one contiguous piece and its
+caches are aliased: the same memory is input and output. Axis letters: see `engines.signatures`.
 """
 
 from engines.config import ModelConfig, layer_name
@@ -14,13 +11,17 @@ DRIFTS = ("row", "head")  # variants of the drift test, defined in `engines.eage
 
 
 def embed_signature(config: ModelConfig, dtype: str) -> GraphSignature:
+    """Token ids to hidden states."""
     return GraphSignature(
         "embed", (TensorSpec("ids", "int64", ("B", "A")),), (TensorSpec("hidden", dtype, ("B", "A", config.d_model)),)
     )
 
 
 def layer_signature(config: ModelConfig, dtype: str, index: int) -> GraphSignature:
-    """A transformer block on the first A slots: caches are written in place from `write_index`."""
+    """One layer on A rows; their keys and values are written to the caches from slot `write_index` on.
+
+    `positions` feed the rotary embedding only. Keys whose `key_mask` is false are ignored.
+    """
     cache = ("B", config.kv_heads, "S", config.head_size)
     return GraphSignature(
         layer_name(index),
@@ -43,7 +44,7 @@ def layer_signature(config: ModelConfig, dtype: str, index: int) -> GraphSignatu
 
 
 def head_signature(config: ModelConfig, dtype: str) -> GraphSignature:
-    """Final norm and logits of the chosen `rows`; arg-max without [MASK], its softmax probability."""
+    """Final norm and logits of the chosen `rows`; the most probable token, [MASK] excluded, and its probability."""
     return GraphSignature(
         "head",
         (TensorSpec("hidden", dtype, ("B", "A", config.d_model)), TensorSpec("rows", "int64", ("B", "W"))),
@@ -56,7 +57,11 @@ def head_signature(config: ModelConfig, dtype: str) -> GraphSignature:
 
 
 def drift_signature(config: ModelConfig, dtype: str, kind: str) -> GraphSignature:
-    """The drift test of one layer: `k_prev` holds the first A slots' keys before the pass."""
+    """The drift test of one layer: similarity `sigma` of the tracked rows' attention before and after a pass.
+
+    The tracked rows are among the first T slots, where `tracked_rows` is true. `q_prev` and `k_prev` hold the
+    queries and keys of the first slots before the pass; all other keys are unchanged in `k_cache`.
+    """
     rows = ("B", "T", config.heads, config.head_size)
     return GraphSignature(
         f"drift_{kind}",
@@ -73,7 +78,10 @@ def drift_signature(config: ModelConfig, dtype: str, kind: str) -> GraphSignatur
 
 
 def probe_signature(config: ModelConfig, dtype: str, track_num: int) -> GraphSignature:
-    """The most-attended keys of one layer, as slots, most attended first."""
+    """The slots of one layer's keys that receive most of the window's attention, in descending order.
+
+    The window lies among the first W slots, where `window_rows` is true; only keys whose `probe_keys` is true count.
+    """
     return GraphSignature(
         "probe",
         (
@@ -88,7 +96,10 @@ def probe_signature(config: ModelConfig, dtype: str, track_num: int) -> GraphSig
 
 
 def gpu_signatures(config: ModelConfig, dtype: str, track_num: int) -> tuple[GraphSignature, ...]:
-    """All parts of a bundle's language model as exported: the ones with weights, then the drift tests and the probe."""
+    """All graphs of a language model in the GPU dialect: embed, layers, head, then the drift tests and the probe.
+
+    `dtype` is the bundle's precision, `track_num` the number of keys K that the probe returns.
+    """
     layers = (layer_signature(config, dtype, i) for i in range(config.layers))
     drifts = (drift_signature(config, dtype, kind) for kind in DRIFTS)
     return (

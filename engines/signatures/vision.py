@@ -1,18 +1,19 @@
-"""Signatures of the vision parts, the same for every back end."""
+"""Signatures of the vision parts, the same for every back end. Axis letters: see `engines.signatures`."""
 
 from engines.config import ModelConfig
 from engines.signatures import GraphSignature, TensorSpec
 
 
 def vision_signatures(config: ModelConfig, dtype: str) -> tuple[GraphSignature, ...]:
-    """The parts that turn tiles into rows of the language model; none for a model without a vision tower."""
+    """The tower and the projector, which turn tiles into input embeddings; none for a model without a vision tower.
+
+    tower: pixels [N, C, size, size] -> features [N, P, E]; projector: features -> projected [N, P, d].
+    """
     vision = config.vision
     if vision is None:
         return ()
-    side = vision.image_size
+    size = vision.image_size
+    pixels = TensorSpec("pixels", dtype, ("N", vision.channels, size, size))
     features = TensorSpec("features", dtype, ("N", vision.patches, vision.width))
     projected = TensorSpec("projected", dtype, ("N", vision.patches, config.d_model))
-    return (
-        GraphSignature("tower", (TensorSpec("pixels", dtype, ("N", vision.channels, side, side)),), (features,)),
-        GraphSignature("projector", (features,), (projected,)),
-    )
+    return GraphSignature("tower", (pixels,), (features,)), GraphSignature("projector", (features,), (projected,))

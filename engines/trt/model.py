@@ -1,9 +1,7 @@
-"""TensorRT: one engine for all layers of a shape, weights and caches on the GPU.
+"""A bundle on TensorRT: the engines of each length, with the weights of all parts on the GPU.
 
-A model holds the plans of a bundle, one set for each length, and the weights of
-every part as device memory that plans read through their inputs, so that a
-weight is there once for all its profiles and lengths. How a sequence is walked
-is in `engines.gpu.model`. Nothing here knows windows, gamma or text.
+Layers of one shape share one engine, which takes their weights as inputs. So each weight is on the GPU once, for
+all profiles and lengths.
 """
 
 from typing import Any
@@ -11,154 +9,98 @@ from typing import Any
 import numpy as np
 
 from engines.bundle import Bundle, rebuild
-from engines.errors import BackendError, BundleError, DeviceError
-from engines.gpu.cuda import Address, Cuda
+from engines.errors import BundleError, DeviceError
+from engines.gpu.cuda import Cuda
+from engines.gpu.executor import Bindings
 from engines.gpu.model import GpuModel
-from engines.gpu.passes import Bindings
 from engines.signatures.gpu import gpu_signatures
+from engines.trt.engines import ScratchMemory, TrtEngine
 from engines.trt.package import CURRENT, TensorRTPackage, find
 from engines.weights import locate
 
 
-class ScratchMemory:
-    """Memory that engines compute in. One runs after the other on one stream, so all contexts share it."""
-
-    def __init__(self, cuda: Cuda):
-        self.cuda, self.address, self.size = cuda, 0, 0
-
-    def of(self, size: int) -> tuple[Address, int]:
-        """The address and size of at least `size` bytes. Smaller ones stay: captured graphs know their address."""
-        if size > self.size or not self.address:
-            self.address, self.size = self.cuda.alloc(size, "what engines compute in"), size
-        return self.address, self.size
-
-
-class TrtEngine:
-    """A deserialised engine, and a context for each profile and batch size it is run with.
-
-    A captured graph holds only as long as its context keeps its shapes, so no two sizes share one.
-    """
-
-    def __init__(self, name: str, engine: Any, inputs: list[str], room: ScratchMemory, user_managed: Any):
-        self.name, self.engine, self.inputs, self.room = name, engine, inputs, room
-        self.cuda, self.user_managed = room.cuda, user_managed
-        self.contexts: dict[tuple[int, int], Context] = {}
-
-    def context(self, profile: int, batch: int) -> "Context":
-        if (profile, batch) not in self.contexts:
-            context = self.engine.create_execution_context(self.user_managed)
-            if context is None or not context.set_optimization_profile_async(profile, self.cuda.stream):
-                raise BackendError(
-                    f"TensorRT cannot run {self.name} with profile {profile}: most likely the GPU's memory is full; "
-                    "close other programs, or build with a smaller --max-length"
-                )
-            self.cuda.sync()
-            context.set_device_memory(*self.room.of(self.engine.device_memory_size_v2))
-            self.contexts[profile, batch] = Context(self.name, context, set(self.inputs))
-        return self.contexts[profile, batch]
-
-    def run(self, profile: int, ports: Bindings) -> None:
-        (batch, *_) = ports[self.inputs[0]][1]
-        context = self.context(profile, batch)
-        context.bind(ports)
-        context.enqueue(self.cuda.stream)
-
-
-class Context:
-    """An execution context that is told only what changed."""
-
-    def __init__(self, name: str, context: Any, inputs: set[str]):
-        self.name, self.context, self.inputs = name, context, inputs
-        self.bound: Bindings = {}
-
-    def bind(self, ports: Bindings) -> None:
-        for port, (address, shape) in ports.items():
-            known, old = self.bound.get(port, (None, None))
-            ok = known == address or self.context.set_tensor_address(port, address)
-            if port in self.inputs and shape != old:
-                ok = ok and self.context.set_input_shape(port, shape)
-            if not ok:
-                raise BackendError(f"TensorRT refuses {port} {shape} of {self.name}; build the bundle again")
-            self.bound[port] = address, shape
-
-    def enqueue(self, stream: int) -> None:
-        if not self.context.execute_async_v3(stream):
-            raise BackendError(f"TensorRT failed on {self.name}; check it with `python -m export verify`")
-
-
 class TensorRTModel(GpuModel):
-    """Weights of all parts on the GPU, and the engines of each length that was asked for."""
+    """All weights on the GPU, and engines that are deserialised at their first use.
+
+    Raises BackendError if TensorRT or cuda-python is missing or memory does not suffice, BundleError if another
+    version built the engines, DeviceError if this GPU cannot run them.
+    """
 
     backend = "tensorrt"
     capturable = True
 
     def __init__(self, bundle: Bundle, flavour: str | None = None, device: int = 0):
+        """`flavour` names the TensorRT package (None: the one that built the engines), `device` the GPU's number."""
         super().__init__(bundle)
         self.entry = bundle.engines(self.backend)
         self.cuda = Cuda(device)
         with self.cuda.closed_on_error():
-            self.flavour = compatible(bundle, self.entry, flavour, self.cuda)
-            self.runtime = self.flavour.module.Runtime(self.flavour.module.Logger(self.flavour.module.Logger.ERROR))
-            self.weights = {part: self._upload(part) for part in self.config.parts}
-        signatures = gpu_signatures(self.config, bundle.manifest.precision, self.capacity.track_num)
-        self.inputs = {signature.name: [port.name for port in signature.inputs] for signature in signatures}
-        self.plans: dict[str, TrtEngine] = {}  # by file
-        self.room = ScratchMemory(self.cuda)
-        self.batches = {}
+            self.package = compatible_package(bundle, self.entry, flavour, self.cuda)
+            trt = self.package.module
+            self.runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+            self.weights = {part: self.upload_weights(part) for part in self.config.parts}
+        signatures = gpu_signatures(self.config, self.precision, self.capacity.track_num)
+        self.inputs = {signature.name: [spec.name for spec in signature.inputs] for signature in signatures}
+        self.engines: dict[str, TrtEngine] = {}  # by file
+        self.scratch = ScratchMemory(self.cuda)
 
-    def _upload(self, part: str) -> Bindings:
+    def upload_weights(self, part: str) -> Bindings:
+        """Copy the weights of a part to new device memory; raises BackendError if they do not fit."""
         path = self.bundle.weights(part)
         stored = np.memmap(path, np.uint8, "r")
-        entries = locate(path)
-        ports = {}
-        for name, entry in entries.items():
-            ports[name] = self.cuda.alloc(entry.length, f"{name} of {part}"), entry.shape
-            self.cuda.upload(ports[name][0], stored[entry.offset : entry.offset + entry.length])
+        bindings = {}
+        for name, entry in locate(path).items():
+            address = self.cuda.alloc(entry.length, f"{name} of {part}")
+            bindings[name] = address, entry.shape
+            self.cuda.upload(address, stored[entry.offset : entry.offset + entry.length])
         self.cuda.sync()
-        return ports
+        return bindings
 
     def engine(self, part: str, slots: int) -> TrtEngine:
-        """The engine of `part` for `slots` slots, deserialised when it is first asked for."""
         name = self.entry["parts"][part]["plans"][str(slots)]
-        if name not in self.plans:
-            self.plans[name] = self.load(part, name, self.inputs[part])
-        return self.plans[name]
+        if name not in self.engines:
+            self.engines[name] = self.load_engine(part, name, self.inputs[part])
+        return self.engines[name]
 
-    def load(self, part: str, name: str, inputs: list[str]) -> TrtEngine:
-        """The plan in the file `name`; `inputs` are the part's ports, the first with the batch as its first axis."""
+    def load_engine(self, part: str, name: str, inputs: list[str]) -> TrtEngine:
+        """Deserialise the engine of `part` from the bundle's file `name`; raises DeviceError if this GPU cannot.
+
+        `inputs` names the part's inputs, the first of which has the batch as its first axis.
+        """
         engine = self.runtime.deserialize_cuda_engine(self.bundle.file(name).read_bytes())
         if engine is None:
             raise DeviceError(
-                f"{self.flavour.name} {self.flavour.version} cannot load {name} on {self.cuda.name}, compute "
+                f"{self.package.name} {self.package.version} cannot load {name} on {self.cuda.name}, compute "
                 f"capability {capability(self.cuda)} (built for {', '.join(self.entry['capabilities'])}); "
                 + rebuild(self.bundle.root, f" --backend tensorrt --capability {capability(self.cuda)}")
             )
-        managed = self.flavour.module.ExecutionContextAllocationStrategy.USER_MANAGED
-        return TrtEngine(part, engine, inputs, self.room, managed)
+        user_managed = self.package.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        return TrtEngine(part, engine, inputs, self.scratch, user_managed)
 
     @property
     def device(self) -> str:
-        return f"{self.cuda.name}, {self.flavour.name} {self.flavour.version}"
+        return f"{self.cuda.name}, {self.package.name} {self.package.version}"
 
     def slots_for_length(self, length: int) -> int:
         return min(int(count) for count in self.entry["slots"] if count >= length + self.capacity.rows)
 
     def close(self) -> None:
-        self.plans.clear()
+        self.engines.clear()
         super().close()
 
 
 def capability(cuda: Cuda) -> str:
+    """The GPU's compute capability, such as "8.9"."""
     return f"{cuda.capability[0]}.{cuda.capability[1]}"
 
 
-def version(name: str) -> tuple[int, ...]:
-    return tuple(map(int, name.split(".")))
+def compatible_package(bundle: Bundle, entry: dict[str, Any], name: str | None, cuda: Cuda) -> TensorRTPackage:
+    """The installed TensorRT package that can run a bundle's engines on a GPU.
 
-
-def compatible(bundle: Bundle, entry: dict[str, Any], flavour: str | None, cuda: Cuda) -> TensorRTPackage:
-    """The flavour that can run a bundle's engines; raises BundleError or DeviceError where none can."""
-    found = find(flavour or entry["flavour"])
+    Raises BundleError if another package or version built the engines, DeviceError if they were built for newer
+    GPUs only, BackendError if no package is installed.
+    """
+    found = find(name or entry["flavour"])
     built = f"{entry['flavour']} {entry['version']}"
     if (found.name, found.version) != (entry["flavour"], entry["version"]):
         raise BundleError(
@@ -167,8 +109,8 @@ def compatible(bundle: Bundle, entry: dict[str, Any], flavour: str | None, cuda:
             f"`python -m export build --backend tensorrt --out {bundle.root}`, and the options it has"
         )
     targets = entry["capabilities"]
-    # Kernels for an older GPU may run on a newer one; whether they do TensorRT says when it loads the plan.
-    if not any(target == CURRENT or version(target) <= cuda.capability for target in targets):
+    # Kernels for an older GPU may run on a newer one; TensorRT decides that when it loads the engine.
+    if not any(target == CURRENT or tuple(map(int, target.split("."))) <= cuda.capability for target in targets):
         raise DeviceError(
             f"{bundle.root}: its engines are built for compute capability {', '.join(targets)} and {cuda.name} has "
             f"{capability(cuda)}; build with --backend tensorrt --capability {capability(cuda)}, or use --backend "

@@ -1,8 +1,7 @@
-"""TensorRT comes in two flavours with one API: `tensorrt`, and `tensorrt_rtx` for consumer GPUs.
+"""The two TensorRT packages, which have one API: `tensorrt`, and `tensorrt_rtx` for consumer GPUs.
 
-`tensorrt` compiles for the GPU it runs on; `tensorrt_rtx` compiles ahead of
-time, on a machine without a GPU, for the compute capabilities it is given, and
-finishes the kernels where the engine runs. Nothing here knows parts or profiles.
+`tensorrt` compiles for the GPU that it runs on. `tensorrt_rtx` compiles ahead of time for named compute
+capabilities, on a machine without a GPU, and finishes the kernels on the machine that runs the engine.
 """
 
 import importlib
@@ -11,13 +10,13 @@ from typing import Any
 
 from engines.errors import INSTALL, BackendError, OptionError
 
-CURRENT = "current"  # the compute capability of the GPU at hand
-FLAVOURS = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}  # module -> the extra that installs it, the preferred first
+CURRENT = "current"  # the compute capability of the GPU of this machine
+FLAVOURS = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}  # values of --flavour: package -> extra; preferred first
 
 
 @dataclass(frozen=True)
 class TensorRTPackage:
-    """An installed TensorRT: its module and version."""
+    """An installed TensorRT package: its name, module and version."""
 
     name: str
     module: Any
@@ -25,11 +24,14 @@ class TensorRTPackage:
 
     @property
     def ahead_of_time(self) -> bool:
-        """Whether engines are built for compute capabilities by name, without a GPU."""
+        """Whether it compiles for named compute capabilities, without a GPU."""
         return hasattr(self.module, "ComputeCapability")
 
     def capability(self, name: str) -> Any:
-        """The member for a compute capability such as "8.9", or "current"; raises OptionError if there is none."""
+        """The package's constant for a compute capability such as "8.9", or "current".
+
+        Raises OptionError if the package cannot compile for it.
+        """
         member = getattr(
             self.module.ComputeCapability, "CURRENT" if name == CURRENT else f"SM{name.replace('.', '')}", None
         )
@@ -39,18 +41,18 @@ class TensorRTPackage:
         return member
 
     def capabilities(self) -> list[str]:
-        """The compute capabilities this flavour compiles for by name."""
+        """The compute capabilities that it compiles for by name."""
         members = self.module.ComputeCapability.__members__
         return [f"{name[2:-1]}.{name[-1]}" for name in members if name.startswith("SM")]
 
 
 def find(name: str | None = None) -> TensorRTPackage:
-    """The flavour `name`, or the first installed.
+    """The TensorRT package `name`, or the first that is installed.
 
-    Raises OptionError for an unknown name, BackendError where it is not installed.
+    Raises OptionError for an unknown name, BackendError if it is not installed.
     """
     if name is not None and name not in FLAVOURS:
-        raise OptionError(f"unknown TensorRT flavour {name!r}; choose from {', '.join(FLAVOURS)}")
+        raise OptionError(f"unknown TensorRT package {name!r}; choose from {', '.join(FLAVOURS)}")
     reasons = []
     for candidate in [name] if name else FLAVOURS:
         try:

@@ -1,9 +1,9 @@
-"""Reading a checkpoint: strictly when it is opened, lazily part by part.
+"""Reading a checkpoint: strictly when it is opened, part by part after that.
 
 Opening parses config.json and the headers of the safetensors files, and checks
-every tensor's place, name, shape and type; the numbers are read when a part is
-asked for. Nothing in a checkpoint is executed or unpickled. Nothing here knows
-the keys of a config, the names of a family's weights, or what a part computes.
+the file, name, shape and type of every tensor. `Checkpoint.part` maps the
+tensors of one part and hashes them; the identity of a checkpoint is made of
+these hashes. Nothing in a checkpoint is executed or unpickled.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,14 @@ from safetensors import SafetensorError, safe_open
 from engines.config import ModelConfig
 from engines.errors import CheckpointError
 from export.checkpoint import Family
+from export.checkpoint.generation import decoding_defaults
 from export.checkpoint.registry import find_family
 from export.checkpoint.tokenizer import AGAIN, FILES, PAIRS, needs_writing, special_id
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = ("F32", "F16", "BF16")
-SCHEDULE = "alg", "alg_temp", "eps"  # of generation_config.json itself, where a published driver reads them
-DECODING = (  # what a checkpoint may set for the policy elastic
-    "threshold", "gamma", "drift", "track_num", "window", "max_masks", "window_span", "block_caching", "refresh_scope",
-)  # fmt: skip
-WINDOW: dict[str, Any] = {"window": 16}  # where a family names none
+CHUNK = 1 << 22  # elements hashed at a time
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
 
 
@@ -46,20 +42,26 @@ class Checkpoint:
     config: ModelConfig
     family: Family = field(repr=False)
     shards: dict[str, Path] = field(repr=False)  # tensor -> the file that holds it
+    digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)  # of the tensors read so far
 
-    @cached_property
+    @property
     def identity(self) -> str:
-        """SHA-256 (hex) over names, sizes and content of config.json and the weight files; reads them all."""
-        digest = hashlib.sha256()
-        for path in (self.directory / "config.json", *sorted(set(self.shards.values()))):
-            try:
-                digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-                with path.open("rb") as file:
-                    while chunk := file.read(1 << 20):
-                        digest.update(chunk)
-            except OSError as error:
-                raise CheckpointError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from error
-        return digest.hexdigest()
+        """SHA-256 (hex) over config.json and the content of every tensor that a part reads.
+
+        The files that hold the tensors do not count. Parts that `part` has not read
+        yet are read for it.
+        """
+        config = hashlib.sha256(_content(self.directory / "config.json")).hexdigest()
+        found = [config, *(self.digest(part) for part in (*self.config.parts, *self.config.vision_parts))]
+        return hashlib.sha256("\n".join(found).encode()).hexdigest()
+
+    def digest(self, part: str) -> str:
+        """SHA-256 (hex) over the names, types, shapes and content of a part's tensors; reads the part at first use."""
+        weights = self.family.weights(self.config, part)
+        if any(weight.tensor not in self.digests for weight in weights.values()):
+            self.part(part)
+        lines = [f"{local} {weight} {self.digests[weight.tensor]}" for local, weight in weights.items()]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def tokenizer_files(self) -> list[Path]:
         """The files of the tokenizer and the generation defaults that the checkpoint has."""
@@ -67,25 +69,8 @@ class Checkpoint:
         return [p for name in FILES if (p := self.directory / name).is_file() and name not in pairs]
 
     def decoding(self) -> dict[str, Any]:
-        """How the checkpoint wants to be decoded: generation_config.json over its family's defaults.
-
-        Read are `elastic`, and the keys of a schedule of time steps beside it.
-
-        Raises CheckpointError for a file that is no JSON object, or an option nobody knows.
-        """
-        path = self.directory / "generation_config.json"
-        if not path.is_file():
-            return WINDOW | dict(self.family.decoding)
-        try:
-            content = json.loads(path.read_text())
-            found = dict(content.get("elastic", {}))
-            unknown = sorted(set(found) - set(DECODING))
-            found |= {name: content[name] for name in SCHEDULE if content.get(name) is not None}
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{path} is no JSON object of generation defaults ({error}); {AGAIN}") from error
-        if unknown:
-            raise CheckpointError(f"{path}: elastic has unknown options {unknown}; they are {', '.join(DECODING)}")
-        return WINDOW | dict(self.family.decoding) | found
+        """The checkpoint's decoding defaults; see `export.checkpoint.generation`."""
+        return decoding_defaults(self.directory, self.family)
 
     def part(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors of one part by local name, in the stored type; matrices as [in, out] views.
@@ -102,8 +87,12 @@ class Checkpoint:
             here = [weight.tensor for weight in weights.values() if self.shards[weight.tensor] == path]
             with _opened(path, "pt") as file:
                 stored |= {tensor: file.get_tensor(tensor) for tensor in here}
-        for weight in weights.values():
-            _check_finite(stored[weight.tensor], weight.tensor, name)
+        for tensor, values in stored.items():
+            found = _digest(values, tensor, name)
+            if self.digests.setdefault(tensor, found) != found:
+                raise CheckpointError(
+                    f"{self.shards[tensor]} changed while it was read ({tensor}); run the build again"
+                )
         return {
             local: stored[weight.tensor].flatten(1).t() if weight.transposed else stored[weight.tensor]
             for local, weight in weights.items()
@@ -137,12 +126,19 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
     return Checkpoint(directory, config, family, shards)
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def _content(path: Path) -> bytes:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; give a complete Hugging Face checkpoint folder") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from error
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_content(path).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}); {AGAIN}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, expected an object; {AGAIN}")
@@ -237,7 +233,12 @@ def _check_tensors(
         )
 
 
-def _check_finite(tensor: torch.Tensor, name: str, part: str) -> None:
-    low, high = torch.aminmax(tensor)  # one pass and no temporary; a NaN anywhere makes both NaN
-    if not (torch.isfinite(low) and torch.isfinite(high)):
-        raise CheckpointError(f"{name} of part {part} holds NaN or Inf, expected finite numbers; {AGAIN}")
+def _digest(values: torch.Tensor, name: str, part: str) -> str:
+    """Type and SHA-256 (hex) of a tensor as stored; raises CheckpointError for NaN or Inf. Reads it once."""
+    digest = hashlib.sha256()
+    for chunk in torch.split(values.reshape(-1), CHUNK):
+        low, high = torch.aminmax(chunk)  # no temporary; a NaN anywhere makes both NaN
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise CheckpointError(f"{name} of part {part} holds NaN or Inf, expected finite numbers; {AGAIN}")
+        digest.update(chunk.view(torch.uint8).numpy().data)
+    return f"{values.dtype} {digest.hexdigest()}"

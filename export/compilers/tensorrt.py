@@ -1,104 +1,133 @@
-"""Compiling parts to TensorRT engines, ahead of time where the flavour can.
+"""Compiles exported parts to TensorRT engines ("plans"), ahead of time where the package can.
 
-Weights are inputs of the engines, not constants: all layers of one shape share
-one plan, and each layer's weights lie on the GPU once for all its profiles and
+Weights are inputs of an engine, not constants: all layers of one shape share one
+plan, and the weights of each layer lie on the GPU once for all profiles and
 lengths. Caches need static lengths, so there is a plan for each of a few
-lengths; a profile fixes the rows of a reuse pass and of a whole pass. Nothing
-here knows checkpoints or decoding.
+lengths; a profile fixes the rows of a reuse pass or of a full pass.
 """
 
 import hashlib
 import inspect
 import json
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import onnx
 
-from engines.bundle import STAMPS
 from engines.config import Capacity
-from engines.errors import BackendError, OptionError
-from engines.files import describe, write_atomically
+from engines.errors import OptionError
 from engines.signatures import GraphSignature
 from engines.signatures.gpu import gpu_signatures
 from engines.signatures.vision import vision_signatures
 from engines.trt.package import CURRENT, TensorRTPackage, find
-from export.part import stamped
-
-if TYPE_CHECKING:
-    from export.build import BuildJob
+from export import stamps
+from export.compilers import Compiler, tensorrt_engine
+from export.compilers.tensorrt_engine import Span, Spans, build_engine, polygraphy_for
+from export.job import BuildJob, Sizes
+from export.options import BuildOptions
 
 FOLDER = "engines/tensorrt"
-CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")  # built for ahead of time unless told otherwise
-USUAL_TILES = 7  # of a photo
+CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")  # compute capabilities that an ahead-of-time build is for by default
+TYPICAL_TILES = 7  # of a photo
 SHORTEST = 512  # positions of the shortest engines
 NATIVE = {"layer": ("ROTARY_EMBEDDING", "KV_CACHE_UPDATE", "ATTENTION_INPUT"), "tower": ("ATTENTION_INPUT",)}
-Span = tuple[int, int, int]  # least, usual and most of a dynamic axis
 
 
-def compile_plans(build: "BuildJob") -> dict[str, Any]:
-    """One plan for each distinct part and length; see `engines.trt.model` for how they are run.
+class TensorRTCompiler(Compiler):
+    """One plan for each distinct graph and length; `engines.trt.model` runs them."""
 
-    Raises OptionError for fp32 and for an unknown compute capability,
-    BackendError where TensorRT is missing, fails, or takes attention apart.
-    """
-    check_precision(build.precision)
-    flavour = find(build.flavour)
-    capabilities = targets(flavour, build.capabilities)
-    slots = lengths(build.capacity)
-    parts: dict[str, Any] = {}
-    made: dict[str, dict[str, Any]] = {}  # by what a plan is made from: layers of one shape are compiled once
-    config = build.config
-    signatures = (
-        *gpu_signatures(config, build.precision, build.capacity.track_num),
-        *vision_signatures(config, build.precision),
-    )
-    tiles = config.vision.tiles if config.vision else 1
-    for number, signature in enumerate(signatures, 1):
-        build.progress(f"{FOLDER}/{signature.name}", number, len(signatures))
-        source = build.parts[signature.name]
-        plans = {}
-        for count in slots:
-            model = prepare(build.root / source["graph"], count)
-            chosen = profiles(signature, build.capacity, count, tiles)
-            key = digest(model, chosen, flavour, capabilities)
-            if key not in made:
-                made[key] = compile_plan(build, f"{signature.name}_{count}", key, model, chosen, flavour, capabilities)
-            plans[str(count)] = made[key]["plan"]
-        layers = made[key]["layers"]
-        parts[signature.name] = {"plans": plans, "weights": source["weights"], "layers": layers}
-    return {
-        "precision": build.precision, "flavour": flavour.name, "version": flavour.version,
-        "capabilities": capabilities, "slots": slots, "parts": parts,
-        "profiles": {s.name: [{k: list(v) for k, v in p.items()} for p in profiles(s, build.capacity, slots[-1], tiles)]
-                     for s in signatures},
-    }  # fmt: skip
+    name = "tensorrt"
+
+    def check(self, options: BuildOptions) -> None:
+        """Raise OptionError for a precision or compute capability that cannot be built, BackendError for a missing
+        package."""
+        check_precision(options.precision)
+        package = find(options.flavour)
+        targets(package, options.capabilities)
+        polygraphy_for(package)
+
+    def engine_bytes(self, sizes: Sizes) -> int:
+        """Plans hold no weights, so they need next to no space."""
+        return 0
+
+    def compile(self, job: BuildJob) -> dict[str, Any]:
+        """Write the plans of all parts and lengths; returns the manifest's entry.
+
+        Raises BackendError where TensorRT cannot build a part.
+        """
+        options, config, capacity = job.options, job.config, job.capacity
+        package = find(options.flavour)
+        capabilities = targets(package, options.capabilities)
+        slots = lengths(capacity)
+        tiles = config.vision.tiles if config.vision else 1
+        signatures = (
+            *gpu_signatures(config, options.precision, capacity.track_num),
+            *vision_signatures(config, options.precision),
+        )
+        plans: dict[str, tuple[str, dict[str, int]]] = {}  # key -> (plan's file, layers by kind)
+        parts: dict[str, Any] = {}
+        for number, signature in enumerate(signatures, 1):
+            job.progress(f"{FOLDER}/{signature.name}", number, len(signatures))
+            source = job.parts[signature.name]
+            files = {}
+            for count in slots:
+                model = with_weights_as_inputs(job.root / source["graph"], count)
+                spans = profiles(signature, capacity, count, tiles)
+                key = plan_key(model, spans, package, capabilities)
+                if key not in plans:
+                    name = f"{signature.name}_{count}"
+                    plans[key] = write_plan(job, name, key, model, spans, package, capabilities)
+                files[str(count)], layers = plans[key]
+            parts[signature.name] = {"plans": files, "weights": source["weights"], "layers": layers}
+        return {
+            "precision": options.precision,
+            "flavour": package.name,
+            "version": package.version,
+            "capabilities": capabilities,
+            "slots": slots,
+            "parts": parts,
+            "profiles": {
+                signature.name: [
+                    {axis: list(span) for axis, span in spans.items()}
+                    for spans in profiles(signature, capacity, slots[-1], tiles)
+                ]
+                for signature in signatures
+            },
+        }
+
+
+COMPILER = TensorRTCompiler()
 
 
 def check_precision(precision: str) -> None:
-    """Raises OptionError for a precision without native attention."""
+    """Raise OptionError for a precision in which TensorRT has no fused attention."""
     if precision == "fp32":
         raise OptionError(
             "TensorRT has no fused attention in fp32: pass --fp16 or --bf16, or compile with --backend onnxruntime"
         )
 
 
-def targets(flavour: TensorRTPackage, capabilities: list[str] | None) -> list[str]:
-    """The compute capabilities to compile for; ["current"] where the flavour compiles for the GPU at hand."""
-    if not flavour.ahead_of_time:
+def targets(package: TensorRTPackage, capabilities: list[str] | None) -> list[str]:
+    """The compute capabilities to compile for; ["current"] where the package compiles for the GPU of this machine.
+
+    Raises OptionError for capabilities that the package cannot compile for.
+    """
+    if not package.ahead_of_time:
         if capabilities not in (None, [], [CURRENT]):
-            raise OptionError(f"{flavour.name} compiles for the GPU at hand; leave --capability out")
+            raise OptionError(f"{package.name} compiles for the GPU of this machine; leave --capability out")
         return [CURRENT]
     names = list(dict.fromkeys(capabilities or CAPABILITIES))
     for name in names:
-        flavour.capability(name)
+        package.capability(name)
+    if CURRENT in names and len(names) > 1:
+        raise OptionError(f"{package.name} compiles for {CURRENT} alone; leave --capability {CURRENT} out, or the rest")
     return names
 
 
 def lengths(capacity: Capacity) -> list[int]:
-    """Slots of the engines: positions 512, 1024, … up to the bundle's length, and a reuse pass's dummies."""
+    """Slots S of the engines: positions 512, 1024, … and the bundle's length, each plus the R rows of a reuse pass."""
     positions = [capacity.max_length]
     size = SHORTEST
     while size < capacity.max_length:
@@ -107,14 +136,15 @@ def lengths(capacity: Capacity) -> list[int]:
     return [count + capacity.rows for count in sorted(positions)]
 
 
-def profiles(signature: GraphSignature, capacity: Capacity, slots: int, tiles: int = 1) -> list[dict[str, Span]]:
-    """The spans of a part's dynamic axes in each profile: reuse, whole, general (those the part has).
+def profiles(signature: GraphSignature, capacity: Capacity, slots: int, tiles: int = 1) -> list[Spans]:
+    """The spans of a part's dynamic axes in each of its profiles: reuse, full, general.
 
-    Only a reuse pass is run for several sequences at once. Parts that see images have one profile, up to the
-    `tiles` of the largest tiling.
+    Only a reuse pass runs several sequences at once. Vision parts have one
+    profile, up to the `tiles` of the largest tiling.
     """
     rows, window = capacity.rows, capacity.window
-    several, one = {"B": (1, 1, capacity.max_batch)}, {"B": (1, 1, 1)}
+    several: Spans = {"B": (1, 1, capacity.max_batch)}
+    one: Spans = {"B": (1, 1, 1)}
 
     def fixed(value: int) -> Span:
         return value, value, value
@@ -122,7 +152,7 @@ def profiles(signature: GraphSignature, capacity: Capacity, slots: int, tiles: i
     kind = signature.name.partition("_")[0]
     any_rows = 1, rows, slots
     if kind in ("tower", "projector"):
-        return [{"N": (1, min(USUAL_TILES, tiles), tiles)}]
+        return [{"N": (1, min(TYPICAL_TILES, tiles), tiles)}]
     if kind in ("embed", "layer"):
         return [several | {"A": fixed(rows)}, one | {"A": fixed(slots)}, one | {"A": any_rows}]
     if kind == "head":
@@ -132,113 +162,53 @@ def profiles(signature: GraphSignature, capacity: Capacity, slots: int, tiles: i
     return [several | {"W": fixed(rows)}, one | {"W": any_rows}]
 
 
-def prepare(path: Any, slots: int) -> onnx.ModelProto:
-    """A part's graph with `slots` static and its weights as inputs."""
+def with_weights_as_inputs(path: Path, slots: int) -> onnx.ModelProto:
+    """The graph at `path` with `slots` slots and its external weights as inputs."""
     model = onnx.load(str(path), load_external_data=False)
+    fix_slots(model, slots)
     graph = model.graph
-    for value in (*graph.input, *graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param == "S":
-                dim.dim_value = slots
-    stored = [t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
-    for tensor in stored:
+    for tensor in [t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]:
         graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
         graph.initializer.remove(tensor)
-    graph.name = graph.name.partition("_")[0]  # layers of one shape are the same graph
+    graph.name = graph.name.partition("_")[0]  # the graphs of layers of one shape are equal
     return model
 
 
-def digest(
-    model: onnx.ModelProto, spans: list[dict[str, Span]], flavour: TensorRTPackage, capabilities: list[str]
-) -> str:
-    """Names what a plan is made from: graph, profiles, compiler and targets."""
-    code = inspect.getsource(sys.modules[__name__])
-    content = hashlib.sha256(model.SerializeToString(deterministic=True))
-    content.update(json.dumps([spans, flavour.name, flavour.version, capabilities, code]).encode())
-    return content.hexdigest()
+def fix_slots(model: onnx.ModelProto, slots: int) -> None:
+    """Make the axis S of the inputs and outputs static: caches need a static length."""
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == "S":
+                dim.dim_value = slots
 
 
-def compile_plan(
-    build: "BuildJob", name: str, key: str, model: onnx.ModelProto, spans: list[dict[str, Span]],
-    flavour: TensorRTPackage, capabilities: list[str],
-) -> dict[str, Any]:  # fmt: skip
-    """Write one plan unless its stamp says it is there; returns its file and its network's layers by kind."""
-    plan, notes = f"{FOLDER}/{name}.plan", f"{FOLDER}/{name}.json"
-    stamp = f"{STAMPS}/{plan.replace('/', '-')}.json"
-    (build.root / FOLDER).mkdir(parents=True, exist_ok=True)
-    files = stamped(build.root, stamp, key, [plan, notes])
-    if files is None:
-        content, layers = serialize(name, model, spans, flavour, capabilities)
-        write_atomically(build.root / plan, content)
-        write_atomically(build.root / notes, json.dumps(layers).encode())
-        files = {file: describe(build.root / file) for file in (plan, notes)}
-        write_atomically(build.root / stamp, json.dumps({"key": key, "files": files}).encode())
-    build.files |= files | {stamp: describe(build.root / stamp)}
-    return {"plan": plan, "layers": json.loads((build.root / notes).read_bytes())}
+def plan_key(model: onnx.ModelProto, spans: list[Spans], package: TensorRTPackage, capabilities: list[str]) -> str:
+    """Everything a plan is made from: graph, profiles, TensorRT, compute capabilities and this code."""
+    graph = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    return json.dumps([graph, spans, package.name, package.version, capabilities, code()])
 
 
-def serialize(
-    name: str, model: onnx.ModelProto, spans: list[dict[str, Span]], flavour: TensorRTPackage, capabilities: list[str]
-) -> tuple[bytes, dict[str, int]]:  # fmt: skip
-    """Parse, check that native layers stayed whole, and build; returns the plan and the layers by kind."""
-    trt = flavour.module
-    messages = Messages(trt)
-    builder = trt.Builder(messages.logger)
-    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # the only kind from version 11 on
-    network = builder.create_network(0 if typed is None else 1 << int(typed))
-    parser = trt.OnnxParser(network, messages.logger)
-    if not parser.parse(model.SerializeToString()):
-        reasons = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
-        raise BackendError(f"{flavour.name} {flavour.version} cannot read {name}: {reasons}; try another version")
-    kinds = dict(Counter(network.get_layer(i).type.name for i in range(network.num_layers)))
-    missing = [kind for kind in NATIVE.get(name.partition("_")[0], ()) if kind not in kinds]
-    if missing:
-        raise BackendError(
-            f"{flavour.name} {flavour.version} took {', '.join(missing)} of {name} apart; "
-            "its engine would be slow: update TensorRT, or use --backend onnxruntime"
+@cache
+def code() -> str:
+    """SHA-256 of the code that makes plans, so that no stamp outlives it."""
+    sources = map(inspect.getsource, (sys.modules[__name__], tensorrt_engine))
+    return hashlib.sha256("".join(sources).encode()).hexdigest()
+
+
+def write_plan(
+    job: BuildJob, name: str, key: str, model: onnx.ModelProto, spans: list[Spans], package: TensorRTPackage,
+    capabilities: list[str],
+) -> tuple[str, dict[str, int]]:  # fmt: skip
+    """Write a plan and its network's layers by kind, unless both are up to date; returns the plan's file and these."""
+    plan, kinds = f"{FOLDER}/{name}.plan", f"{FOLDER}/{name}.json"
+
+    def make() -> stamps.Files:
+        content, layers = build_engine(
+            package, name, model, spans, capabilities, NATIVE.get(name.partition("_")[0], ())
         )
-    config = builder.create_builder_config()
-    if flavour.ahead_of_time:
-        config.num_compute_capabilities = len(capabilities)
-        for number, capability in enumerate(capabilities):
-            config.set_compute_capability(flavour.capability(capability), number)
-    axes = {value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
-            for value in model.graph.input}  # fmt: skip
-    for span in spans:
-        profile = builder.create_optimization_profile()
-        for port, dims in shapes(axes, span):
-            profile.set_shape(port, *dims)
-        config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        reason = messages.last.partition(" (See")[0] or "no reason given"
-        raise BackendError(
-            f"{flavour.name} {flavour.version} cannot build {name} for {', '.join(capabilities)}: {reason}; "
-            "choose another --capability, or use --backend onnxruntime"
-        )
-    return bytes(plan), kinds
+        contents = {plan: content, kinds: json.dumps(layers).encode()}
+        return {file: stamps.write(job.root / file, written) for file, written in contents.items()}
 
-
-def shapes(axes: dict[str, list[Any]], spans: dict[str, Span]) -> Iterator[tuple[str, list[tuple[int, ...]]]]:
-    """(input, [least, usual and most shape]) of the inputs with a dynamic axis."""
-    for port, dims in axes.items():
-        if any(isinstance(dim, str) for dim in dims):
-            yield port, [tuple(spans[d][i] if isinstance(d, str) else d for d in dims) for i in range(3)]
-
-
-class Messages:
-    """Keeps the last error a TensorRT logger was told, and prints nothing."""
-
-    def __init__(self, trt: Any):
-        self.last = ""
-        keep: Callable[[str], None] = lambda text: setattr(self, "last", text)  # noqa: E731
-
-        class Logger(trt.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                super().__init__()
-
-            def log(self, severity: Any, text: str) -> None:
-                if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                    keep(text.strip())
-
-        self.logger = Logger()
+    (job.root / FOLDER).mkdir(parents=True, exist_ok=True)
+    job.files |= stamps.kept(job.root, [plan, kinds], key, make)
+    return plan, json.loads((job.root / kinds).read_bytes())

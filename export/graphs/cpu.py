@@ -1,52 +1,64 @@
-"""The parts as the CPU runs them: attention is written out, so that its rows can be read.
+"""Graphs of the parts for the CPU: attention is written out, so that its rows are outputs.
 
-There every slot is a key, so nothing is masked; MatMul and Softmax are as fast
-as the fused operator, and the rows of tracked tokens and of the window, which
-the layer has computed anyway, are what the drift test and the probe look at.
-Rows are written where they lie in the caches, in place. `reuse` is all layers in
-one graph: with few rows, the calls cost as much as what they compute.
+Each function builds the graph of its namesake in `engines.signatures.cpu`. Every
+slot is a key, so nothing is masked. MatMul and Softmax are as fast as the fused
+operator there, and the drift test and the probe use the attention rows that the
+layer computes anyway. Caches are written in place, at the rows' positions.
 """
 
 import numpy as np
-from onnx import helper
 
 from engines.config import ModelConfig, layer_name
 from export.graphs import gpu
-from export.graphs.builder import Graph
+from export.graphs.builder import Graph, Writer
 
 
-def layer(g: Graph, config: ModelConfig, last: bool) -> None:
-    weights, _ = block(g, config, "hidden", "hidden_out", "", "wanted" if last else "")
+def layer(g: Graph, config: ModelConfig) -> None:
+    """hidden [1, A, d] -> hidden_out, the attention rows of `tracked_rows` and `window_rows`, and the caches."""
+    output_rows = next((spec.name for spec in g.signature.inputs if spec.name == "output_rows"), "")
+    weights, _ = run_layer(g, config, "hidden", output="hidden_out", output_rows=output_rows)
     g.op("Gather", weights, "tracked_rows", name="attention", axis=2)
     g.op("Gather", weights, "window_rows", name="window_attention", axis=2)
 
 
 def reuse(g: Graph, config: ModelConfig) -> None:
-    """From ids to tokens; what the drift test needs of each layer, and the probe."""
+    """All parts in one graph, from ids [1, A] to tokens: with few rows, calls cost as much as what they compute.
+
+    Also the attention rows [L, H, T, S] of the tracked tokens, and the probe [L, K].
+    """
     tracked, mass = [], []
-    g.enter("embed")
-    hidden = gpu.embed(g)
-    keep(g, config, hidden, g.reshape("positions", -1, 1), "")
+    g.use_weights_of("embed")
+    hidden = gpu.embed(g, config)
+    write_hidden(g, config, hidden, g.reshape("positions", -1, 1), "")
     counted = g.op("Unsqueeze", "window_rows", g.constant([0]))  # [1, A]
     for index in range(config.layers):
-        g.enter(layer_name(index))
-        weights, hidden = block(g, config, hidden, f"leaving_{index:02d}", f"_{index:02d}", packed=not config.qk_norm)
+        g.use_weights_of(layer_name(index))
+        weights, hidden = run_layer(
+            g, config, hidden, output=f"hidden_{index:02d}", suffix=f"_{index:02d}", packed=not config.qk_norm
+        )
         tracked.append(g.op("Gather", weights, "tracked_rows", axis=2))
         mass.append(g.op("ReduceSum", g.op("MatMul", counted, weights), g.constant([1, 2]), keepdims=0))
-    g.enter("head")
+    g.use_weights_of("head")
     gpu.predict(g, config, g.op("Gather", hidden, "logits_rows", axis=1))
     g.op("Concat", *tracked, name="attention", axis=0)
-    most_attended(g, g.op("Concat", *mass, axis=0))
+    gpu.most_attended(g, g.op("Concat", *mass, axis=0), "track_num")
 
 
-def block(
-    g: Graph, config: ModelConfig, hidden: str, leaving: str, suffix: str, wanted: str = "", packed: bool = False
+def run_layer(
+    g: Graph,
+    config: ModelConfig,
+    hidden: str,
+    output: str,
+    suffix: str = "",
+    output_rows: str = "",
+    packed: bool = False,
 ) -> tuple[str, str]:
-    """One layer on the rows `hidden`; the softmax of attention [1, H, A, S] and what leaves the layer, `leaving`.
+    """One layer on the rows `hidden` [1, A, d]: the softmax of attention [1, H, A, S] and the output [1, A, d].
 
-    With `wanted`, both are those of these rows only.
+    With `output_rows`, both are of these rows only. `suffix` is that of the
+    caches' names, `packed` computes Q, K and V in one product.
     """
-    q, k, v = (projections if packed else gpu.projections)(g, config, hidden)
+    q, k, v = (packed_projections if packed else gpu.projections)(g, config, hidden)
     indices = "indices"
     g.op("ScatterND", f"q_cache{suffix}", indices, q, name=f"q_cache_out{suffix}")
     if config.heads != config.kv_heads:
@@ -56,24 +68,24 @@ def block(
         for name, rows in (("k", k), ("v", v))
     )
     slots = g.reshape("positions", -1, 1)
-    if wanted:
-        q, hidden = g.op("Gather", q, wanted, axis=2), g.op("Gather", hidden, wanted, axis=1)
-        slots = g.op("Gather", slots, wanted, axis=0)
+    if output_rows:
+        q, hidden = g.op("Gather", q, output_rows, axis=2), g.op("Gather", hidden, output_rows, axis=1)
+        slots = g.op("Gather", slots, output_rows, axis=0)
     weights = softmax(g, config, q, keys)
-    attended = g.op("MatMul", weights, values)
-    left = gpu.finish(g, config, hidden, regroup(g, attended, config.kv_heads, config.heads, config.head_size), leaving)
-    keep(g, config, left, slots, suffix)
-    return by_head(g, config, weights, keys), left
+    attended = regroup(g, g.op("MatMul", weights, values), config.kv_heads, config.heads, config.head_size)
+    result = gpu.layer_output(g, config, hidden, attended, output)
+    write_hidden(g, config, result, slots, suffix)
+    return by_head(g, config, weights, keys), result
 
 
-def keep(g: Graph, config: ModelConfig, hidden: str, slots: str, suffix: str) -> None:
-    """Write rows [1, A, d] to a cache of hidden states."""
+def write_hidden(g: Graph, config: ModelConfig, hidden: str, slots: str, suffix: str) -> None:
+    """Write hidden [1, A, d] to `slots` [A, 1] of a cache of hidden states [S, d]."""
     rows = g.reshape(hidden, -1, config.d_model)
     g.op("ScatterND", f"h_cache{suffix}", slots, rows, name=f"h_cache_out{suffix}")
 
 
-def projections(g: Graph, config: ModelConfig, hidden: str) -> tuple[str, str, str]:
-    """As `fused.projections`, in one product and one rotary: with few rows each operator is mostly overhead."""
+def packed_projections(g: Graph, config: ModelConfig, hidden: str) -> tuple[str, str, str]:
+    """As `gpu.projections`, in one product and one rotary: with few rows, an operator is mostly overhead."""
     names, heads = ("q_proj", "k_proj", "v_proj"), (config.heads, config.kv_heads, config.kv_heads)
     product = g.op(
         "MatMul", g.norm(hidden, "attn_norm", config.norm_eps),
@@ -82,46 +94,49 @@ def projections(g: Graph, config: ModelConfig, hidden: str) -> tuple[str, str, s
     if "q_proj.bias" in g.weights:
         product = g.op("Add", product, g.op("Concat", *(g.weight(f"{name}.bias") for name in names), axis=0))
     all_heads = g.swap(g.reshape(product, 0, 0, sum(heads), config.head_size))
-    turned, v = g.split(all_heads, heads[0] + heads[1], heads[2], axis=1)
-    q, k = g.split(gpu.rotate(g, config, turned), *heads[:2], axis=1)
+    unrotated, v = g.split(all_heads, heads[0] + heads[1], heads[2], axis=1)
+    q, k = g.split(gpu.rotate(g, config, unrotated), *heads[:2], axis=1)
     return q, k, v
 
 
 def softmax(g: Graph, config: ModelConfig, q: str, keys: str) -> str:
-    """Attention of q [B, H, N, D] over all keys, [B, G, H/G·N, S]: heads that share keys lie one after the other."""
+    """Attention of q [B, H, A, D] over all keys [B, G, S, D]: [B, G, H/G·A, S], heads of one group in succession."""
     scaled = g.op("Mul", q, g.constant(config.head_size**-0.5, np.float32))
     grouped = regroup(g, scaled, config.heads, config.kv_heads, config.head_size)
     return g.op("Softmax", g.op("MatMul", grouped, g.op("Transpose", keys, perm=[0, 1, 3, 2])), axis=-1)
 
 
 def regroup(g: Graph, x: str, before: int, after: int, size: int) -> str:
-    """[B, before, N, D] as [B, after, N · before / after, D]."""
+    """[B, before, A, D] as [B, after, A · before / after, D]."""
     return x if before == after else g.reshape(x, 0, after, -1, size)
 
 
 def by_head(g: Graph, config: ModelConfig, weights: str, keys: str) -> str:
-    """What `softmax` gave as [B, H, N, S]."""
+    """The result of `softmax` as [B, H, A, S]."""
     if config.heads == config.kv_heads:
         return weights
-    every = g.op("Shape", keys, start=2, end=3)
-    return g.op("Reshape", weights, g.op("Concat", g.constant([0, config.heads, -1]), every, axis=0))
+    slots = g.op("Shape", keys, start=2, end=3)
+    return g.op("Reshape", weights, g.op("Concat", g.constant([0, config.heads, -1]), slots, axis=0))
 
 
-def recall(g: Graph, config: ModelConfig) -> None:
+def attention(g: Graph, config: ModelConfig) -> None:
+    """attention_prev [L, H, T, S]: the attention of the `tracked` rows of the query cache."""
     q = g.op("Gather", "q_cache", "tracked", axis=2)
-    g.op("Identity", by_head(g, config, softmax(g, config, q, "k_cache"), "k_cache"), name="before")
+    g.op("Identity", by_head(g, config, softmax(g, config, q, "k_cache"), "k_cache"), name="attention_prev")
 
 
-def drift(g: Graph, kind: str) -> None:
-    alike = gpu.similarity(g, kind, "before", "attention")
-    g.op("ReduceMean", alike, g.constant([1, 2]), name="sigma", keepdims=0)
+def drift(g: Graph, config: ModelConfig) -> None:
+    """sigma [L] of the drift test that the signature names, from attention rows before and after a pass."""
+    similar = gpu.similarity(g, g.signature.name.partition("_")[2], "attention_prev", "attention")
+    g.op("ReduceMean", similar, g.constant([1, 2]), name="sigma", keepdims=0)
 
 
-def probe(g: Graph) -> None:
-    most_attended(g, g.op("ReduceSum", "window_attention", g.constant([1, 2]), keepdims=0))
+def probe(g: Graph, config: ModelConfig) -> None:
+    """probe [L, K]: the slots with the most of `window_attention` [L, H, W, S], among those in `probe_keys`."""
+    mass = g.op("ReduceSum", "window_attention", g.constant([1, 2]), keepdims=0)
+    gpu.most_attended(g, mass, "track_num")
 
 
-def most_attended(g: Graph, mass: str) -> None:
-    """`probe`: the keys with the most of `mass` [B, S]."""
-    eligible = g.op("Where", "probe_keys", mass, g.constant(-1.0, np.float32))
-    g.nodes.append(helper.make_node("TopK", [eligible, "track_num"], ["probe_mass", "probe"], name="topk", axis=-1))
+WRITERS: dict[str, Writer] = {
+    "layer": layer, "reuse": reuse, "attention": attention, "drift": drift, "probe": probe,
+}  # fmt: skip

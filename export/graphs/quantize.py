@@ -1,8 +1,8 @@
-"""Quantisation of a part's matrices with ONNX Runtime's own quantizer.
+"""Quantises the matrices of a part with ONNX Runtime's quantizer.
 
-Blocks of 32 weights share a scale and a zero point. Activations are stored in
-fp32, and taken in eight bits, block by block, where the processor multiplies
-these faster. Tables that are looked up, norms and biases keep their type.
+Each block of 32 weights has a scale and a zero point. Activations stay fp32;
+where the processor multiplies eight-bit numbers faster, the kernel quantises
+them block by block. Tables that are looked up, norms and biases keep their type.
 """
 
 import logging
@@ -11,20 +11,22 @@ from pathlib import Path
 import onnx
 
 BLOCK = 32
-INT8 = 4  # what the quantizer calls products of eight-bit activations
+INT8 = 4  # the quantizer's accuracy level for products of eight-bit activations
 
 
 def version() -> str:
-    """Of the quantizer."""
+    """The quantizer's version."""
     import onnxruntime
 
     return str(onnxruntime.__version__)
 
 
 def quantize(source: Path, target: Path, data: Path, bits: int) -> None:
-    """Write the graph `source` with its matrices in `bits` bits: the graph to `target`, what is large to `data`.
+    """Quantise the matrices of the graph at `source` to `bits` bits (8 or 4).
 
-    Raises ImportError where ONNX Runtime's quantizer is not installed.
+    Writes the graph to `target` and its tensors of more than 1 kB to `data`.
+    Raises ImportError where ONNX Runtime's quantizer is not installed, OSError
+    as the disk does.
     """
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
@@ -33,9 +35,9 @@ def quantize(source: Path, target: Path, data: Path, bits: int) -> None:
         onnx.load(str(source)), bits=bits, block_size=BLOCK, is_symmetric=False, accuracy_level=INT8
     )
     quantizer.process()
-    data.unlink(missing_ok=True)  # onnx appends to a file that is there
+    data.unlink(missing_ok=True)  # onnx would append to it
     onnx.save(
         quantizer.model.model, str(target), save_as_external_data=True, all_tensors_to_one_file=True,
         location=data.name, size_threshold=1024,
     )  # fmt: skip
-    data.chmod(target.stat().st_mode)  # else for its owner only
+    data.chmod(target.stat().st_mode)  # onnx lets only the owner read it

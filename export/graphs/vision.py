@@ -1,37 +1,39 @@
-"""The vision parts as exported, the same for every back end.
+"""Graphs of the vision parts, the same for every back end.
 
-Each function writes one part of `engines.signatures.gpu.vision_specs` and says the same
-as its namesake in `engines.eager.vision_layers`. Attention is one operator, which a CPU runs
-as fast as its pieces: nobody looks at a tower's rows. Nothing here knows a
-checkpoint's names or a back end.
+Each function builds the graph of its namesake in `engines.signatures.vision` and
+computes what its namesake in `engines.eager.vision_layers` does. Attention is
+one operator: no attention row of a tower is an output, and a CPU runs it as fast
+as its pieces.
 """
 
 from engines.config import ModelConfig, VisionConfig
-from export.graphs.builder import Graph
+from export.graphs.builder import Graph, Writer
 
 
-def tower(g: Graph, model: ModelConfig) -> None:
-    config = model.vision
-    assert config is not None, "a tower is listed for models that have one"
-    hidden = embed(g, config)
-    for index in range(config.layers):
-        hidden = layer(g, config, index, hidden)
+def tower(g: Graph, config: ModelConfig) -> None:
+    """pixels [N, C, size, size] -> features [N, P, E]."""
+    vision = config.vision
+    assert vision is not None, "a model without vision has no tower"
+    hidden = embed(g, vision)
+    for index in range(vision.layers):
+        hidden = layer(g, vision, index, hidden)
     g.op("Identity", hidden, name="features")
 
 
 def embed(g: Graph, config: VisionConfig) -> str:
-    """[N, P, Dv]: each patch as one row of numbers, times a matrix, and its position."""
+    """hidden [N, P, E] of `pixels`: each patch as one row of numbers, times a matrix, plus its position."""
     grid, size = config.grid, config.patch_size
-    used = "pixels"
+    pixels = "pixels"
     if grid * size != config.image_size:
-        used = g.op("Slice", used, g.constant([0, 0]), g.constant([grid * size] * 2), g.constant([2, 3]))
-    split = g.reshape(used, 0, config.channels, grid, size, grid, size)
+        pixels = g.op("Slice", pixels, g.constant([0, 0]), g.constant([grid * size] * 2), g.constant([2, 3]))
+    split = g.reshape(pixels, 0, config.channels, grid, size, grid, size)
     patches = g.op("Transpose", split, perm=[0, 2, 4, 1, 3, 5])
     rows = g.reshape(patches, 0, config.patches, config.channels * size * size)
     return g.op("Add", g.linear(rows, "patch"), g.weight("positions"))
 
 
 def layer(g: Graph, config: VisionConfig, index: int, hidden: str) -> str:
+    """One layer of the tower, hidden [N, P, E] -> [N, P, E]."""
     name = f"layer_{index:02d}"
     normed = norm(g, config, f"{name}.norm1", hidden)
     q, k, v = (
@@ -45,10 +47,15 @@ def layer(g: Graph, config: VisionConfig, index: int, hidden: str) -> str:
 
 
 def norm(g: Graph, config: VisionConfig, name: str, x: str) -> str:
+    """Layer norm over the last axis, computed in float32."""
     weight, bias = g.weight(f"{name}.weight"), g.weight(f"{name}.bias")
     return g.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=config.norm_eps, stash_type=1)
 
 
-def projector(g: Graph) -> None:
+def projector(g: Graph, config: ModelConfig) -> None:
+    """features [N, P, E] -> projected [N, P, d]."""
     wide = g.op("Gelu", g.linear("features", "fc1"))
     g.op("Identity", g.linear(wide, "fc2"), name="projected")
+
+
+WRITERS: dict[str, Writer] = {"tower": tower, "projector": projector}

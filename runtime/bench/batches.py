@@ -1,8 +1,7 @@
-"""Tokens per second of sequences decoded side by side, against how many they are.
+"""Tokens per second of sequences decoded side by side, for several batch sizes.
 
-The same prompts, of different lengths, are decoded in batches of every size, and
-the sizes take turns, so that a noisy machine troubles all alike. Nothing here
-knows a back end by name.
+The same prompts, of different lengths, are decoded in batches of every size; the sizes take turns, so that a change in
+the machine's load affects all of them alike.
 """
 
 import statistics
@@ -16,21 +15,22 @@ from engines.errors import OptionError
 from runtime.api import Runtime
 from runtime.bench.cases import prompts
 
-SHARES = 0.25, 0.5, 0.75, 1.0  # of the longest prompt: batches are ragged
+FRACTIONS = 0.25, 0.5, 0.75, 1.0  # of the longest prompt: batches are ragged
 
 
-def throughput(
+def bench_batches(
     model: Runtime, sizes: Sequence[int], count: int, prompt_length: int, gen_length: int, rounds: int = 3
 ) -> list[dict[str, Any]]:
-    """Figures of each batch size over `count` prompts: tokens per second, the ratio to the first size (the median of
-    `rounds` paired ones), and how many sequences have the tokens that they have alone.
+    """Measure each batch size over `count` prompts.
 
-    Raises OptionError for a size that the bundle was not built for.
+    The figures are tokens per second, the speed relative to the first size (median of `rounds` paired ratios), and the
+    number of sequences whose tokens equal those decoded alone. Raises OptionError for a size that the bundle was not
+    built for.
     """
     for size in sizes:
         check_size(size, model.bundle.capacity.max_batch)
     drawn = [
-        next(iter(prompts(model, 1, max(1, int(prompt_length * SHARES[number % len(SHARES)])), seed=number)))[0]
+        next(iter(prompts(model, 1, max(1, int(prompt_length * FRACTIONS[number % len(FRACTIONS)])), seed=number)))[0]
         for number in range(count)
     ]
     alone = [model.generate(prompt, gen_length=gen_length) for prompt in drawn]
@@ -59,5 +59,8 @@ def throughput(
 
 
 def check_size(size: int, limit: int) -> None:
+    """Raise OptionError unless 1 <= size <= limit."""
     if not 1 <= size <= limit:
-        raise OptionError(f"a batch of {size} is not in 1 … {limit}; build with a larger --max-batch")
+        raise OptionError(
+            f"a batch of {size} is not in 1 … {limit}, the bundle's sizes; build with a larger --max-batch"
+        )

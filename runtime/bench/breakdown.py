@@ -1,9 +1,8 @@
 """Where the time of a step goes: engines by kind, drift test and probe, dispatch, cache upkeep, sampling, Python.
 
-Engines are timed around each run; dispatch is what a run costs that does next to
-nothing (one id embedded), and is taken off the engines. Steps are told apart:
-the first computes everything, a refresh everything from a layer on, or masks that
-have come into sight.
+Engines are timed around each run. Dispatch is the cost of a run that computes next to nothing (one id is embedded); it
+is subtracted from the engines. Three kinds of step are counted apart: the first step computes everything; a refresh
+runs rows beyond the active set, because a layer triggered or masks were added; all others are reuse steps.
 """
 
 import time
@@ -29,7 +28,7 @@ SLICES = ("layers", "drift test and probe", "embed and head", "dispatch", "cache
 
 
 class TimedController(Controller):
-    """Notes the seconds of its own work."""
+    """A controller that measures the seconds of its own work."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
@@ -37,6 +36,7 @@ class TimedController(Controller):
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
+        """Add the body's seconds to the clock `name`."""
         began = time.perf_counter()
         yield
         self.clock[name] += time.perf_counter() - began
@@ -50,8 +50,10 @@ class TimedController(Controller):
             return super()._choose(*args)
 
 
-def profile(model: Runtime, prompts: Iterable[Any], gen_length: int, policy: str, options: dict[str, Any]) -> Any:
-    """Mean milliseconds of each slice of a step, {kind: {"steps": …, slice: …}}, over all prompts.
+def break_down(
+    model: Runtime, prompts: Iterable[Any], gen_length: int, policy: str, options: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Measure the mean milliseconds of each slice of a step over all prompts: {kind: {"steps": …, slice: …}}.
 
     Raises OptionError on a back end that does not run its engines one by one.
     """
@@ -74,7 +76,7 @@ def profile(model: Runtime, prompts: Iterable[Any], gen_length: int, policy: str
                     totals[kind][name] += seconds
                 totals[kind]["steps"] += 1
     if not model.model.runs:
-        raise OptionError(f"{model.backend} does not run its engines one by one; profile another back end")
+        raise OptionError(f"{model.backend} does not run its engines one by one; choose another back end")
     return {
         kind: {"steps": int(found["steps"])} | {s: 1e3 * found[s] / found["steps"] for s in SLICES}
         for kind, found in totals.items()
@@ -83,13 +85,14 @@ def profile(model: Runtime, prompts: Iterable[Any], gen_length: int, policy: str
 
 
 class Snapshot:
-    """What engines and controller have spent between two steps."""
+    """The seconds that engines and controller had spent at the end of the last step."""
 
     def __init__(self, model: Model, made: list[TimedController]):
         self.model, self.made = model, made
         self.seconds, self.runs, self.clock = dict(model.seconds), dict(model.runs), dict[str, float]()
 
     def since(self, event: StepEvent, once: float) -> dict[str, float]:
+        """The seconds of each slice since the last call; `once` is the dispatch of one engine run."""
         now, clock = self.model.seconds, self.made[0].clock
         spent = dict.fromkeys(SLICES, 0.0)
         for part, seconds in now.items():
@@ -104,25 +107,26 @@ class Snapshot:
 
 
 def slice_of(part: str) -> str:
+    """The slice to which an engine's time belongs."""
     if part in ("embed", "head"):
         return "embed and head"
     return "layers" if part.startswith("layer_") or part == "reuse" else "drift test and probe"
 
 
 def dispatch(model: Model, runs: int = 200) -> float:
-    """Seconds of an engine run that does next to nothing: the median over `runs` of embedding one id."""
+    """Seconds of an engine run that computes next to nothing: the median over `runs` of embedding one id."""
     with model.exclusive():
         runner, found = model.new_runner(1), []
         for _ in range(runs):
             before = model.seconds.get("embed", 0.0)
             runner.embed(np.zeros(1, np.int64))
-            runner.hidden(0, 1)  # a walk may put off what nobody asks for
+            runner.hidden(0, 1)  # a runner may defer the pass until its result is read
             found.append(model.seconds.get("embed", 0.0) - before)
     return float(np.median(found))
 
 
 def rows(found: dict[str, dict[str, float]]) -> list[list[str]]:
-    """The profile as a table: a line for each slice, milliseconds and share for each kind of step."""
+    """The breakdown as a table: a line for each slice, milliseconds and percentage for each kind of step."""
     table = []
     for name in SLICES:
         cells = []
@@ -134,17 +138,17 @@ def rows(found: dict[str, dict[str, float]]) -> list[list[str]]:
 
 
 def plot(found: dict[str, dict[str, float]], file: Path) -> None:
-    """Stacked bars, one for each kind of step, each as a share of its time, as PNG."""
+    """Draw one stacked bar per kind of step: the fraction of each slice in its time."""
     chart = figure(8, 0.7 * len(found) + 1.6)
     axes = chart.subplots()
     left = np.zeros(len(found))
     totals = np.array([sum(slices[s] for s in SLICES) for slices in found.values()])
     labels = [f"{kind}\n{total:.2f} ms" for kind, total in zip(found, totals, strict=True)]
     for name in SLICES:
-        share = np.array([slices[name] for slices in found.values()]) / totals
-        axes.barh(labels, share, left=left, label=name)
-        left += share
-    axes.set_xlabel("share of a step")
+        fraction = np.array([slices[name] for slices in found.values()]) / totals
+        axes.barh(labels, fraction, left=left, label=name)
+        left += fraction
+    axes.set_xlabel("fraction of a step")
     axes.invert_yaxis()
     axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.25 - 0.1 / len(found)), frameon=False)
     save(chart, file)

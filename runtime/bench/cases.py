@@ -1,10 +1,8 @@
 """Timings of policies and back ends on the same problems, interleaved in one process.
 
-Every problem is decoded by every case before the next begins, so that a noisy
-machine troubles all alike; ratios are taken problem by problem. A case warms up
-before each problem, so that it does not pay for the one before it, whose data
-fill the processor's caches and whose threads still spin. Exact match stands
-beside each figure. Nothing here knows a back end by name.
+Every problem is decoded by every case before the next problem, so that a change in the machine's load affects all
+cases alike; ratios are taken problem by problem. A case warms up before each problem, because the case before it has
+filled the processor's caches and its threads still spin. Exact match stands beside each figure.
 """
 
 import json
@@ -21,18 +19,19 @@ from typing import Any
 import numpy as np
 
 from engines.errors import OptionError
+from engines.files import writing
 from engines.registry import versions
 from runtime.api import Runtime
-from runtime.bench import breakdown as profile
+from runtime.bench import breakdown
 from runtime.bench.plots import figure, save
 from runtime.evaluation import tasks
-from runtime.evaluation.exact_match import STEPS, few_shot_prompt
+from runtime.evaluation.exact_match import few_shot_prompt
 
 SEED = 20261122
 BLOCK = 32
-# Case -> (policy, options): the paper's greedy baseline first, then the no-cache control. `elastic` has the bundle's
-# defaults, `elastic-fast` the baselines' threshold and no reach; `elastic-paper` has the paper's settings: a
-# window of 16, gamma 0.9, and the whole answer there from the start.
+# Case -> (policy, options): first the paper's greedy baseline, then the control without a cache. `elastic` has the
+# bundle's defaults; `elastic-fast` has the baselines' threshold and an unlimited window span; `elastic-paper` has the
+# paper's settings: window 16, gamma 0.9, and all masks of the answer from the first step. None lifts a limit.
 POLICY_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "full-greedy": ("full", {"block_length": BLOCK}),
     "full": ("full", {"block_length": BLOCK, "threshold": 0.9}),
@@ -41,16 +40,16 @@ POLICY_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "interval": ("interval", {"block_length": BLOCK, "threshold": 0.9}),
     "elastic-paper": (
         "elastic",
-        {"threshold": 0.9, "gamma": 0.9, "window": 16, "max_masks": 10**9, "window_span": 10**9},
+        {"threshold": 0.9, "gamma": 0.9, "window": 16, "max_masks": None, "window_span": None},
     ),
-    "elastic-fast": ("elastic", {"threshold": 0.9, "window_span": 10**9}),
+    "elastic-fast": ("elastic", {"threshold": 0.9, "window_span": None}),
     "elastic": ("elastic", {}),
 }
 
 
 @dataclass
 class Case:
-    """One policy on one loaded bundle, and what its runs gave: a number for each problem."""
+    """One policy on one loaded bundle, and the results of its runs, one entry per problem."""
 
     name: str
     model: Runtime
@@ -63,10 +62,11 @@ class Case:
     correct: list[bool] = field(default_factory=list)
 
     def warm_up(self) -> None:
-        """One short answer that does not count."""
+        """Decode one short answer without recording it."""
         self.model.generate(np.array([1]), self.policy, gen_length=BLOCK, **self.options)
 
     def run(self, prompt: Any, problem: tasks.Problem, gen_length: int) -> None:
+        """Decode one prompt and record its figures."""
         self.warm_up()
         out = self.model.generate(prompt, self.policy, gen_length=gen_length, **self.options)
         self.seconds.append(out.seconds)
@@ -76,7 +76,7 @@ class Case:
         self.correct.append(tasks.grade(out.text, problem))
 
     def figures(self, baseline: "Case") -> dict[str, Any]:
-        """Seconds a problem, throughput, exact match, and the median of the paired ratios to `baseline`."""
+        """Seconds per problem, throughput, exact match, and the median of the paired ratios to `baseline`."""
         ratios = [theirs / ours for ours, theirs in zip(self.seconds, baseline.seconds, strict=True)]
         return {
             "case": self.name, "options": self.options, "problems": len(self.seconds),
@@ -87,7 +87,7 @@ class Case:
             "tokens_per_second": sum(self.tokens) / sum(self.seconds),
             "tokens": statistics.fmean(self.tokens), "steps": statistics.fmean(self.steps),
             "forwards_per_layer": statistics.fmean(self.steps),  # a step runs each layer once, on few rows or on all
-            "layer_rows_computed": statistics.fmean(self.computed_fraction),
+            "computed_fraction": statistics.fmean(self.computed_fraction),
             "exact_match": statistics.fmean(self.correct),
             "seconds_each": [round(seconds, 5) for seconds in self.seconds], "correct_each": self.correct,
             "times_faster": statistics.median(ratios),
@@ -96,7 +96,7 @@ class Case:
 
 
 def cases(models: Sequence[Runtime], names: Iterable[str]) -> list[Case]:
-    """Every policy case on every model; raises OptionError for an unknown name."""
+    """Combine every named policy case with every model; raises OptionError for an unknown name."""
     found = []
     for name in names:
         if name not in POLICY_CASES:
@@ -107,19 +107,17 @@ def cases(models: Sequence[Runtime], names: Iterable[str]) -> list[Case]:
 
 
 def prompts(model: Runtime, count: int, length: int, seed: int = 0) -> Iterator[tuple[Any, tasks.Problem]]:
-    """`count` held-out problems, the families in turn, behind as many solved ones as `length` tokens hold."""
+    """Draw `count` held-out problems, with the ids [P] of each behind solved ones, of at most `length` tokens."""
     rng = random.Random(SEED + seed)
-    for number in range(count):
-        family = tasks.FAMILIES[number % len(tasks.FAMILIES)]
-        problem = tasks.generate(family, rng, "test", rng.randint(*STEPS[family]))
+    for problem in tasks.in_turn(rng, "test", count):
         yield few_shot_prompt(model, problem, length, rng), problem
 
 
 def bench(measured: list[Case], count: int, prompt_length: int, gen_length: int) -> Iterator[int]:
-    """Decode problem by problem; yields the number of problems done."""
+    """Decode problem by problem; yields the number of finished problems."""
     if count < 1:
         raise OptionError(f"limit must be at least 1, got {count}")
-    for case in measured:  # so that the first problem does not pay for what is made once
+    for case in measured:  # else the first problem includes the cost of what is allocated once
         case.warm_up()
     for number, (prompt, problem) in enumerate(prompts(measured[0].model, count, prompt_length), 1):
         for case in measured:
@@ -128,7 +126,7 @@ def bench(measured: list[Case], count: int, prompt_length: int, gen_length: int)
 
 
 def report(measured: list[Case], baseline: str, prompt_length: int, gen_length: int) -> dict[str, Any]:
-    """All figures of a finished bench; ratios refer to the case `baseline`, or to the first where it did not run."""
+    """All figures of a finished bench; ratios refer to the case `baseline`, or to the first case if it did not run."""
     reference = next((case for case in measured if case.name == baseline), measured[0])
     models = list({id(case.model): case.model for case in measured}.values())
     return machine(models) | {
@@ -138,7 +136,7 @@ def report(measured: list[Case], baseline: str, prompt_length: int, gen_length: 
 
 
 def machine(models: Sequence[Runtime]) -> dict[str, Any]:
-    """What the figures hold for: devices, versions, the command and the peak of memory."""
+    """What the figures hold for: command, devices, bundle, platform, versions, and peak resident memory in GiB."""
     return {
         "command": "python -m runtime " + " ".join(sys.argv[1:]),
         "devices": {model.backend: model.model.device for model in models},
@@ -149,14 +147,14 @@ def machine(models: Sequence[Runtime]) -> dict[str, Any]:
 
 
 def plot(figures: dict[str, Any], file: Path) -> None:
-    """Bars of tokens per second with exact match written beside them, as PNG; beside it the profile, if taken."""
-    if "profile" in figures:
-        profile.plot(figures["profile"], file.with_stem(f"{file.stem}_profile"))
+    """Draw bars of tokens per second with exact match; the breakdown, if measured, goes to a second file."""
+    if "breakdown" in figures:
+        breakdown.plot(figures["breakdown"], file.with_stem(f"{file.stem}_breakdown"))
     rows = figures["cases"][::-1]
     chart = figure(8, 0.45 * len(rows) + 1.2)
     axes = chart.subplots()
     bars = axes.barh([row["case"] for row in rows], [row["tokens_per_second"] for row in rows], color="tab:blue")
-    labels = [f"{row['times_faster']:.1f}x, {row['exact_match']:.0%} right" for row in rows]
+    labels = [f"{row['times_faster']:.1f}x, {row['exact_match']:.0%} correct" for row in rows]
     axes.bar_label(bars, labels, padding=4)
     axes.set_xlabel(f"tokens per second, ratios to {figures['baseline']}")
     axes.margins(x=0.25)
@@ -164,7 +162,7 @@ def plot(figures: dict[str, Any], file: Path) -> None:
 
 
 def check_file(file: Path | None) -> None:
-    """Raises OptionError for a file that is there already and holds no figures: it would be written over."""
+    """Raise OptionError for an existing file that does not hold figures: it would be overwritten."""
     if file is None or not file.exists():
         return
     try:
@@ -176,8 +174,7 @@ def check_file(file: Path | None) -> None:
 
 
 def write(figures: dict[str, Any], file: Path) -> None:
-    try:
+    """Write figures as indented JSON; raises OptionError if the file cannot be written."""
+    with writing(file, "choose another --json"):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(figures, indent=1) + "\n")
-    except OSError as error:
-        raise OptionError(f"cannot write {file} ({error.strerror}); choose another file") from error

@@ -1,29 +1,85 @@
-"""Charts for those who have matplotlib: a figure to draw on, and its file."""
+"""Plots: a figure and its file, and the picture of a run.
+
+matplotlib (the extra `plot`) is imported when the first figure is made. The picture of a run is drawn from its step
+events, which `generate --trace` writes too.
+"""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engines.errors import INSTALL, OptionError
+from engines.files import writing
+from runtime.decoding.controller import StepEvent
+
+REMEDY = "choose another --plot, ending in .png"
 
 
 def figure(width: float, height: float) -> Any:
-    """An empty figure of inches; raises OptionError where matplotlib is not installed."""
+    """An empty figure of this size in inches; raises OptionError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise OptionError(
-            f"drawing needs matplotlib; {INSTALL.format(extra='dev')} brings it, or draw nothing"
+            f"plots need matplotlib, which is not installed; {INSTALL.format(extra='plot')}, or leave --plot out"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(chart: Any, file: Path) -> None:
-    """Write a figure in the format that the file's name asks for; raises OptionError with the remedy."""
-    if file.is_dir() or not file.suffix:
-        raise OptionError(f"cannot draw to {file}; choose another --plot, ending in .png")
+    """Write a figure in the format of the file's ending; raises OptionError if it cannot be written."""
+    if not file.suffix:
+        raise OptionError(f"cannot write {file} (its name has no ending); {REMEDY}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        chart.savefig(file, dpi=130)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OptionError(f"cannot draw to {file} ({reason}); choose another --plot, ending in .png") from error
+        with writing(file, REMEDY):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            chart.savefig(file, dpi=130)
+    except ValueError as error:  # matplotlib has no such format
+        if isinstance(error, OptionError):
+            raise
+        raise OptionError(f"cannot write {file} ({error}); {REMEDY}") from error
+
+
+def computed(trace: list[StepEvent], layers: int) -> NDArray[np.int64]:
+    """[L, steps]: 2 if a layer ran over the whole sequence, 1 if it ran over the active rows."""
+    found = np.ones((layers, len(trace)), np.int64)
+    for event in trace:
+        if not event.sigma:
+            found[:, event.step] = 2
+        elif event.trigger is not None:
+            found[event.trigger + 1 :, event.step] = 2
+    return found
+
+
+def similarity(trace: list[StepEvent], layers: int) -> NDArray[np.float64]:
+    """[L, steps] float64: sigma, NaN if the layer was not tested."""
+    found = np.full((layers, len(trace)), np.nan)
+    for event in trace:
+        found[: len(event.sigma), event.step] = event.sigma
+    return found
+
+
+def plot_trace(trace: list[StepEvent], layers: int, gamma: float, file: Path) -> None:
+    """Draw four panels over the steps: layers computed, sigma, positions, and commits."""
+    chart = figure(11, 7)
+    (upper, right), (lower, last) = chart.subplots(2, 2)
+    steps = np.arange(len(trace))
+    upper.imshow(computed(trace, layers), aspect="auto", cmap="Blues", vmin=0, vmax=2, interpolation="nearest")
+    upper.set(title="layers run over the active rows (light) and over all (dark)", xlabel="step", ylabel="layer")
+    for layer, sigma in enumerate(similarity(trace, layers)):
+        right.plot(steps, sigma, marker=".", label=f"layer {layer}", color=f"C{layer % 10}")
+    right.axhline(gamma, color="black", linestyle="--", linewidth=1, label=f"gamma {gamma:g}")
+    right.set(title="drift similarity", xlabel="step", ylabel="sigma")
+    right.legend(fontsize=7, ncols=2)
+    for event in trace:
+        lower.vlines(event.step, event.window[0], event.window[-1], color="C0", alpha=0.3, linewidth=4)
+        lower.plot([event.step] * len(event.tracked), event.tracked, "C1x", markersize=4)
+        lower.plot([event.step] * len(event.committed), event.committed, "C2.", markersize=4)
+    marks = (("C0-", "window"), ("C2.", "committed"), ("C1x", "tracked afterwards"))
+    lower.legend([lower.plot([], [], style)[0] for style, _ in marks], [name for _, name in marks], fontsize=7)
+    lower.set(title="positions", xlabel="step", ylabel="position")
+    last.bar(steps, [len(event.committed) for event in trace])
+    last.set(title="commits", xlabel="step", ylabel="tokens")
+    save(chart, file)

@@ -1,4 +1,4 @@
-"""What `python -m runtime bench` does with its parsed options: cases, profile, batches, images."""
+"""The command `bench`: cases, breakdown of a step, batches and images."""
 
 import argparse
 import json
@@ -13,23 +13,24 @@ from engines.cli import screen
 from engines.errors import BundleError, DeviceError, OptionError
 from engines.registry import accepted, available
 from runtime.api import Runtime, load
-from runtime.bench import breakdown as profile
-from runtime.bench.batches import check_size, throughput
+from runtime.bench import breakdown
+from runtime.bench.batches import bench_batches, check_size
 from runtime.bench.cases import Case, bench, cases, check_file, machine, plot, prompts, report, write
-from runtime.bench.images import look
+from runtime.bench.images import bench_images
 
 console = screen()
-BASELINE = "eager full-greedy"  # where that case is not run, the first is taken
+BASELINE = "eager full-greedy"  # if it does not run, ratios refer to the first case
 
 
 def bench_command(args: argparse.Namespace) -> None:
+    """Check all options, load the models, measure, then write, print and draw the figures."""
     names = args.backends.split(",") if args.backends else available()
     sizes = sizes_of(args.batches) if args.batches else []
     check_file(args.json)
     if args.image and (sizes or args.profile or args.plot):
-        raise OptionError("--image asks about images alone; leave --batches, --profile and --plot out")
+        raise OptionError("--image measures answers about images only; leave --batches, --profile and --plot out")
     if args.plot and args.plot.suffix != ".png":
-        raise OptionError(f"cannot draw to {args.plot}; choose another --plot, ending in .png")
+        raise OptionError(f"cannot write {args.plot} (a plot is a PNG file); choose another --plot, ending in .png")
     with ExitStack() as stack:
         models = []
         for name in names:
@@ -38,7 +39,7 @@ def bench_command(args: argparse.Namespace) -> None:
             except (DeviceError, BundleError) as error:
                 if args.backends:
                     raise
-                print(f"note: {name} is left out: {error}", file=sys.stderr)
+                print(f"note: {name} is skipped: {error}", file=sys.stderr)
         measured = cases(models, args.policies.split(","))
         if args.baseline != BASELINE and args.baseline not in {case.name for case in measured}:
             listed = ", ".join(case.name for case in measured)
@@ -46,37 +47,37 @@ def bench_command(args: argparse.Namespace) -> None:
         for size in sizes:
             check_size(size, models[0].bundle.capacity.max_batch)
         if args.image:
-            return look_command(measured, args)
+            return images_command(measured, args)
         with Progress(console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task("bench", total=args.limit)
             for number in bench(measured, args.limit, args.prompt_length, args.gen_length):
                 bar.update(task, completed=number)
         figures = report(measured, args.baseline, args.prompt_length, args.gen_length)
         if args.profile:
-            figures["profile"] = profile_of(models, args)
+            figures["breakdown"] = breakdown_of(models, args)
         if sizes:
             figures["batches"] = batches_of(models, sizes, args)
     if args.json:
         write(figures, args.json)
     table = Table(
-        "", "s p50", "s p95", "tokens/s", "steps", "layer-rows", "right", f"times faster than {figures['baseline']}"
+        "", "s p50", "s p95", "tokens/s", "steps", "layer-rows", "correct", f"times faster than {figures['baseline']}"
     )
     for row in figures["cases"]:
         seconds, (low, high) = row["seconds"], row["times_faster_quartiles"]
         table.add_row(
             row["case"], f"{seconds['p50']:.3f}", f"{seconds['p95']:.3f}", f"{row['tokens_per_second']:.1f}",
-            f"{row['steps']:.1f}", f"{row['layer_rows_computed']:.1%}", f"{row['exact_match']:.0%}",
+            f"{row['steps']:.1f}", f"{row['computed_fraction']:.1%}", f"{row['exact_match']:.0%}",
             f"{row['times_faster']:.2f} ({low:.2f} … {high:.2f})",
         )  # fmt: skip
     console.print(table)
     if args.profile:
-        kinds = (f"{kind}, ms ({slices['steps']} steps)" for kind, slices in figures["profile"].items())
+        kinds = (f"{kind}, ms ({slices['steps']} steps)" for kind, slices in figures["breakdown"].items())
         split = Table("elastic on onnxruntime", *kinds)
-        for line in profile.rows(figures["profile"]):
+        for line in breakdown.rows(figures["breakdown"]):
             split.add_row(*line)
         console.print(split)
     if args.batches:
-        side = Table("side by side", "tokens/s", "times faster than the first", "sequences as alone")
+        side = Table("side by side", "tokens/s", "times faster than the first", "sequences equal to alone")
         for row in figures["batches"]:
             side.add_row(
                 f"{row['backend']} {row['batch']}", f"{row['tokens_per_second']:.0f}", f"{row['times_faster']:.2f}",
@@ -88,24 +89,25 @@ def bench_command(args: argparse.Namespace) -> None:
     print(json.dumps(figures))
 
 
-def look_command(measured: list[Case], args: argparse.Namespace) -> None:
-    """The bench with images: times to the first commit and to the answer, and the images' share."""
-    *_, looks = look(measured, args.image, args.limit, args.gen_length)
+def images_command(measured: list[Case], args: argparse.Namespace) -> None:
+    """The bench with images: times to the first commit and to the answer, and the images' fraction of it."""
+    *_, finished = bench_images(measured, args.image, args.limit, args.gen_length)
     models = list({id(case.model): case.model for case in measured}.values())
-    figures = machine(models) | {"gen_length": args.gen_length, "images": [one.figures() for one in looks]}
+    figures = machine(models) | {"gen_length": args.gen_length, "images": [one.figures() for one in finished]}
     if args.json:
         write(figures, args.json)
-    table = Table("", "image tokens", "s for the image", "s to the first commit", "s to the answer", "image's share")
+    table = Table("", "image tokens", "s for the image", "s to the first commit", "s to the answer", "image's fraction")
     for row in figures["images"]:
         table.add_row(
             row["case"], str(row["image_tokens"]), f"{row['image_seconds']:.3f}", f"{row['first_commit_seconds']:.3f}",
-            f"{row['answer_seconds']:.3f}", f"{row['image_share']:.1%}",
+            f"{row['answer_seconds']:.3f}", f"{row['image_fraction']:.1%}",
         )  # fmt: skip
     console.print(table)
     print(json.dumps(figures))
 
 
 def sizes_of(text: str) -> list[int]:
+    """The batch sizes of --batches."""
     try:
         return [int(size) for size in text.split(",")]
     except ValueError as error:
@@ -113,13 +115,15 @@ def sizes_of(text: str) -> list[int]:
 
 
 def batches_of(models: list[Runtime], sizes: list[int], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Figures of every batch size on every model; each size decodes whole batches only."""
     count = max(sizes) * -(-args.limit // max(sizes))
-    return [row for model in models for row in throughput(model, sizes, count, args.prompt_length, args.gen_length)]
+    return [row for model in models for row in bench_batches(model, sizes, count, args.prompt_length, args.gen_length)]
 
 
-def profile_of(models: list[Runtime], args: argparse.Namespace) -> Any:
+def breakdown_of(models: list[Runtime], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The breakdown of a step of `elastic` on ONNX Runtime."""
     model = next((model for model in models if model.backend == "onnxruntime"), None)
     if model is None:
-        raise OptionError("--profile is of onnxruntime: add it to --backends, or leave --profile out")
+        raise OptionError("--profile needs the back end onnxruntime; add it to --backends, or leave --profile out")
     drawn = (prompt for prompt, _ in prompts(model, args.limit, args.prompt_length))
-    return profile.profile(model, drawn, args.gen_length, "elastic", {})
+    return breakdown.break_down(model, drawn, args.gen_length, "elastic", {})

@@ -1,4 +1,4 @@
-"""What each command of `runtime` does with its parsed options."""
+"""The commands of `runtime`: each takes the parsed arguments."""
 
 import argparse
 import json
@@ -12,32 +12,27 @@ from rich.table import Table
 
 from engines.cli import screen
 from engines.errors import OptionError, PromptError
-from runtime.api import REQUEST, Runtime, load
-from runtime.bench.trace import plot as draw_trace
+from engines.files import writing
+from runtime.api import Runtime, load
+from runtime.bench.plots import plot_trace
+from runtime.cli.options import given_options, policy_of
 from runtime.decoding.controller import StepEvent
-from runtime.decoding.policies import Elastic
+from runtime.decoding.policies.elastic import Elastic
 from runtime.evaluation import calibrate
 from runtime.evaluation.exact_match import compare, evaluate, key_of, summary
 from runtime.evaluation.parity import verify
 from runtime.evaluation.tasks import FAMILIES
 
 console = screen()
-DECODING = (
-    "window", "threshold", "tokens_per_step", "gamma", "drift", "track_num", "block_caching", "refresh_scope",
-    "max_masks", "window_span", "steps", "block_length", "remasking", "cfg_scale", "alg", "alg_temp", "eps",
-    "prompt_interval", "response_interval",
-)  # fmt: skip
-
-
-def decoding(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in DECODING}
 
 
 def opened(args: argparse.Namespace) -> Runtime:
+    """Load the bundle on the back end that the arguments name."""
     return load(args.bundle, args.backend, threads=args.threads, provider=args.provider)
 
 
 def read_prompt(args: argparse.Namespace) -> Any:
+    """The prompt's text or ids, from the arguments, standard input or a file; raises PromptError."""
     if args.prompt_ids is None:
         try:
             return sys.stdin.read() if args.prompt == "-" else args.prompt
@@ -51,7 +46,7 @@ def read_prompt(args: argparse.Namespace) -> Any:
 
 
 class Trace:
-    """A file of events, one JSON line a step; opened with the first, so that a refused request loses no older file."""
+    """A file of step events, one JSON line each; opened at the first, so that a refused request keeps an older file."""
 
     def __init__(self, path: Path | None):
         self.path = path
@@ -61,15 +56,12 @@ class Trace:
         return self
 
     def write(self, event: StepEvent) -> None:
+        """Append an event; raises OptionError if the file cannot be written."""
         if self.path is None:
             return
-        try:
+        with writing(self.path, "choose another file for the trace"):
             self.file = self.file or self.path.open("w")
             print(json.dumps(event.to_json()), file=self.file, flush=True)
-        except OSError as error:
-            raise OptionError(
-                f"cannot write the trace to {self.path} ({error.strerror}); choose another file"
-            ) from error
 
     def __exit__(self, *_: object) -> None:
         if self.file is not None:
@@ -78,12 +70,12 @@ class Trace:
 
 
 def generate_command(args: argparse.Namespace) -> None:
-    request: dict[str, Any] = {name: getattr(args, name, None) for name in REQUEST}
+    """Answer a prompt, or a file of prompts."""
     if args.prompts is not None:
-        return generate_all(args, read_lines(args.prompts), request)
+        return generate_all(args, read_lines(args.prompts))
     prompt = read_prompt(args)
     with opened(args) as model, Trace(args.trace) as trace:
-        for event in model.stream(prompt, args.policy, args.image, **decoding(args), **request):
+        for event in model.stream(prompt, policy_of(args), args.image, **given_options(args)):
             if isinstance(event, StepEvent):
                 trace.write(event)
         assert not isinstance(event, StepEvent)
@@ -98,7 +90,7 @@ def generate_command(args: argparse.Namespace) -> None:
         )
 
 
-def generate_all(args: argparse.Namespace, prompts: list[str], request: dict[str, Any]) -> None:
+def generate_all(args: argparse.Namespace, prompts: list[str]) -> None:
     """Answer the prompts of a file, as many side by side as the bundle was built for."""
     if args.image:
         raise OptionError("--image belongs to one prompt; give --prompt, or leave --image out")
@@ -109,7 +101,7 @@ def generate_all(args: argparse.Namespace, prompts: list[str], request: dict[str
     with opened(args) as model:
         size, tokens, began = model.bundle.capacity.max_batch, 0, time.perf_counter()
         for start in range(0, len(prompts), size):
-            outs = model.generate_batch(prompts[start : start + size], args.policy, **decoding(args), **request)
+            outs = model.generate_batch(prompts[start : start + size], policy_of(args), **given_options(args))
             tokens += sum(out.tokens for out in outs)
             for number, out in enumerate(outs, start + 1):
                 if args.json:
@@ -125,36 +117,38 @@ def generate_all(args: argparse.Namespace, prompts: list[str], request: dict[str
 
 
 def trace_command(args: argparse.Namespace) -> None:
+    """Decode one prompt with a policy that tests for drift, and draw its steps."""
     prompt = read_prompt(args)
-    if args.policy not in (None, "elastic"):
-        raise OptionError(f"trace draws the policy elastic, which tests for drift; {args.policy} does not")
     with opened(args) as model, Trace(args.json) as trace:
-        out = model.generate(prompt, "elastic", **decoding(args), gen_length=args.gen_length)
+        options = given_options(args)
+        chosen, _ = model.resolve(policy_of(args) or Elastic.name, options)
+        if not isinstance(chosen, Elastic):
+            raise OptionError(f"trace draws the policy elastic, which tests for drift; {chosen.name} does not")
+        out = model.generate(prompt, chosen.name, **options)
         for event in out.trace:
             trace.write(event)
-        chosen, _ = model.resolve("elastic", decoding(args))
-        assert isinstance(chosen, Elastic)
-        draw_trace(out.trace, model.bundle.config.layers, chosen.gamma, args.plot)
+        plot_trace(out.trace, model.bundle.config.layers, chosen.gamma, args.plot)
     print(out.text)
     refreshed = sum(event.trigger is not None for event in out.trace)
     console.print(f"{out.steps} steps, {refreshed} with a refresh; drawn to {args.plot}")
 
 
 def eval_command(args: argparse.Namespace) -> None:
-    options = decoding(args) | {"gen_length": args.gen_length}
+    """Measure exact match on held-out problems, and compare with another policy problem by problem."""
+    options, policy = given_options(args), policy_of(args)
     other = {"gen_length": args.gen_length}
     table = Table("", "exact match (95 %)", "steps", "tokens/s", "layer-rows")
     lines, both = [], ([], [])  # type: list[dict[str, Any]], tuple[list[Any], list[Any]]
     with opened(args) as model:
         for family in args.task or FAMILIES:
-            ways = [(args.policy, options)] + ([(args.against, other)] if args.against else [])
-            for (policy, given), kept in zip(ways, both, strict=False):
-                results = evaluate(model, family, args.limit, policy, given, args.json, console, args.few_shot)
+            ways = [(policy, options)] + ([(args.against, other)] if args.against else [])
+            for (name, given), kept in zip(ways, both, strict=False):
+                results = evaluate(model, family, args.limit, name, given, args.json, console, args.few_shot)
                 kept += results
-                lines.append(key_of(model, family, policy, given, args.few_shot) | summary(results))
+                lines.append(key_of(model, family, name, given, args.few_shot) | summary(results))
                 low, high = lines[-1]["interval"]
                 table.add_row(
-                    f"{family} {policy or 'default'}", f"{lines[-1]['exact_match']:.1%} ({low:.1%} … {high:.1%})",
+                    f"{family} {name or 'default'}", f"{lines[-1]['exact_match']:.1%} ({low:.1%} … {high:.1%})",
                     f"{lines[-1]['steps']:.1f}", f"{lines[-1]['tokens_per_second']:.0f}",
                     f"{lines[-1]['computed_fraction']:.1%}",
                 )  # fmt: skip
@@ -172,6 +166,7 @@ def eval_command(args: argparse.Namespace) -> None:
 
 
 def calibrate_command(args: argparse.Namespace) -> None:
+    """Search for the fastest setting that agrees with `full`, and make it the bundle's default."""
     with opened(args) as model:
         asked: list[Any] = calibrate.prompts(args.limit)
         if args.prompts:
@@ -187,6 +182,7 @@ def calibrate_command(args: argparse.Namespace) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
+    """The lines of a file, or of standard input for -, that are not blank; raises PromptError."""
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text()
         return [line for line in text.splitlines() if line.strip()]
@@ -197,5 +193,6 @@ def read_lines(path: Path) -> list[str]:
 
 
 def verify_command(args: argparse.Namespace) -> None:
+    """Compare the tokens of every policy with eager PyTorch."""
     for line in verify(args.bundle, args.backend, args.prompts):
         console.print(line)

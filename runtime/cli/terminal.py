@@ -1,6 +1,6 @@
-"""A chat at a terminal, redrawn in place while masks are filled, or in a pipe; and its commands.
+"""The command `chat`: at a terminal, answers are redrawn in place while masks are filled; in a pipe, they are printed.
 
-It knows no ids, no events and no history: `runtime.chat` yields the text to show.
+`runtime.chat` yields the texts to show.
 """
 
 import argparse
@@ -15,33 +15,33 @@ from rich.live import Live
 from rich.text import Text
 
 from engines.errors import BackendError, OptionError, PromptError
-from runtime.api import REQUEST
 from runtime.chat import MASK, Chat, Note
-from runtime.cli.commands import decoding, opened
+from runtime.cli.commands import opened
+from runtime.cli.options import given_options, policy_of
 from runtime.decoding.generate import Output
 
 PROMPT = "> "
 HELP = {
-    "/image": "FILE: look at an image, for what is said next (models that see)",
-    "/reset": "forget the conversation (the figures and --system stay)",
-    "/stats": "what the answers have cost",
+    "/image": "FILE: attach an image to the next message (vision models)",
+    "/reset": "forget the conversation; the figures and --system stay",
+    "/stats": "totals of the answers: tokens, steps, seconds",
     "/help": "this list",
-    "/exit": "end, as Ctrl-D does; Ctrl-C stops an answer and forgets its turn",
+    "/exit": "end the chat, as Ctrl-D does; Ctrl-C stops an answer and drops its turn",
 }
-# Control characters would move the cursor or worse: they are drawn as pictures of themselves.
+# Control characters could move the cursor or change the terminal: their Unicode pictures are drawn instead.
 PICTURES: dict[int, int | None] = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 PICTURES |= {ord("\r"): None, 127: 0x2421} | dict.fromkeys(range(128, 160), 0xFFFD)
 
 
 def drawn(text: str) -> Text:
-    """Text that is safe to draw, masks dimmed."""
+    """Text without control characters, masks dimmed."""
     safe = Text(text.translate(PICTURES))
     safe.highlight_words([MASK], "dim")
     return safe
 
 
 def view(text: str, console: Console) -> Text:
-    """As many lines as the terminal has: what has scrolled out of it cannot be redrawn. The first mask is in view."""
+    """As many lines as the terminal has, with the first mask among them; lines that scrolled out cannot be redrawn."""
     lines = drawn(text).wrap(console, console.width)
     first = next((number for number, line in enumerate(lines) if MASK in line.plain), len(lines))
     top = max(0, min(first - console.height // 2, len(lines) - console.height))
@@ -49,7 +49,7 @@ def view(text: str, console: Console) -> Text:
 
 
 def draw(shown: Iterable[Note | str | Output], console: Console) -> None:
-    """Redraw the answer in place until it is whole; it then stands there in full."""
+    """Redraw the answer in place until it is complete, then print all of it."""
     live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
     try:
         for item in shown:
@@ -65,7 +65,7 @@ def draw(shown: Iterable[Note | str | Output], console: Console) -> None:
 
 
 def write(shown: Iterable[Note | str | Output]) -> None:
-    """For a pipe: the answer when it is whole, as it is."""
+    """Print the complete answer unchanged, for a pipe."""
     for item in shown:
         if isinstance(item, Note):
             note(item.text)
@@ -74,12 +74,13 @@ def write(shown: Iterable[Note | str | Output]) -> None:
 
 
 def note(text: str) -> None:
+    """Print a note to standard error."""
     print(f"note: {text}", file=sys.stderr)
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
-    """Keys typed meanwhile are kept for the next prompt, but not echoed into the drawing."""
+def without_echo() -> Iterator[None]:
+    """Switch off the terminal's echo: keys typed in the body are kept for the next prompt and not drawn."""
     before = termios.tcgetattr(sys.stdin)
     during = list(before)
     during[3] &= ~termios.ECHO
@@ -91,7 +92,7 @@ def unheard() -> Iterator[None]:
 
 
 def lines(prompt: str) -> Iterator[str]:
-    """What the user types, to the end of standard input."""
+    """The lines of standard input."""
     while True:
         try:
             yield input(prompt)
@@ -100,12 +101,13 @@ def lines(prompt: str) -> Iterator[str]:
             return
 
 
-def obey(chat: Chat, line: str) -> None:
+def run_command(chat: Chat, line: str) -> None:
+    """Run one of the commands of HELP."""
     command, _, file = line.partition(" ")
     if command == "/image":
         try:
             if not file.strip():
-                raise OptionError("/image takes a file, as in /image photo.png")
+                raise OptionError("/image needs a file; write /image photo.png")
             chat.attach(file.strip())
         except (OptionError, PromptError, BackendError) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -116,17 +118,17 @@ def obey(chat: Chat, line: str) -> None:
     elif line == "/help":
         print("\n".join(f"{name:8}{meaning}" for name, meaning in HELP.items()), flush=True)
     else:
-        print(f"error: there is no command {line}; there are {', '.join(HELP)}", file=sys.stderr)
+        print(f"error: unknown command {line}; choose from {', '.join(HELP)}", file=sys.stderr)
 
 
 def converse(chat: Chat, console: Console) -> None:
-    """Answer line by line; a prompt that cannot be decoded, and Ctrl-C at a terminal, cost one turn only."""
+    """Answer line by line; a prompt that cannot be decoded, and Ctrl-C at a terminal, end only that turn."""
     typed, drawing = sys.stdin.isatty(), sys.stdout.isatty()
-    # Without these a line cannot be redrawn, or the mask not be written.
+    # A dumb terminal cannot redraw a line, and an ASCII one cannot show the mask.
     able = drawing and not console.is_dumb_terminal and not console.options.ascii_only
     if typed and drawing:
         with suppress(ImportError):
-            import readline  # noqa: F401  # what input() edits lines with
+            import readline  # noqa: F401  # line editing of input()
         print(f"[{chat.model.backend}] /help lists the commands, Ctrl-D ends")
     for line in lines(PROMPT if typed and drawing else ""):
         word = line.strip()
@@ -134,11 +136,11 @@ def converse(chat: Chat, console: Console) -> None:
             return
         try:
             if word.startswith("/"):
-                obey(chat, word)
+                run_command(chat, word)
             elif word:
                 with closing(chat.say(line)) as shown:
                     if able and typed:
-                        with unheard():
+                        with without_echo():
                             draw(shown, console)
                     elif able:
                         draw(shown, console)
@@ -153,9 +155,9 @@ def converse(chat: Chat, console: Console) -> None:
 
 
 def chat_command(args: argparse.Namespace) -> None:
-    if isinstance(sys.stdin, io.TextIOWrapper):  # a line that is not text must not end the chat
+    """Load the bundle and chat until standard input ends."""
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a line that is not valid text must not end the chat
         sys.stdin.reconfigure(errors="surrogateescape")
-    request = {name: getattr(args, name, None) for name in REQUEST}
     with opened(args) as model:
-        chat = Chat(model, args.policy, decoding(args) | request, args.system)
-        converse(chat, Console(markup=False, highlight=False))  # soft wrapping would defeat redrawing
+        chat = Chat(model, policy_of(args), given_options(args), args.system)
+        converse(chat, Console(markup=False, highlight=False))  # no soft wrapping, which prevents redrawing

@@ -1,9 +1,10 @@
-"""One decoding step: bring the active set forward, walk the layers, predict, commit.
+"""One decoding step: bring the active set to the front, run the layers, predict, commit.
 
-The controller joins a policy (what to compute), the slot map (where rows lie), a
-back end's walk (how layers run) and the sequence (what is known). It holds no
-tensors and reads from the device only drift numbers, tracked slots, tokens and
-confidences.
+The controller joins a policy (what a step computes), the slot map (where rows
+lie), a back end's runner (how layers run) and the sequence (ids and masks). It
+holds no tensor of a device, and reads from the device only drift similarities,
+tracked slots, tokens and confidences. What differs between policies is in the
+step's plan.
 """
 
 import time
@@ -12,10 +13,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engines.errors import BackendError
 from engines.runner import DriftInputs, Probes, ReusePass, ReuseResult, SequenceRunner, Slots
-from runtime.decoding.policies import Elastic
 from runtime.decoding.policies.base import Policy, StepPlan
 from runtime.decoding.sampler import Sampler, choose, margin
 from runtime.decoding.sequence import NO_POSITIONS, Positions, Sequence
@@ -24,10 +25,14 @@ from runtime.decoding.slots import SlotMap
 
 @dataclass(frozen=True)
 class StepEvent:
-    """What a step did. Positions are absolute; `trigger` is the 0-based layer whose drift test fired.
+    """What a step did. Positions are absolute, layers count from 0.
 
-    `rows` counts the rows run, summed over layers; `margin` is the smallest
-    distance of a commit decision to flipping, to tell float noise from error.
+    `active` counts the active rows. `sigma` has the drift similarity of each layer
+    that was tested, `trigger` the layer whose drift test triggered a refresh.
+    `window` are the candidates, `committed` those that got their `tokens` with
+    `confidences`, `tracked` the tracked positions after the step. `rows` counts
+    the rows computed, summed over layers; `margin` is the smallest distance of a
+    commit decision to flipping; `seconds` the wall-clock time of the step.
     """
 
     step: int
@@ -44,11 +49,12 @@ class StepEvent:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
+        """The event as JSON values, by field name."""
         return asdict(self)
 
 
 class Controller:
-    """Decodes one sequence with one policy on one walk."""
+    """Decodes one sequence with one policy on one runner."""
 
     def __init__(self, runner: SequenceRunner, sequence: Sequence, policy: Policy, sampler: Sampler):
         self.runner, self.sequence, self.policy, self.sampler = runner, sequence, policy, sampler
@@ -68,73 +74,73 @@ class Controller:
             return event
 
     def stages(self) -> Generator[ReusePass, ReuseResult, StepEvent]:
-        """One step that stops where its reuse pass is due, so that those of several sequences can be run as one:
-        yields the pass, is sent its outcome, and returns the event. A step without one does not yield."""
+        """One step as a generator that pauses where its reuse pass is due, so that several sequences can run it as one.
+
+        Yields the pass, is sent its result, and returns the event. A step without a
+        reuse pass does not yield.
+        """
         began = time.perf_counter()
-        unrolled = self._unroll()
+        appended = self._append_masks()
         plan = self.policy.plan(self.sequence, self.steps, self.tracked)
         if plan.active is None:
-            active, reuse, rows = len(self.sequence), ReuseResult([], None, []), self._whole(plan)
+            active, result, rows = len(self.sequence), ReuseResult([], None, []), self._full_pass(plan)
         else:
             active = len(plan.active)
-            count = self._fill(plan.active)
+            count = self._pad(plan.active)
             self._embed(count)
-            watch = self._watch(plan)
-            if watch is None:
+            watch = self._drift_inputs(plan)
+            if watch is None or plan.drift_test is None:
                 self.runner.run_layers(count, None, logits_rows=self._logits_rows(plan.candidates))
-                reuse, rows = ReuseResult([], None, []), active * self.runner.config.layers
+                result, rows = ReuseResult([], None, []), active * self.runner.config.layers
             else:
-                assert isinstance(self.policy, Elastic)
-                reuse = yield ReusePass(self.runner, count, watch, self.policy.gamma)
-                rows = self._refresh(plan, reuse, active)
-        tokens, confidence = self._predict(plan.candidates)
+                result = yield ReusePass(self.runner, count, watch, plan.drift_test.gamma)
+                rows = self._refresh(plan, result, active)
+        tokens, confidence = self._predict(plan)
         if not np.isfinite(confidence).all():
             raise BackendError(
-                f"the model's confidences at step {self.steps} are not numbers; check it with "
+                f"the model's confidences at step {self.steps} are not finite numbers; check it with "
                 "`python -m export verify`, or build with --bf16 or --fp32"
             )
-        taken, close = self._choose(plan, tokens, confidence)
+        taken, distance = self._choose(plan, tokens, confidence)
         positions, chosen = plan.candidates[taken], tokens[taken]
         self.sequence.commit(positions, chosen)
         self.steps += 1
         return StepEvent(
-            self.steps - 1, active, reuse.sigma, reuse.trigger, plan.candidates.tolist(),
-            positions.tolist(), chosen.tolist(), confidence[taken].tolist(),
-            self.tracked.tolist(), unrolled + rows, close, time.perf_counter() - began,
+            step=self.steps - 1, active=active, sigma=result.sigma, trigger=result.trigger,
+            window=plan.candidates.tolist(), committed=positions.tolist(), tokens=chosen.tolist(),
+            confidences=confidence[taken].tolist(), tracked=self.tracked.tolist(), rows=appended + rows,
+            margin=distance, seconds=time.perf_counter() - began,
         )  # fmt: skip
 
-    def _unroll(self) -> int:
-        """Let more masks follow when half of the horizon is filled, and cache them; returns the rows run."""
-        max_masks = getattr(self.policy, "max_masks", None)
-        if max_masks is None or self.sequence.end is not None or len(self.sequence.open) > max_masks // 2:
-            return 0
-        fresh = self.sequence.grow(max_masks - len(self.sequence.open))
+    def _append_masks(self) -> int:
+        """Append the masks that the policy lets follow, and fill their rows of the caches; returns the rows run."""
+        fresh = self.sequence.append_masks(self.policy.masks_to_append(self.sequence))
         if len(fresh):
             self.map.grow(len(self.sequence))
             self.runner.grow(self.map.slot_of[fresh])
-            count = self._fill(fresh)
+            count = self._pad(fresh)
             self._embed(count)
             self.runner.run_layers(count, None)
         return len(fresh) * self.runner.config.layers
 
-    def _whole(self, plan: StepPlan) -> int:
+    def _full_pass(self, plan: StepPlan) -> int:
         """Run every layer over the whole sequence; returns the rows run."""
-        if self.runner.padded_rows and isinstance(self.policy, Elastic):
+        if self.runner.padded_rows and plan.drift_test is not None:
             self._bring_to_front(plan.candidates)  # the probe looks at the first rows
         count = len(self.map.slot_of)
         self._embed(count)
-        probes = self.runner.run_layers(count, self._watch(plan), logits_rows=self._logits_rows(plan.candidates))
-        self._track(self._positions(probes))
+        probes = self.runner.run_layers(count, self._drift_inputs(plan), logits_rows=self._logits_rows(plan.candidates))
+        self._track(self._tracked_positions(plan, probes))
         return len(self.sequence) * self.runner.config.layers
 
     def _embed(self, count: int, hidden: int = 0) -> None:
-        """Embed the ids of the first slots, the first `hidden` positions as [MASK]; any id does for a dummy."""
+        """Embed the ids of the first `count` slots, the first `hidden` positions as masks; a dummy takes any id."""
         positions = self.map.position_at[:count]
         ids = self.sequence.ids[np.where(positions < len(self.sequence), positions, 0)]
         self.runner.embed(np.where(positions < hidden, self.sequence.mask_id, ids) if hidden else ids)
 
-    def _fill(self, active: Positions) -> int:
-        """Bring the active positions to the first slots, and as many dummies as the walk wants; returns the rows."""
+    def _pad(self, active: Positions) -> int:
+        """Bring the active positions to the first slots, padded with dummies to the runner's row count; returns it."""
         missing = max(0, self.runner.padded_rows - len(active))
         if not missing:
             self._bring_to_front(active)
@@ -143,82 +149,78 @@ class Controller:
         self._bring_to_front(np.concatenate([active, dummies]))
         return len(active) + missing
 
-    def _refresh(self, plan: StepPlan, reuse: ReuseResult, active: int) -> int:
-        """Refresh the layers after one that drifted in a reuse pass of `active` rows; returns the rows run by both."""
+    def _refresh(self, plan: StepPlan, result: ReuseResult, active: int) -> int:
+        """Refresh the layers behind the one that triggered in a pass of `active` rows; returns the rows run by both."""
         layers = self.runner.config.layers
-        tracked = self._positions(reuse.probes)
-        rows = active * len(reuse.probes)
-        if reuse.trigger is not None and reuse.trigger + 1 < layers:
-            count = self._widen(plan)
+        tracked = self._tracked_positions(plan, result.probes)
+        rows = active * len(result.probes)
+        if result.trigger is not None and result.trigger + 1 < layers:
+            count = self._bring_refreshed(plan)
             logits_rows = self._logits_rows(plan.candidates)
-            probes = self.runner.run_layers(count, self._watch(plan), first=reuse.trigger + 1, logits_rows=logits_rows)
-            tracked = np.concatenate([tracked, self._positions(probes)])
-            rows += min(count, len(self.sequence)) * (layers - reuse.trigger - 1)
+            probes = self.runner.run_layers(count, self._drift_inputs(plan), result.trigger + 1, logits_rows)
+            tracked = np.concatenate([tracked, self._tracked_positions(plan, probes)])
+            rows += min(count, len(self.sequence)) * (layers - result.trigger - 1)
         self._track(tracked)
         return rows
 
-    def _widen(self, plan: StepPlan) -> int:
-        """Bring what a refresh computes to the first slots: all, or all but the masks beyond the window."""
-        assert isinstance(self.policy, Elastic) and plan.active is not None
-        if self.policy.refresh_scope == "all":
+    def _bring_refreshed(self, plan: StepPlan) -> int:
+        """Bring the rows that a refresh computes to the first slots; returns how many they are."""
+        if plan.drift_test is None or plan.drift_test.refresh is None:
             return len(self.map.slot_of)
-        far = np.setdiff1d(self.sequence.masked, plan.active)
-        near = np.setdiff1d(np.arange(len(self.sequence)), far)
-        self._bring_to_front(near)
-        return len(near)
+        self._bring_to_front(plan.drift_test.refresh)
+        return len(plan.drift_test.refresh)
 
     def _bring_to_front(self, positions: Positions) -> None:
         target, source = self.map.bring_to_front(positions)
         if len(target):
             self.runner.permute(target, source)
 
-    def _watch(self, plan: StepPlan) -> DriftInputs | None:
-        """What the drift test and the probe look at, in slots."""
-        if not isinstance(self.policy, Elastic):
+    def _drift_inputs(self, plan: StepPlan) -> DriftInputs | None:
+        """What the drift test and the probe read, in slots; None without a drift test."""
+        if plan.drift_test is None:
             return None
         slots = self.map.slot_of
         eligible = np.zeros(self.runner.slots, bool)
         eligible[slots[: len(self.sequence)]] = True
         eligible[slots[self.sequence.masked]] = False
-        logits_rows = self._logits_rows(plan.candidates)
-        return DriftInputs(self.policy.drift, slots[self.tracked], slots[plan.candidates], eligible, logits_rows)
+        return DriftInputs(
+            kind=plan.drift_test.kind, tracked=slots[self.tracked], window=slots[plan.candidates],
+            probe_keys=eligible, logits_rows=self._logits_rows(plan.candidates),
+        )  # fmt: skip
 
     def _logits_rows(self, candidates: Positions) -> Slots:
         """The slots whose rows predict the candidates."""
         return self.map.slot_of[self.sequence.logits_rows(candidates)]
 
-    def _positions(self, probes: Probes) -> Positions:
+    def _tracked_positions(self, plan: StepPlan, probes: Probes) -> Positions:
         """The positions of the tracked slots of some layers, at most `track_num` a layer."""
-        if not len(probes):
+        if plan.drift_test is None or not len(probes):
             return NO_POSITIONS
-        assert isinstance(self.policy, Elastic)
         known = len(self.sequence) - len(self.sequence.masked)
-        best = np.asarray(probes)[:, : min(self.policy.track_num, known)]
+        best = np.asarray(probes)[:, : min(plan.drift_test.track_num, known)]
         return self.map.position_at[best.ravel()]
 
     def _track(self, positions: Positions) -> None:
-        self.tracked = np.array(sorted(set(positions.tolist())), np.int64)  # of a handful, quicker than `union`
+        self.tracked = np.array(sorted(set(positions.tolist())), np.int64)  # for few positions faster than `union`
 
-    def _choose(self, plan: StepPlan, tokens: Positions, confidence: np.ndarray) -> tuple[np.ndarray, float]:
-        """Which candidates the policy takes, and the decision's margin."""
+    def _choose(
+        self, plan: StepPlan, tokens: Positions, confidence: NDArray[np.floating]
+    ) -> tuple[NDArray[np.int64], float]:
+        """Indices of the candidates to commit, and the distance of that decision to flipping."""
         ranks = self.sampler.order(tokens, confidence)
         if plan.chance is not None:
-            taken, close = np.flatnonzero(self.sampler.rng.random(len(tokens)) < plan.chance), 1.0
-        else:
-            taken = choose(ranks, self.policy.threshold, plan.commits)
-            close = margin(ranks, self.policy.threshold, plan.commits)
-        return taken, close
+            return np.flatnonzero(self.sampler.rng.random(len(tokens)) < plan.chance), 1.0
+        return choose(ranks, plan.threshold, plan.commits), margin(ranks, plan.threshold, plan.commits)
 
-    def _predict(self, candidates: Positions) -> tuple[Positions, np.ndarray]:
-        """A token for each candidate, and how sure it is."""
-        rows = self._logits_rows(candidates)
-        guidance = getattr(self.policy, "cfg_scale", 0.0)
-        if self.sampler.greedy and not guidance:
+    def _predict(self, plan: StepPlan) -> tuple[Positions, NDArray[np.floating]]:
+        """A token [W] for each candidate, and its confidence [W]."""
+        rows = self._logits_rows(plan.candidates)
+        if self.sampler.greedy and not plan.guidance:
             return self.runner.head(rows)
         logits = self.runner.logits(rows)
-        if guidance:  # every row is computed at every step, so the forward without the prompt may overwrite the caches
+        if plan.guidance:  # every step computes all rows, so the pass without the prompt may overwrite the caches
             self._embed(len(self.map.slot_of), hidden=self.sequence.prompt_length)
             self.runner.run_layers(len(self.map.slot_of), None, logits_rows=rows)
             blind = self.runner.logits(rows)
-            logits = blind + (guidance + 1) * (logits - blind)
+            logits = blind + (plan.guidance + 1) * (logits - blind)
         return self.sampler.draw(logits)

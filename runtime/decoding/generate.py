@@ -1,6 +1,6 @@
 """The one decoding loop: a generator of step events that ends with the output.
 
-CLI, evaluation and verification consume it; variants are policies.
+Command line, evaluation and verification consume it; variants of decoding are policies.
 """
 
 import time
@@ -11,20 +11,26 @@ from typing import Any
 import numpy as np
 
 from engines.model import Model
+from engines.options import within
 from engines.runner import ReusePass, SequenceRunner
 from runtime.decoding.controller import Controller, StepEvent
-from runtime.decoding.policies.base import Policy, within
-from runtime.decoding.request import Request, check_request, checked, prompt_array, sampler_of
+from runtime.decoding.policies.base import Policy
+from runtime.decoding.request import Request, check_embeddings, check_request, make_sampler, prompt_array
 from runtime.decoding.sequence import Positions, Sequence
+
+Decode = Callable[[Positions], str]
 
 
 @dataclass(frozen=True)
 class Output:
-    """The answer. `ids` and `tokens` leave out EOS and what follows; `sequence` is all of it.
+    """The answer to a request.
 
-    `share` is the share of layer-rows computed: rows run over steps × layers ×
-    all positions, the first step included. `seconds` are those of the steps;
-    those that images took before them are beside.
+    `ids` and `tokens` (their number) leave out EOS and what follows; `sequence`
+    has the prompt and the whole answer. `computed_fraction` is the fraction of
+    layer-rows computed: rows run over steps × layers × all positions, the first
+    step included. `seconds` is the wall-clock time of the steps, `image_seconds`
+    that of the images before them. `eos_at` is the position of the first EOS that
+    ended decoding, `trace` has the event of each step.
     """
 
     ids: list[int]
@@ -39,28 +45,32 @@ class Output:
     image_seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
+        """The output as JSON values, without `trace` and `sequence`, with the tokens per second."""
         return {name: value for name, value in vars(self).items() if name not in ("trace", "sequence")} | {
             "tokens_per_second": self.tokens / self.seconds if self.seconds else 0.0
         }
 
 
 class RequestState:
-    """One request under way: its controller, and what its answer will be."""
+    """One request being decoded: its sequence, its controller, and the events so far."""
 
     def __init__(
-        self, model: Model, request: Request, policy: Policy, decode: Callable[[Positions], str] | None,
-        make: Callable[..., Controller] = Controller,
+        self, model: Model, request: Request, policy: Policy, decode: Decode | None,
+        make_controller: Callable[..., Controller] = Controller,
     ):  # fmt: skip
-        given = 0 if request.embeddings is None else len(checked(request.embeddings, model))
-        prompt = prompt_array(request.prompt_ids, model, request.gen_length, given)
+        embedded = 0 if request.embeddings is None else check_embeddings(request.embeddings, model)
+        prompt = prompt_array(request.prompt_ids, model, request.gen_length, embedded)
         policy.check(model.capacity, request.gen_length)
         check_request(request, policy, model, decode is not None)
-        self.model, self.request, self.policy, self.decode = model, request, policy, decode or spelled
-        self.make = make
+        self.model, self.request, self.policy, self.decode = model, request, policy, decode or spell_ids
+        self.make_controller = make_controller
         config = model.config
         self.eos = config.end_id if request.eos_id is None else request.eos_id
-        ends, max_masks = self.eos if request.stop_at_eos else None, getattr(policy, "max_masks", None)
-        self.sequence = Sequence.start(prompt, request.gen_length, config.mask_id, ends, max_masks, config.shift)
+        ends = self.eos if request.stop_at_eos else None
+        self.sequence = Sequence.start(
+            prompt, request.gen_length, config.mask_id, ends, masks=0, shift=config.shift
+        )  # fmt: skip
+        self.sequence.append_masks(policy.masks_to_append(self.sequence))
         self.trace: list[StepEvent] = []
         self.stopped = False
 
@@ -70,19 +80,20 @@ class RequestState:
         return len(self.sequence), len(self.sequence) + self.sequence.remaining
 
     def begin(self, runner: SequenceRunner) -> None:
-        """Start decoding on the memory for `span`."""
+        """Start decoding on a runner for `span`."""
         if self.request.embeddings is not None:
             runner.set_input_embeddings(np.ascontiguousarray(self.request.embeddings, np.float32))
-        sampler = sampler_of(self.request, self.policy, self.model)
-        self.controller = self.make(runner, self.sequence, self.policy, sampler)
+        sampler = make_sampler(self.request, self.policy, self.model)
+        self.controller = self.make_controller(runner, self.sequence, self.policy, sampler)
         self.began = self.ended = time.perf_counter()
 
     @property
     def done(self) -> bool:
+        """Whether no mask is left to fill, or the stop string is complete."""
         return self.sequence.done or self.stopped
 
-    def note(self, event: StepEvent) -> StepEvent:
-        """Take a step's event into account."""
+    def record(self, event: StepEvent) -> StepEvent:
+        """Add a step's event to the trace, and look for the stop string; returns the event."""
         self.trace.append(event)
         stop = self.request.stop
         self.stopped = stop is not None and stop in self.decode(finished_prefix(self.sequence, self.eos))
@@ -96,55 +107,55 @@ class RequestState:
         text = self.decode(answer)
         if self.request.stop is not None:
             text = text.split(self.request.stop)[0]
-        sequence.grow(sequence.remaining)  # what was never unrolled is [MASK]
+        sequence.append_masks(sequence.remaining)  # masks that were never needed stay masks
         possible = steps * self.model.config.layers * len(sequence)
         return Output(
-            answer.tolist(), text, steps, len(answer), self.ended - self.began,
-            sum(event.rows for event in self.trace) / possible, sequence.ids.tolist(), sequence.end, self.trace,
-            self.request.image_seconds,
+            ids=answer.tolist(), text=text, steps=steps, tokens=len(answer), seconds=self.ended - self.began,
+            computed_fraction=sum(event.rows for event in self.trace) / possible, sequence=sequence.ids.tolist(),
+            eos_at=sequence.end, trace=self.trace, image_seconds=self.request.image_seconds,
         )  # fmt: skip
 
 
 def stream(
-    model: Model, request: Request, policy: Policy, decode: Callable[[Positions], str] | None,
-    make: Callable[..., Controller] = Controller,
+    model: Model, request: Request, policy: Policy, decode: Decode | None,
+    make_controller: Callable[..., Controller] = Controller,
 ) -> Iterator[StepEvent | Output]:  # fmt: skip
     """Decode step by step: yields a StepEvent for each step, then the Output.
 
-    `decode` turns ids to text; None spells them as numbers. `make` builds the
-    controller, for one that also measures. Raises PromptError
-    and OptionError before the first step; BackendError if another thread uses
-    the model, or its numbers are not numbers.
+    `decode` turns ids [n] into text; None writes them as numbers. `make_controller`
+    builds the controller, for one that also measures. Raises PromptError and
+    OptionError before the first step; BackendError if another thread uses the
+    model, or if its confidences are not finite.
     """
-    decoding = RequestState(model, request, policy, decode, make)
+    state = RequestState(model, request, policy, decode, make_controller)
     with model.exclusive():
-        decoding.begin(model.new_runner(*decoding.span))
-        while not decoding.done:
-            yield decoding.note(decoding.controller.step())
-    yield decoding.output()
+        state.begin(model.new_runner(*state.span))
+        while not state.done:
+            yield state.record(state.controller.step())
+    yield state.output()
 
 
 def stream_batch(
-    model: Model, requests: list[Request], policy: Policy, decode: Callable[[Positions], str] | None
+    model: Model, requests: list[Request], policy: Policy, decode: Decode | None
 ) -> Iterator[tuple[int, StepEvent | Output]]:
     """Decode several requests side by side: yields (number, event) for each step of each, and (number, Output).
 
     Each has its own window, drift decisions and end; its tokens are those that it
-    has alone. Reuse passes of all run as one, whole passes and refreshes one after
+    has alone. Reuse passes of all run as one, full passes and refreshes one after
     the other. Raises what `stream` does, and OptionError for more requests than
     the bundle was built for, or none.
     """
     within("the number of prompts", len(requests), 1, model.capacity.max_batch, "build with a larger --max-batch")
-    decodings = [RequestState(model, request, policy, decode) for request in requests]
+    states = [RequestState(model, request, policy, decode) for request in requests]
     with model.exclusive():
-        runners = model.new_runners([decoding.span for decoding in decodings])
-        for decoding, runner in zip(decodings, runners, strict=True):
-            decoding.begin(runner)
-        running = dict(enumerate(decodings))
+        runners = model.new_runners([state.span for state in states])
+        for state, runner in zip(states, runners, strict=True):
+            state.begin(runner)
+        running = dict(enumerate(states))
         while running:
-            for number, event in step_all(model, {n: decoding.controller for n, decoding in running.items()}):
-                yield number, running[number].note(event)
-            for number in [n for n, decoding in running.items() if decoding.done]:
+            for number, event in step_all(model, {n: state.controller for n, state in running.items()}):
+                yield number, running[number].record(event)
+            for number in [n for n, state in running.items() if state.done]:
                 runners[number].end()
                 yield number, running.pop(number).output()
 
@@ -167,11 +178,12 @@ def step_all(model: Model, controllers: dict[int, Controller]) -> Iterator[tuple
 
 
 def finished_prefix(sequence: Sequence, eos_id: int) -> Positions:
-    """The answer's ids before its first mask or EOS."""
+    """The answer's ids [n] before its first mask or EOS."""
     ids = sequence.ids[sequence.prompt_length :]
     ends = np.flatnonzero((ids == sequence.mask_id) | (ids == eos_id))
     return ids[: ends[0]] if len(ends) else ids
 
 
-def spelled(ids: Positions) -> str:
+def spell_ids(ids: Positions) -> str:
+    """Ids [n] as numbers, for a bundle without a tokenizer."""
     return " ".join(map(str, ids.tolist()))

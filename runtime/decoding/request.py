@@ -1,41 +1,62 @@
-"""A request: what to decode and how, apart from the policy, and what is refused before the first step."""
+"""A request: the prompt and the options that do not depend on the policy, and their checks."""
 
-import math
-from dataclasses import dataclass
-from numbers import Real
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from engines.errors import OptionError, PromptError
 from engines.model import Model, check_ids
-from runtime.decoding.policies.base import Policy, within
+from engines.options import check_options, option, options_of
+from runtime.decoding.policies.base import Policy
 from runtime.decoding.sampler import Sampler
 from runtime.decoding.sequence import Positions
+
+SEEDS = 2**64 - 1
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to decode and how, apart from the policy."""
+    """What to decode and how, apart from the policy.
 
-    prompt_ids: Any  # int array [P]
-    gen_length: int = 256
-    temperature: float = 0.0
-    seed: int | None = None
-    stop_at_eos: bool = True
-    stop: str | None = None
-    eos_id: int | None = None  # another end token than the model's
-    top_p: float = 1.0
-    top_k: int | None = None
-    logits_eos_inf: bool = False  # EOS is never said
-    confidence_eos_eot_inf: bool = False  # EOS and the end of a turn are said last
-    embeddings: Any = None  # float32 [n, d], for which the prompt has the ids V … V + n - 1 (V: vocabulary)
-    image_seconds: float = 0.0  # that these took
+    `prompt_ids` [P] may hold the ids V … V + n - 1 (V: vocabulary) where
+    `embeddings` [n, d], float32, has the rows for them; `image_seconds` is the
+    time it took to compute these.
+    """
+
+    prompt_ids: Any
+    gen_length: int = option(256, "masks to fill", low=1, group="answer")
+    stop_at_eos: bool = option(True, "end decoding when EOS is committed and all before it is filled", group="answer")
+    stop: str | None = option(None, "end the text before this string", group="answer")
+    eos_id: int | None = option(None, "id of the token that ends the answer; none: the model's", low=0, group="answer")
+    temperature: float = option(0.0, "temperature of sampling; 0: arg-max", low=0.0, group="sampling")
+    top_p: float = option(
+        1.0, "sample from the most probable tokens of this total probability", low=0, high=1, above=True,
+        reason="a probability", group="sampling",
+    )  # fmt: skip
+    top_k: int | None = option(None, "sample from this many most probable tokens", low=1, group="sampling")
+    seed: int | None = option(
+        None, "seed of everything random", low=0, high=SEEDS, reason="64 bits", group="sampling"
+    )  # fmt: skip
+    logits_eos_inf: bool = option(False, "never commit EOS", group="sampling")
+    confidence_eos_eot_inf: bool = option(
+        False, "commit EOS and the end-of-turn token after all other candidates", group="sampling"
+    )  # fmt: skip
+    embeddings: Any = None
+    image_seconds: float = 0.0
 
 
-def prompt_array(prompt: Any, model: Model, gen_length: int, given: int = 0) -> Positions:
-    """Check a prompt's ids, `given` of which lie beyond the vocabulary, against the model; raises PromptError or
-    OptionError."""
+OPTIONS = options_of(Request)
+KEYWORDS = (*OPTIONS, "embeddings")  # of a request in the Python interface
+assert set(KEYWORDS) < {item.name for item in fields(Request)}
+
+
+def prompt_array(prompt: Any, model: Model, gen_length: int, embedded: int = 0) -> Positions:
+    """The prompt's ids as int64 [P], checked against the model.
+
+    The ids of `embedded` rows lie beyond the vocabulary. Raises PromptError for ids
+    that cannot be decoded, OptionError for a `gen_length` beyond the bundle's length.
+    """
     try:
         ids = np.asarray(prompt)
     except ValueError as error:
@@ -45,13 +66,13 @@ def prompt_array(prompt: Any, model: Model, gen_length: int, given: int = 0) -> 
         raise PromptError(f"the prompt is {what}; it needs at least one id, as in [1, 2, 3]")
     if not np.issubdtype(ids.dtype, np.integer):
         raise PromptError(f"prompt ids must be integers, got {ids.dtype}; write them as [1, 2, 3]")
-    check_ids(ids, model.config.vocab + given)
+    check_ids(ids, model.config.vocab + embedded)
     if (ids == model.config.mask_id).any():
         raise PromptError(
             f"the prompt contains the mask id {model.config.mask_id}, which only decoding may place; leave it out"
         )
     limit = model.capacity.max_length
-    within("gen_length", gen_length, 1, limit, "the bundle's length")
+    OPTIONS["gen_length"].check(gen_length, limit, "the bundle's length")
     if len(ids) + gen_length > limit:
         raise PromptError(
             f"{len(ids)} prompt ids and gen_length {gen_length} exceed the bundle's length {limit}; "
@@ -60,8 +81,8 @@ def prompt_array(prompt: Any, model: Model, gen_length: int, given: int = 0) -> 
     return ids.astype(np.int64)
 
 
-def checked(embeddings: Any, model: Model) -> Any:
-    """`embeddings`, if they are float rows of the model's width; raises PromptError if not."""
+def check_embeddings(embeddings: Any, model: Model) -> int:
+    """The number n of rows [n, d]; raises PromptError unless they are finite floats of the model's width."""
     shape, kind = np.shape(embeddings), np.asarray(embeddings).dtype
     if len(shape) != 2 or shape[1] != model.config.d_model or not np.issubdtype(kind, np.floating):
         raise PromptError(
@@ -70,37 +91,33 @@ def checked(embeddings: Any, model: Model) -> Any:
         )
     if not np.isfinite(embeddings).all():
         raise PromptError("embeddings hold NaN or Inf, expected finite numbers; check what they come from")
-    return embeddings
+    return len(embeddings)
 
 
-def sampler_of(request: Request, policy: Policy, model: Model) -> Sampler:
+def make_sampler(request: Request, policy: Policy, model: Model) -> Sampler:
+    """The sampler of a request: which ids it excludes, how it draws tokens and ranks candidates."""
     config = model.config
     eos = config.end_id if request.eos_id is None else request.eos_id
     late = (eos,) if config.eot_id is None else (eos, config.eot_id)
     return Sampler(
-        (config.mask_id,), policy.ranking, float(request.temperature), float(request.top_p), request.top_k,
-        (eos,) if request.logits_eos_inf else (), config.suppressed, late if request.confidence_eos_eot_inf else (),
-        request.seed,
+        excluded=(config.mask_id,), ranking=policy.ranking, temperature=float(request.temperature),
+        top_p=float(request.top_p), top_k=request.top_k, hidden=(eos,) if request.logits_eos_inf else (),
+        suppressed=config.suppressed, late=late if request.confidence_eos_eot_inf else (), seed=request.seed,
     )  # fmt: skip
 
 
 def check_request(request: Request, policy: Policy, model: Model, has_text: bool) -> None:
-    """Check what lies outside of the prompt; raises OptionError."""
-    if not (isinstance(request.top_p, Real) and 0 < float(request.top_p) <= 1):
-        raise OptionError(f"top_p must lie in (0, 1] (a probability), got {request.top_p}")
-    if request.top_k is not None:
-        within("top_k", request.top_k, 1, model.config.vocab, "the vocabulary")
-    if not (isinstance(request.temperature, Real) and 0 <= float(request.temperature) < math.inf):
-        raise OptionError(f"temperature must be a number from 0 up, got {request.temperature}")
-    if request.seed is not None:
-        within("seed", request.seed, 0, 2**64 - 1, "64 bits")
-    drawn = request.temperature > 0
-    if request.seed is not None and not (drawn or policy.ranking.by_chance):
+    """Check the options of a request, apart from its prompt; raises OptionError."""
+    vocab = model.config.vocab
+    check_options(request, {
+        "gen_length": (model.capacity.max_length, "the bundle's length"), "top_k": (vocab, "the vocabulary"),
+        "eos_id": (vocab - 1, "the vocabulary"),
+    })  # fmt: skip
+    sampled = request.temperature > 0
+    if request.seed is not None and not (sampled or policy.ranking.by_chance):
         raise OptionError("a seed has no effect without temperature; give --temperature, or leave the seed out")
-    if (request.top_p < 1 or request.top_k is not None) and not (drawn or policy.ranking.tempered):
+    if (request.top_p < 1 or request.top_k is not None) and not (sampled or policy.ranking.tempered):
         raise OptionError("top_p and top_k have no effect without temperature; give --temperature, or leave them out")
-    if request.eos_id is not None:
-        within("eos_id", request.eos_id, 0, model.config.vocab - 1, "the vocabulary")
     if request.stop is not None and not (request.stop and has_text):
         why = "the bundle has no tokenizer to compare text" if request.stop else "it is empty"
         raise OptionError(f"stop cannot be used: {why}; give a text to stop at, or leave it out")

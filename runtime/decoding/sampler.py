@@ -1,7 +1,4 @@
-"""From predictions to commits: tokens, how sure they are, and which candidates are taken.
-
-Knows neither positions nor devices: arrays in, indices out.
-"""
+"""From predictions to commits: tokens, their ranks, and which candidates are committed. Arrays in, indices out."""
 
 from dataclasses import dataclass, field
 
@@ -10,8 +7,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 Tokens = NDArray[np.int64]
-LAST = -1e9  # lower than any rank, and a number: margins are differences
-CHUNK = 64  # rows at a time: in float64 those of a large vocabulary are many
+LAST = -1e9  # lower than any rank, yet finite: margins are differences
+CHUNK = 64  # rows sampled at a time, to bound the memory of float64 logits of a large vocabulary
 
 
 def choose(confidence: Floats, threshold: float | None, commits: int | None) -> NDArray[np.int64]:
@@ -28,8 +25,8 @@ def choose(confidence: Floats, threshold: float | None, commits: int | None) -> 
 
 
 def margin(confidence: Floats, threshold: float | None, commits: int | None) -> float:
-    """How far the nearest candidate is from being chosen otherwise: tells float noise from error."""
-    ranked = sorted(confidence.tolist(), reverse=True)  # of a handful of numbers, quicker than in an array
+    """The smallest distance of a candidate to the other side of the decision; below float noise it may flip."""
+    ranked = sorted(confidence.tolist(), reverse=True)  # for few numbers faster than an array
     if commits is not None:
         return float(ranked[commits - 1] - ranked[commits]) if 0 < commits < len(ranked) else 1.0
     assert threshold is not None
@@ -39,7 +36,7 @@ def margin(confidence: Floats, threshold: float | None, commits: int | None) -> 
 
 @dataclass(frozen=True)
 class Ranking:
-    """What a policy ranks candidates by.
+    """By what a policy ranks candidates.
 
     `kind`: the token's `probability`, its `margin` over the second most probable
     token, the negative `entropy` of all, or `random` numbers. With a
@@ -59,15 +56,15 @@ class Ranking:
 
 @dataclass
 class Sampler:
-    """Draws tokens from logits and ranks them.
+    """Draws tokens from logits and ranks the candidates.
 
-    `barred` ids are never drawn; the logits of `hidden` ids are taken as minus
-    infinity, so that they have no probability either. `suppressed` ids are those
-    that the model's head hides itself. Candidates whose
-    token is one of `late` rank lowest. Randomness comes from `seed`.
+    `excluded` ids are never drawn, but count in the softmax. `hidden` ids have
+    logits of minus infinity, so they have no probability either; `suppressed` ids
+    likewise, which the model's head hides itself. Candidates whose token is one of
+    `late` rank lowest. Everything random comes from `seed`.
     """
 
-    barred: tuple[int, ...]
+    excluded: tuple[int, ...]
     ranking: Ranking = field(default_factory=Ranking)
     temperature: float = 0.0
     top_p: float = 1.0
@@ -82,7 +79,7 @@ class Sampler:
 
     @property
     def greedy(self) -> bool:
-        """Whether arg-max and its probability are all that is needed."""
+        """Whether the arg-max and its probability suffice, which the head computes."""
         drawn = self.temperature > 0 or self.filters or self.ranking.by_chance
         return not drawn and self.ranking.kind == "probability" and not self.hidden
 
@@ -91,9 +88,9 @@ class Sampler:
         return self.top_p < 1 or self.top_k is not None
 
     def draw(self, logits: Floats) -> tuple[Tokens, Floats]:
-        """Tokens [W] and what they are ranked by [W], for logits [W, V], in float64.
+        """Tokens [W] and their ranks [W] in float64, for logits [W, V].
 
-        At T = 0 a token is the arg-max, else a draw from softmax(logits / T).
+        At temperature 0 a token is the arg-max, else a sample of softmax(logits / temperature).
         """
         chunks = [self._draw(logits[row : row + CHUNK]) for row in range(0, len(logits), CHUNK)]
         tokens, ranks = map(np.concatenate, zip(*chunks, strict=True))
@@ -104,7 +101,7 @@ class Sampler:
         plain[:, [*self.hidden, *self.suppressed]] = -np.inf
         tempered = plain / self.temperature if self.temperature else plain
         allowed: Floats = tempered.copy()
-        allowed[:, list(self.barred)] = -np.inf
+        allowed[:, list(self.excluded)] = -np.inf
         if self.filters:
             allowed = filtered(allowed, self.top_k, self.top_p)
             tempered = allowed
@@ -112,13 +109,13 @@ class Sampler:
         return tokens, self.rank(tokens, tempered if self.ranking.tempered else plain)
 
     def noise(self, shape: int | tuple[int, ...]) -> Floats:
-        """Gumbel noise: the arg-max of logits with it is a draw from their softmax."""
+        """Gumbel noise in float64: the arg-max of logits plus noise is a sample of their softmax."""
         uniform = np.maximum(self.rng.random(shape), np.finfo(np.float64).tiny)
         noise: Floats = -np.log(-np.log(uniform))
         return noise
 
     def rank(self, tokens: Tokens, logits: Floats) -> Floats:
-        """How sure each of `tokens` is, by the policy's ranking."""
+        """The rank [W] of each of `tokens` [W] by the policy's ranking; logits [W, V]."""
         if self.ranking.kind == "random":
             return self.rng.random(len(tokens))
         odds = np.exp(logits - logits.max(-1, keepdims=True))
@@ -131,14 +128,14 @@ class Sampler:
         return np.asarray(np.take_along_axis(probabilities, tokens[:, None], -1)[:, 0])
 
     def order(self, tokens: Tokens, ranks: Floats) -> Floats:
-        """The ranks by which candidates are chosen: drawn ones under a temperature, and late tokens last."""
+        """The ranks [W] by which candidates are committed: noisy under a ranking temperature, late tokens lowest."""
         if self.ranking.temperature:
             ranks = np.add(ranks / self.ranking.temperature, self.noise(len(ranks)))
         return np.where(np.isin(tokens, self.late), LAST, ranks) if self.late else ranks
 
 
 def filtered(logits: Floats, top_k: int | None, top_p: float) -> Floats:
-    """Logits [W, V] with minus infinity for all but the `top_k` highest, and then for all but the fewest whose
+    """Logits [W, V] with minus infinity for all but the `top_k` highest, then for all but the fewest whose
     probabilities add up to more than `top_p`; the highest always stays."""
     if top_k is not None and top_k < logits.shape[-1]:
         bar = np.partition(logits, -top_k, axis=-1)[:, -top_k, None]

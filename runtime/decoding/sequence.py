@@ -1,6 +1,6 @@
-"""The sequence being decoded: ids, what is still masked, where it ends.
+"""The sequence being decoded: its ids, which positions are still masked, and where it ends.
 
-Pure host state, in positions; it knows no slots, no device and no policy.
+Host state, in positions.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ NO_POSITIONS: Positions = np.zeros(0, np.int64)
 
 
 def union(length: int, *positions: Positions) -> Positions:
-    """The positions below `length` that are in any of some arrays, ascending; quicker than sorting a few."""
+    """The union of some arrays of positions below `length`, ascending [n]; for few positions faster than sorting."""
     found = np.zeros(length, bool)
     for some in positions:
         found[some] = True
@@ -22,13 +22,13 @@ def union(length: int, *positions: Positions) -> Positions:
 
 @dataclass
 class Sequence:
-    """Prompt and answer as ids [N]; masks of the answer are filled by commits.
+    """The ids [N] of prompt and answer; commits fill the masks of the answer.
 
-    `eos_id` is None where decoding does not stop at EOS. `last` holds the
+    `eos_id` is None where decoding does not stop at EOS. `last` [n] holds the
     positions of the latest commit, `end` the lowest EOS position of the first
-    step that committed one: masks after it are not to be filled any more.
-    `room` counts masks of the answer that are not there yet. The row of position
-    p predicts position p + `shift`.
+    step that committed an EOS: masks after it are not filled any more.
+    `remaining` counts the masks of the answer that are not appended yet. The row
+    of position p predicts position p + `shift`.
     """
 
     ids: Positions
@@ -39,20 +39,23 @@ class Sequence:
     end: int | None = None
     remaining: int = 0
     shift: int = 0
-    _masked: Positions | None = None  # found once a step
+    _masked: Positions | None = None  # `masked`, computed once a step
 
     @classmethod
     def start(
-        cls, prompt: Positions, gen_length: int, mask_id: int, eos_id: int | None, max_masks: int | None = None,
+        cls, prompt: Positions, gen_length: int, mask_id: int, eos_id: int | None, masks: int | None = None,
         shift: int = 0,
     ) -> "Sequence":  # fmt: skip
-        """A prompt and `gen_length` masks, of which only the first `horizon` are there at first."""
-        sequence = cls(prompt.astype(np.int64), len(prompt), mask_id, eos_id, remaining=gen_length, shift=shift)
-        sequence.grow(max_masks or gen_length)
+        """A prompt [P] and an answer of `gen_length` masks, the first `masks` of them appended (None: all)."""
+        sequence = cls(
+            ids=prompt.astype(np.int64), prompt_length=len(prompt), mask_id=mask_id, eos_id=eos_id,
+            remaining=gen_length, shift=shift,
+        )  # fmt: skip
+        sequence.append_masks(gen_length if masks is None else masks)
         return sequence
 
-    def grow(self, count: int) -> Positions:
-        """Append up to `count` of the masks that are not there yet; returns their positions."""
+    def append_masks(self, count: int) -> Positions:
+        """Append up to `count` of the remaining masks; returns their positions."""
         count = min(count, self.remaining)
         self.ids = np.concatenate([self.ids, np.full(count, self.mask_id)])
         self.remaining -= count
@@ -64,19 +67,19 @@ class Sequence:
 
     @property
     def masked(self) -> Positions:
-        """All positions that hold [MASK]."""
+        """All positions that hold a mask."""
         if self._masked is None:
             self._masked = np.flatnonzero(self.ids == self.mask_id)
         return self._masked
 
     @property
     def open(self) -> Positions:
-        """Masks still to be filled: those not after the end."""
+        """Positions of the masks still to be filled: those not after the end."""
         masked = self.masked
         return masked if self.end is None else masked[masked <= self.end]
 
     def logits_rows(self, positions: Positions) -> Positions:
-        """The positions whose rows predict `positions`; the first position's row predicts itself too."""
+        """The positions whose rows predict `positions` [n]; position 0 is predicted by its own row."""
         return np.maximum(positions - self.shift, 0) if self.shift else positions
 
     @property

@@ -1,8 +1,8 @@
 """Which position lies in which slot: the active set always occupies the first slots.
 
-Attention does not care in which order keys lie, so instead of gathering rows
-the few that enter and leave the active set swap places. This module plans the
-moves; the back end's walk carries them out. It knows no tensors.
+Attention does not depend on the order of the keys, so the active rows need not be
+gathered: the few rows that enter and leave the active set swap places. `SlotMap`
+plans the moves; the back end's runner carries them out.
 """
 
 import numpy as np
@@ -12,22 +12,22 @@ from runtime.decoding.sequence import Positions
 
 
 class SlotMap:
-    """A permutation of `length` positions over slots, the identity at first."""
+    """A permutation of `length` positions over as many slots, the identity at first."""
 
     def __init__(self, length: int):
         self.slot_of: Slots = np.arange(length)
         self.position_at: Positions = np.arange(length)
 
     def grow(self, length: int) -> None:
-        """Have at least `length` positions; new ones lie in the slots of their own numbers."""
+        """Have at least `length` positions; each new one lies in the slot of its own number."""
         more = np.arange(len(self.slot_of), length)
         self.slot_of, self.position_at = np.append(self.slot_of, more), np.append(self.position_at, more)
 
     def bring_to_front(self, positions: Positions) -> tuple[Slots, Slots]:
-        """Make `positions` occupy the first slots; returns the moves (targets, sources).
+        """Make `positions` [n] occupy the first n slots; returns the moves (targets, sources), slots of equal number.
 
-        Rows that are there already stay; each other one swaps with a row that
-        is not wanted there.
+        Rows that are among the first n already stay; each other one swaps with a
+        row that is not wanted there.
         """
         count = len(positions)
         slots = self.slot_of[positions]

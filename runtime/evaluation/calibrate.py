@@ -1,10 +1,9 @@
-"""Finding the cheapest setting of `elastic` that answers as `full` does.
+"""Find the fastest setting of `elastic` whose answers agree with those of `full`.
 
-Every option is moved by itself, in turn, from the most careful setting, and the
-fastest value that keeps the target stays; two rounds. Two settings are timed
-prompt by prompt, in turn, because the machine may be noisy. The yardstick is the
-mean share of tokens equal to those of `full` with one commit per step, on
-problems that no evaluation uses.
+The search starts at the most careful setting and moves one option at a time, for two rounds; it keeps the fastest
+value that reaches the target. Two settings are timed prompt by prompt in turn, because the load of the machine may
+change. The measure is the mean fraction of tokens equal to those of `full` with one commit per step, on problems that
+no evaluation uses.
 """
 
 import random
@@ -18,12 +17,12 @@ from engines.errors import OptionError
 from runtime.api import Runtime
 from runtime.decoding.generate import Output
 from runtime.evaluation import tasks
-from runtime.evaluation.exact_match import STEPS
 from runtime.evaluation.intervals import agreement
 
 SEED = 20261123
 ROUNDS = 2
-NOISE = 0.02
+NOISE = 0.02  # relative; a smaller gain in time does not count
+# None lifts a limit, whatever the bundle's default is.
 CAREFUL: dict[str, Any] = {"threshold": 0.995, "gamma": 0.99, "window": 16, "max_masks": None, "window_span": 16}
 VALUES: dict[str, tuple[Any, ...]] = {
     "window_span": (None, 8, 12, 16, 24, 32),
@@ -36,7 +35,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting: mean agreement with `full`, and seconds and share of layer-rows of an answer."""
+    """One setting's means per answer: agreement with `full`, seconds, and the fraction of layer-rows computed."""
 
     options: dict[str, Any]
     agreement: float
@@ -45,35 +44,36 @@ class Trial:
 
 
 def prompts(count: int) -> list[str]:
-    """Prompts of the task families in turn, from the part that is for training."""
-    rng = random.Random(SEED)
-    families = [tasks.FAMILIES[number % len(tasks.FAMILIES)] for number in range(count)]
-    return [tasks.generate(family, rng, "train", rng.randint(*STEPS[family])).prompt for family in families]
+    """Draw `count` prompts of the task families in turn, from the training split."""
+    return [problem.prompt for problem in tasks.in_turn(random.Random(SEED), "train", count)]
 
 
-def calibrate(model: Runtime, target: float, asked: list[Any], gen_length: int) -> Iterator[Trial]:
-    """Yield every trial; the last is the one chosen. Raises OptionError where even the most careful falls short."""
+def calibrate(model: Runtime, target: float, prompts: list[Any], gen_length: int) -> Iterator[Trial]:
+    """Yield every trial, and the chosen one once more as the last.
+
+    Raises OptionError if even the most careful setting does not reach the target.
+    """
     if not 0 < target <= 1:
         raise OptionError(f"target-agreement must lie in (0, 1], got {target}")
-    if not asked:
-        raise OptionError("there is nothing to calibrate on: give at least one prompt")
-    expected = [model.generate(prompt, "full", gen_length=gen_length).ids for prompt in asked]
-    known: dict[tuple[Any, ...], Trial] = {}
+    if not prompts:
+        raise OptionError("calibration needs at least one prompt, got none; give --prompts a file with one a line")
+    expected = [model.generate(prompt, "full", gen_length=gen_length).ids for prompt in prompts]
+    trials: dict[tuple[Any, ...], Trial] = {}
 
     def tried(options: dict[str, Any]) -> Trial:
         key = tuple(options.items())
-        if key not in known:
-            outs = [model.generate(prompt, "elastic", gen_length=gen_length, **whole(options)) for prompt in asked]
-            known[key] = judged(options, outs, expected)
-        return known[key]
+        if key not in trials:
+            outs = [model.generate(prompt, "elastic", gen_length=gen_length, **options) for prompt in prompts]
+            trials[key] = judged(options, outs, expected)
+        return trials[key]
 
     def faster(options: dict[str, Any]) -> bool:
-        """Whether the median prompt takes less time with `options` than with the best so far, beyond noise."""
+        """Whether `options` take less time than the best so far on the median prompt, beyond noise."""
         ratios = []
-        for prompt in asked:
+        for prompt in prompts:
             ours, theirs = (
-                model.generate(prompt, "elastic", gen_length=gen_length, **whole(way)).seconds
-                for way in (options, best.options)
+                model.generate(prompt, "elastic", gen_length=gen_length, **setting).seconds
+                for setting in (options, best.options)
             )
             ratios.append(ours / theirs)
         return statistics.median(ratios) < 1 - NOISE
@@ -82,14 +82,15 @@ def calibrate(model: Runtime, target: float, asked: list[Any], gen_length: int) 
     yield best
     if best.agreement < target:
         raise OptionError(
-            f"even {best.options} agrees with full in {best.agreement:.2%} of the tokens, less than {target:.2%}: "
-            "lower --target-agreement, or calibrate on prompts that the model answers with more certainty"
+            f"the most careful setting {best.options} agrees with full in {best.agreement:.2%} of the tokens, less "
+            f"than {target:.2%}; lower --target-agreement, or calibrate on prompts that the model answers with more "
+            "certainty"
         )
     for _ in range(ROUNDS):
         for name, values in VALUES.items():
             for value in values:
                 options = best.options | {name: value}
-                if options != fitting(model, options) or tuple(options.items()) in known:
+                if options != fitting(model, options) or tuple(options.items()) in trials:
                     continue
                 trial = tried(options)
                 yield trial
@@ -98,28 +99,25 @@ def calibrate(model: Runtime, target: float, asked: list[Any], gen_length: int) 
     yield best
 
 
-def whole(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as a request: None means no limit, whatever the bundle's default is."""
-    return options | {name: options[name] or 10**9 for name in ("max_masks", "window_span")}
-
-
 def fitting(model: Runtime, options: dict[str, Any]) -> dict[str, Any]:
-    """`options` within the bundle's capacity, with a horizon of at least two windows."""
+    """`options` within the bundle's capacity, with a limit of masks of at least two windows."""
     window = min(options["window"], model.bundle.capacity.window)
     max_masks = options["max_masks"]
     return options | {"window": window, "max_masks": None if max_masks is None else max(max_masks, 2 * window)}
 
 
 def judged(options: dict[str, Any], outs: list[Output], expected: list[list[int]]) -> Trial:
-    count = len(outs)
-    same = sum(agreement(out.ids, ids) for out, ids in zip(outs, expected, strict=True)) / count
+    """The trial of a setting from its answers and those of `full`."""
     return Trial(
-        options, same, sum(out.seconds for out in outs) / count, sum(out.computed_fraction for out in outs) / count
+        options=options,
+        agreement=statistics.fmean(agreement(out.ids, ids) for out, ids in zip(outs, expected, strict=True)),
+        seconds=statistics.fmean(out.seconds for out in outs),
+        computed_fraction=statistics.fmean(out.computed_fraction for out in outs),
     )
 
 
 def keep(model: Runtime, target: float, trials: list[Trial], gen_length: int, count: int) -> None:
-    """Write the last trial's options into the bundle as its defaults, and all trials as the evidence."""
+    """Write the last trial's options into the bundle as its defaults, and all trials beside them."""
     chosen = trials[-1]
     evidence = {
         "target_agreement": target, "prompts": count, "gen_length": gen_length, "backend": model.backend,

@@ -1,33 +1,49 @@
-"""How sure a share is, and a difference of two shares on the same problems."""
+"""Confidence intervals and tests of exact match, and the agreement of two answers.
 
-import math
+statsmodels (the extra `eval`) computes Wilson's interval and McNemar's test; it is imported at the first call.
+"""
+
 from dataclasses import asdict, dataclass
 from typing import Any
 
-Z = 1.959964  # of a two-sided 95 % interval
+from engines.errors import INSTALL, OptionError
+
+CONFIDENCE = 0.95  # two-sided
 
 
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share right / count (Wilson 1927)."""
-    share, z2 = right / count, Z * Z
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count)) / (1 + z2 / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
+def require() -> None:
+    """Raise OptionError if the statistics library is not installed."""
+    try:
+        import statsmodels  # noqa: F401
+    except ImportError as error:
+        raise OptionError(
+            f"evaluation needs statsmodels, which is not installed; {INSTALL.format(extra='eval')}"
+        ) from error
+
+
+def wilson(correct: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of the proportion correct / count (Wilson 1927, JASA 22:209)."""
+    require()
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(correct, count, alpha=1 - CONFIDENCE, method="wilson")
+    return float(low), float(high)
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided exact p-value that the problems only one of two has right are spread by chance (McNemar 1947)."""
-    count = gained + lost
-    tail = sum(math.comb(count, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, float(2 * tail / 2**count))
+    """The two-sided exact p-value of McNemar's test (1947, Psychometrika 12:153) from its discordant pairs."""
+    require()
+    from statsmodels.stats.contingency_tables import mcnemar as test
+
+    return float(test([[0, gained], [lost, 0]], exact=True).pvalue)
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Two ways on the same problems: what the first gained and lost against the second.
+    """A comparison of two settings on the same problems.
 
-    `difference` is the first's share right minus the second's, with its 95 %
-    interval (Bonett and Price 2012: one more problem gained and one more lost).
+    `gained` problems are correct with the first setting only, `lost` with the second only. `difference` is the first
+    proportion correct minus the second, and `low` … `high` its 95 % interval.
     """
 
     problems: int
@@ -43,17 +59,28 @@ class Paired:
 
 
 def paired(first: list[bool], second: list[bool]) -> Paired:
-    """Compare two ways problem by problem; both lists have the same problems in the same order."""
+    """Compare two settings problem by problem; both lists hold the same problems in the same order.
+
+    The interval is the adjusted Wald interval with one problem added to each cell of the discordant pairs (Bonett and
+    Price 2012, J. Educ. Behav. Stat. 37:479), which statsmodels does not have.
+    """
+    require()
+    from scipy.stats import norm
+
     gained = sum(a and not b for a, b in zip(first, second, strict=True))
     lost = sum(b and not a for a, b in zip(first, second, strict=True))
     count = len(first)
-    up, down, total = gained + 1, lost + 1, count + 2
-    middle = (up - down) / total
-    half = Z * math.sqrt((up + down) / total - middle**2) / math.sqrt(total)
-    return Paired(count, gained, lost, (gained - lost) / count, middle - half, middle + half, mcnemar(gained, lost))
+    total = count + 2
+    p12, p21 = (gained + 1) / total, (lost + 1) / total
+    middle = p12 - p21
+    half = float(norm.ppf((1 + CONFIDENCE) / 2)) * ((p12 + p21 - middle**2) / total) ** 0.5
+    return Paired(
+        problems=count, gained=gained, lost=lost, difference=(gained - lost) / count,
+        low=middle - half, high=middle + half, p=mcnemar(gained, lost),
+    )  # fmt: skip
 
 
 def agreement(first: list[int], second: list[int]) -> float:
-    """The share of positions with the same token, of as many as the longer answer has; 1 if both are empty."""
+    """The fraction of positions with the same token, over the length of the longer answer; 1 if both are empty."""
     longest = max(len(first), len(second))
     return sum(a == b for a, b in zip(first, second, strict=False)) / longest if longest else 1.0

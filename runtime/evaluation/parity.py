@@ -1,8 +1,7 @@
 """End-to-end parity: the tokens, triggers and commits of a back end against eager PyTorch.
 
-Where two runs part, the eager run's confidence margins tell float noise from
-error: a commit within NOISE of the threshold, or a drift number within NOISE of
-gamma, may fall on either side.
+Where two runs diverge, the margins of the eager run's decisions separate float noise from error: a commit within NOISE
+of the threshold, or a drift number within NOISE of gamma, may fall on either side.
 """
 
 from collections.abc import Iterator
@@ -22,12 +21,12 @@ NOISE = 1e-4
 
 
 def verify(bundle: Path, backend: str, prompts: int, seed: int = 0) -> Iterator[str]:
-    """Yield a line for each policy, and a last one; raises ParityError if runs part beyond float noise.
+    """Yield a line for each policy and a final one; raises ParityError if runs diverge beyond float noise.
 
-    Quantised weights are other weights: there the lines say how many tokens are equal, and nothing is refused.
+    An engine with quantised weights is not judged: its lines report the fraction of equal tokens.
     """
     if backend == REFERENCE:
-        raise OptionError(f"{REFERENCE} is the reference itself; verify another back end")
+        raise OptionError(f"{REFERENCE} is the reference of the comparison; verify another back end")
     if prompts < 1:
         raise OptionError(f"prompts must be at least 1, got {prompts}")
     with load(bundle, backend) as model, load(bundle, REFERENCE) as reference:
@@ -50,14 +49,14 @@ def verify(bundle: Path, backend: str, prompts: int, seed: int = 0) -> Iterator[
                 margin = decision_margin(theirs, step, reference)
                 if margin > NOISE:
                     raise ParityError(
-                        f"{backend} and {REFERENCE} part at step {step} of policy {policy}, where no decision is "
-                        f"closer than {margin:.2g}; check the parts with `python -m export verify`"
+                        f"{backend} and {REFERENCE} diverge at step {step} of policy {policy}, where the smallest "
+                        f"margin of a decision is {margin:.2g}; check the parts with `python -m export verify {bundle}`"
                     )
                 diverged += 1
             if weights:
-                yield f"{policy}: {equal:.1%} of tokens as with whole weights ({weights} is not judged)"
+                yield f"{policy}: {equal:.1%} of tokens equal to full-precision weights ({weights} is not judged)"
             else:
-                yield f"{policy}: {len(drawn) - diverged} of {len(drawn)} runs equal, {diverged} part within {NOISE:g}"
+                yield f"{policy}: {prompts - diverged} of {prompts} runs equal, {diverged} diverge within {NOISE:g}"
         yield f"[ok] {weights} runs; its parts are compared by `export verify`" if weights else "[ok] all tokens agree"
 
 
@@ -70,7 +69,7 @@ def first_difference(ours: Output, theirs: Output) -> int | None:
 
 
 def decision_margin(run: Output, step: int, model: Any) -> float:
-    """The smallest distance of a decision to flipping, up to and including `step`, as far as a trace shows."""
+    """The smallest margin of a decision in the trace, up to and including `step`."""
     defaults = model.bundle.manifest.defaults
     distances = [1.0]
     for event in run.trace[: step + 1]:

@@ -1,23 +1,21 @@
-"""Two families of problems with worked solutions, and how they are graded.
+"""Two families of problems with worked solutions, and how answers are graded.
 
-`sums` tells a short story of gains, losses and multiplications (multi-step
-arithmetic, as in GSM8K); `programs` is a straight-line program to be traced
-(as in HumanEval). A solution works step by step: in `sums` a line with the
-step's letter, its two operands and its result, in `programs` the statement with
-its names replaced by values, then its result under its name. It ends with
-`#### NN`. Numbers have two digits. Train and test are disjoint by construction:
-the text of a problem decides, through its SHA-256, on which side it lies.
-
-This module knows neither token ids nor models.
+`sums` is a short story of gains, losses and multiplications (multi-step arithmetic, as in GSM8K); `programs` is a
+straight-line program to trace (as in HumanEval). A solution is worked step by step: in `sums` a line with the step's
+letter, its two operands and its result; in `programs` the statement with values in place of names, then the result
+under its name. It ends with `#### NN`. Numbers have two digits. Training and test problems are disjoint: the SHA-256
+of a problem's text decides to which split it belongs.
 """
 
 import hashlib
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 FAMILIES = ("sums", "programs")
 SPLITS = ("train", "test")
+STEPS = {"sums": (6, 12), "programs": (4, 8)}  # least and most worked steps of an evaluation's problems
 
 NAMES = ("Tom", "Ann", "Sam", "Eva", "Max", "Mia", "Leo", "Zoe")
 ITEMS = ("coins", "pens", "cards", "books", "shells", "stamps", "apples", "stones")
@@ -31,7 +29,7 @@ ANSWER = re.compile(r"####\s*(\d+)")
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem: `prompt` is what is asked, `solution` the worked text, `answer` its number."""
+    """One problem: the question `prompt`, the worked text `solution`, and its final number `answer`."""
 
     family: str
     prompt: str
@@ -57,8 +55,15 @@ def generate(family: str, rng: random.Random, split: str, steps: int) -> Problem
             return problem
 
 
+def in_turn(rng: random.Random, split: str, count: int) -> Iterator[Problem]:
+    """Draw `count` problems of an evaluation's length, the families in turn."""
+    for number in range(count):
+        family = FAMILIES[number % len(FAMILIES)]
+        yield generate(family, rng, split, rng.randint(*STEPS[family]))
+
+
 def drill(family: str, rng: random.Random, count: int) -> str:
-    """Worked steps of `family` that have nothing to do with each other: practice in arithmetic alone."""
+    """Draw `count` worked steps of `family` that do not depend on each other: training text for arithmetic alone."""
     lines = []
     for number in range(count):
         left, letter = rng.randint(0, 99), LETTERS[number % len(LETTERS)]
@@ -72,7 +77,7 @@ def drill(family: str, rng: random.Random, count: int) -> str:
 
 
 def split_of(prompt: str) -> str:
-    """The side a problem lies on: one prompt in eight is kept for tests."""
+    """The split of a problem: one prompt in eight is for tests."""
     return "test" if hashlib.sha256(prompt.encode()).digest()[0] % 8 == 0 else "train"
 
 

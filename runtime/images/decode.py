@@ -1,9 +1,7 @@
-"""Images in: from a file or bytes to the pixel values of its tiles.
+"""From an image file, bytes or a Pillow image to the pixel values of its tiles.
 
-Pillow decodes and resizes; it is imported when the first image is read. An
-image is turned as its EXIF data say, transparency is laid on white, and every
-colour model becomes RGB of 8 bits. Nothing here knows a model, or what becomes
-of a tile.
+Pillow decodes and resizes; it is imported when the first image is read. An image is rotated as its EXIF data say,
+transparent pixels are blended with white, and every colour model becomes RGB of 8 bits.
 """
 
 import io
@@ -22,28 +20,30 @@ from runtime.images.tiling import Layout, fitted, lay_out
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # others have decoders that start programs, or worse
-PIXELS = 100_000_000  # an image of more is refused before it is decoded
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # decoders of other formats may start external programs
+PIXELS = 100_000_000  # a larger image is refused before it is decoded
 Source: TypeAlias = Union[str, Path, bytes, "Image"]
 Pixels = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image ready for a vision tower: its layout, and the `pixels` [N, 3, S, S] of its tiles, the base first."""
+    """An image ready for a vision tower: its layout and the pixel values of its tiles, the base tile first."""
 
     layout: Layout
+    # [N, 3, side, side]
     pixels: Pixels
 
     @property
     def tokens(self) -> int:
+        """Rows of the language model that the image takes."""
         return self.layout.tokens
 
 
 def load(vision: VisionConfig, source: Source, mode: str = "anyres") -> Picture:
-    """Decode an image and cut it into tiles; `mode` is one of `layout.MODES`.
+    """Decode an image and cut it into tiles; `mode` is one of `tiling.MODES`.
 
-    Raises PromptError for what is no image, or one that is not taken, BackendError where Pillow is missing.
+    Raises PromptError if the source cannot be decoded or is not supported, BackendError if Pillow is not installed.
     """
     image = decode(source)
     layout = lay_out(vision, image.size, mode)
@@ -51,6 +51,7 @@ def load(vision: VisionConfig, source: Source, mode: str = "anyres") -> Picture:
 
 
 def pillow() -> Any:
+    """The module PIL; raises BackendError if it is not installed."""
     try:
         import PIL.Image
         import PIL.ImageOps
@@ -60,45 +61,45 @@ def pillow() -> Any:
 
 
 def decode(source: Source) -> "Image":
-    """The image in a file, in bytes or as Pillow holds it, upright and in RGB."""
+    """Decode a file, bytes or a Pillow image to an upright RGB image; raises PromptError if that is not possible."""
     pil = pillow()
-    what = str(source) if isinstance(source, str | Path) else "the image"
+    name = str(source) if isinstance(source, str | Path) else "the image"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes, which are checked here, and of metadata
+            warnings.simplefilter("ignore")  # about sizes, which are checked below, and metadata
             if isinstance(source, pil.Image.Image):
-                return converted(pil, source, what)
+                return converted(pil, source, name)
             file = io.BytesIO(source) if isinstance(source, bytes) else source
             with pil.Image.open(file, formats=FORMATS) as image:
-                return converted(pil, image, what)
+                return converted(pil, image, name)
     except PromptError:
         raise
     except pil.UnidentifiedImageError as error:
-        raise PromptError(f"{what} is no image in {', '.join(FORMATS)} that can be read; save it as PNG") from error
+        raise PromptError(f"{name} is not a readable image in {', '.join(FORMATS)}; save it as PNG") from error
     except pil.Image.DecompressionBombError as error:
-        raise PromptError(f"{what} has more than {PIXELS:,} pixels; scale it down") from error
+        raise PromptError(f"{name} has more than {PIXELS:,} pixels; scale it down") from error
     except FileNotFoundError as error:
-        raise PromptError(f"there is no image {what}; check its path") from error
-    except Exception as error:  # a damaged file makes Pillow raise almost anything
+        raise PromptError(f"there is no image {name}; check its path") from error
+    except Exception as error:  # Pillow raises many types for damaged files
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-        raise PromptError(f"{what} cannot be decoded ({reason}); save it again as PNG") from error
+        raise PromptError(f"{name} cannot be decoded ({reason}); save it again as PNG") from error
 
 
-def converted(pil: Any, image: Any, what: str) -> "Image":
-    """RGB of 8 bits, turned upright; raises PromptError for an image that is not taken."""
+def converted(pil: Any, image: Any, name: str) -> "Image":
+    """Convert to upright RGB of 8 bits; raises PromptError for an image that is not supported."""
     width, height = image.size
     if width * height > PIXELS:
-        raise PromptError(f"{what} has {width} × {height} pixels, more than {PIXELS:,}; scale it down")
+        raise PromptError(f"{name} has {width} × {height} pixels, more than {PIXELS:,}; scale it down")
     frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # a photo with its preview, or its other eye
-        raise PromptError(f"{what} has {frames} frames or pages; save the one that is meant as PNG")
+    if frames > 1 and image.format != "MPO":  # MPO: a photo with its preview, or a stereo pair
+        raise PromptError(f"{name} has {frames} frames or pages, and one is supported; save one of them as PNG")
     upright = pil.ImageOps.exif_transpose(image)
     if upright.mode == "F":
-        raise PromptError(f"{what} has fractions for pixels, whose white nobody says; save it as PNG")
-    if upright.mode.startswith("I"):  # 16 bits a pixel, whatever the container of the file makes of it
+        raise PromptError(f"{name} has floating-point pixels without a defined range; save it as PNG")
+    if upright.mode.startswith("I"):  # 16 bits per pixel; Pillow may hold them as 32
         values = np.asarray(upright).astype(np.int64)
         if values.min(initial=0) < 0 or values.max(initial=0) > 0xFFFF:
-            raise PromptError(f"{what} has pixels of more than 16 bits; save it as PNG of 8 or 16 bits")
+            raise PromptError(f"{name} has pixels of more than 16 bits; save it as PNG of 8 or 16 bits")
         upright = pil.Image.fromarray((values // 0x101).astype(np.uint8))
     if upright.has_transparency_data:
         upright = upright.convert("RGBA")
@@ -108,7 +109,7 @@ def converted(pil: Any, image: Any, what: str) -> "Image":
 
 
 def tiles(vision: VisionConfig, image: "Image", layout: Layout) -> list["Image"]:
-    """Squares of the tower's size: the whole image, then its tiles row by row."""
+    """The base tile (the whole image), then the grid's tiles row by row; each is [side, side] RGB."""
     pil, side = pillow(), vision.image_size
     bicubic = pil.Image.Resampling.BICUBIC
     if layout.grid == (0, 0):
@@ -121,13 +122,13 @@ def tiles(vision: VisionConfig, image: "Image", layout: Layout) -> list["Image"]
 
 
 def framed(image: "Image", frame: tuple[int, int], grey: int) -> "Image":
-    """The image in the middle of a frame of one colour."""
-    ground: Image = pillow().Image.new("RGB", frame, (grey,) * 3)
-    ground.paste(image, ((frame[0] - image.width) // 2, (frame[1] - image.height) // 2))
-    return ground
+    """The image centred in a `frame` (width, height) of one grey level."""
+    background: Image = pillow().Image.new("RGB", frame, (grey,) * 3)
+    background.paste(image, ((frame[0] - image.width) // 2, (frame[1] - image.height) // 2))
+    return background
 
 
 def normalised(vision: VisionConfig, tile: "Image") -> Pixels:
-    """[3, S, S]: values in 0 … 1, the mean taken off, over the deviation."""
+    """Pixel values [3, side, side], float32: scaled to 0 … 1, minus the mean, over the deviation."""
     values = np.asarray(tile, np.float32).transpose(2, 0, 1) / np.float32(255)
     return (values - np.float32(vision.mean)) / np.float32(vision.deviation)

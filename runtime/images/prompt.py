@@ -1,8 +1,7 @@
-"""Prompts with images: placeholders among the ids, and the rows that take their place.
+"""Prompts with images: placeholders among the ids, and the rows that replace them.
 
-An image stands in a prompt as text that no token is made of; among ids it is
-`IMAGE`, which is no token either. Embeddings of text come from whoever holds the
-table. Nothing here knows files, a tokenizer or how a back end runs.
+In a prompt's text an image is a placeholder string; among its ids it is `IMAGE`, which is no token. In the ids of a
+merged prompt, each row of an image has an id of its own above the vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,32 +14,34 @@ from engines.vision import Vision
 from runtime.images.decode import Picture
 from runtime.images.tiling import Rows, arrange
 
-IMAGE = -200  # an image among ids
+IMAGE = -200  # an image among ids, as in the LLaVA family
 Ids = NDArray[np.int64]
 
 
 def encode_image(runner: Vision, picture: Picture) -> Rows:
-    """The tokens [n, d] of an image: its tiles through the tower and the projector, in their layout."""
+    """Run an image's tiles through tower and projector; returns its rows [tokens, d] in the order of its layout."""
     return arrange(picture.layout, runner.project(picture.pixels), runner.newline)
 
 
 def mention(text: str, placeholder: str, images: int) -> str:
-    """A question with a placeholder for each image: those it has, or as many lines before it.
+    """Return a text with one placeholder per image; if it has none, they are put in lines before it.
 
-    Raises PromptError if it has some, but not as many as there are images.
+    Raises PromptError if the text has placeholders, but not as many as there are images.
     """
     count = text.count(placeholder)
     if count not in (0, images):
         raise PromptError(
-            f"the prompt mentions {placeholder} {count} times and {images} images are given; make it as many, or "
+            f"the prompt has {placeholder} {count} times, but there are {images} images; write it once per image, or "
             "leave it out of the text"
         )
     return text if count else f"{placeholder}\n" * images + text
 
 
 def mentioned(messages: str | list[dict[str, str]], placeholder: str, images: int) -> str | list[dict[str, str]]:
-    """Messages, or a user's text, with a placeholder for each image: as `mention` has it, in the last message unless
-    earlier ones have some."""
+    """Return messages, or a user's text, with one placeholder per image.
+
+    Images without a placeholder in an earlier message belong to the last one; see `mention`.
+    """
     if isinstance(messages, str):
         return mention(messages, placeholder, images)
     *earlier, last = messages
@@ -49,10 +50,10 @@ def mentioned(messages: str | list[dict[str, str]], placeholder: str, images: in
 
 
 def encode(text: str, placeholder: str, encoder: Callable[[str], Ids], drop: bool = False) -> Ids:
-    """Ids [P] of a prompt, `IMAGE` for each placeholder; the text between is encoded piece by piece.
+    """Encode a prompt to ids [P], with `IMAGE` for each placeholder; the text between them is encoded piece by piece.
 
-    `drop` leaves out the first token after each image, as the published code of
-    this kind of model does where its tokenizer adds no token of its own.
+    `drop` removes the first token after each image: the published code of the LLaVA family does so with tokenizers
+    that add no first token.
     """
     first, *others = (encoder(piece) if piece else np.zeros(0, np.int64) for piece in text.split(placeholder))
     ids = [first]
@@ -62,15 +63,13 @@ def encode(text: str, placeholder: str, encoder: Callable[[str], Ids], drop: boo
 
 
 def merge(ids: Ids, images: Sequence[Rows], embed: Callable[[Ids], Rows]) -> Rows:
-    """The rows [L, d] of a prompt: `embed` (ids [A] -> [A, d]) of its text, tokens [n, d] for each image in its order.
+    """Merge a prompt's ids, with `IMAGE` for each image, and the images' rows [tokens, d] into float32 rows [P, d].
 
-    Raises PromptError unless `ids` has as many placeholders as there are images.
+    `embed` maps ids [A] to rows [A, d]. Raises PromptError unless `ids` has as many placeholders as there are images.
     """
     text = ids != IMAGE
     if (count := int(len(ids) - text.sum())) != len(images):
-        raise PromptError(
-            f"the prompt has {count} placeholders for {len(images)} images; it takes one for each, in their order"
-        )
+        raise PromptError(f"the prompt has {count} placeholders for {len(images)} images; write one for each image")
     if not images:
         return embed(ids)
     rows = embed(ids[text]) if text.any() else np.zeros((0, images[0].shape[1]), np.float32)
@@ -82,7 +81,7 @@ def merge(ids: Ids, images: Sequence[Rows], embed: Callable[[Ids], Rows]) -> Row
 
 
 def placeholder_ids(ids: Ids, images: Sequence[Rows], vocab: int) -> Ids:
-    """The ids [L] of a merged prompt: those from `vocab` on stand for the rows of all images, one after the other.
+    """The int64 ids [P] of a merged prompt: `vocab`, `vocab` + 1, … stand for the rows of all images in order.
 
     Raises PromptError unless `ids` has as many placeholders as there are images.
     """

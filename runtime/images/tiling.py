@@ -1,11 +1,9 @@
-"""From an image's size to its place among the tokens: tiles, what is cut off, rows and columns.
+"""From an image's size to its tokens: tiles, margins, rows and columns.
 
-An image becomes a base tile, the whole of it without its proportions, and a grid
-of tiles that keep them, on a black ground. The tiles' patches are put together
-to one map; the ground is cut off, a map beyond the cap is scaled down, and a
-token follows each row. `pad` instead makes one tile of an image on a grey
-square. The arithmetic is that of the LLaVA family's published models, rounding
-included. Nothing here knows pixels, files or a model.
+An image becomes a base tile, which is the whole image scaled to a square, and a grid of tiles that keep its
+proportions, on a black background. The patches of the grid's tiles form one map; the background is cut off, a map above
+the cap is scaled down, and a newline token follows each row. The mode `pad` makes one tile instead: the image on a grey
+square. The arithmetic, rounding included, is that of the LLaVA family's published models (LLaVA-NeXT, "anyres").
 """
 
 import math
@@ -17,23 +15,22 @@ from numpy.typing import NDArray
 from engines.config import VisionConfig
 from engines.errors import OptionError, PromptError
 
-MODES = ("anyres", "pad", "pad_newline")  # the last with a token after the tile
-SLACK = 1.1  # a map is scaled down if its side is that much too long
+MODES = ("anyres", "pad", "pad_newline")  # the last with a newline token after the tile
+SLACK = 1.1  # a map is scaled down if its side is longer than the cap by this factor
 Rows = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How an image of `size` (width, height) is cut and what becomes of it.
+    """How an image of `size` (width, height) is cut into tiles and arranged as tokens.
 
-    `grid` (across, down) tiles follow the base tile, none for `pad`; `top` and
-    `left` rows and columns of patches are cut off on both sides, and what is
-    left is scaled to `rows` × `columns`. `newlines` tokens come in between.
+    `grid` (across, down) tiles follow the base tile; (0, 0) for `pad`. `top` rows and `left` columns of patches are cut
+    off on both sides, and the rest is scaled to `rows` × `columns`. `newlines` tokens end the rows.
     """
 
     size: tuple[int, int]
     grid: tuple[int, int]
-    patches: int  # of a tile
+    patches: int  # P, of a tile
     top: int
     left: int
     rows: int
@@ -42,42 +39,43 @@ class Layout:
 
     @property
     def tiles(self) -> int:
+        """N: the base tile and the grid."""
         return 1 + self.grid[0] * self.grid[1]
 
     @property
     def tokens(self) -> int:
-        """Rows of the language model that the image takes, known without running any part."""
+        """Rows of the language model that the image takes."""
         return self.patches + self.rows * self.columns + self.newlines
 
 
 def mode_for(images: int) -> str:
-    """How images are cut unless somebody says otherwise: several are padded, as the published evaluation does."""
+    """The default mode for this number of images; several are padded, as in the published evaluation code."""
     return "anyres" if images < 2 else "pad"
 
 
 def lay_out(vision: VisionConfig, size: tuple[int, int], mode: str = "anyres") -> Layout:
-    """The layout of an image of `size` (width, height).
+    """Compute the layout of an image of `size` (width, height).
 
-    Raises OptionError for an unknown mode, PromptError for an image so narrow that no patch of it is left.
+    Raises OptionError for an unknown mode, PromptError for an image so narrow that no patch remains.
     """
     if mode not in MODES:
-        raise OptionError(f"unknown way to cut an image {mode!r}; choose from {', '.join(MODES)}")
+        raise OptionError(f"unknown image mode {mode!r}; choose from {', '.join(MODES)}")
     if mode != "anyres":
         return Layout(size, (0, 0), vision.patches, 0, 0, 0, 0, int(mode == "pad_newline"))
     resolution = best_resolution(size, vision.resolutions)
     across, down = (side // vision.image_size for side in resolution)
     width, height = across * vision.grid, down * vision.grid
-    left, top = ground(size, (width, height))
+    left, top = margins(size, (width, height))
     width, height = width - 2 * left, height - 2 * top
     times = math.sqrt(width * height / (vision.max_tiles * vision.patches))
     rows, columns = (int(height // times), int(width // times)) if times > SLACK else (height, width)
     if rows < 1 or columns < 1:
-        raise PromptError(f"an image of {size[0]} × {size[1]} pixels is too narrow: nothing is left of it; crop it")
+        raise PromptError(f"an image of {size[0]} × {size[1]} pixels is too narrow, no patch of it remains; crop it")
     return Layout(size, (across, down), vision.patches, top, left, rows, columns, rows)
 
 
 def best_resolution(size: tuple[int, int], resolutions: tuple[tuple[int, int], ...]) -> tuple[int, int]:
-    """The resolution that keeps most of the image's pixels, of equal ones the one with the least ground; the first."""
+    """The first resolution that keeps most of the image's pixels and, among these, adds the least background."""
     width, height = size
 
     def merit(resolution: tuple[int, int]) -> tuple[int, int]:
@@ -89,7 +87,7 @@ def best_resolution(size: tuple[int, int], resolutions: tuple[tuple[int, int], .
 
 
 def fitted(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
-    """The size (width, height) of the image in a frame, which it fills in one direction; rounded up in the other."""
+    """The largest size (width, height) of the image within a frame, its shorter side rounded up."""
     (width, height), (frame_width, frame_height) = size, frame
     across, down = frame_width / width, frame_height / height
     if across < down:
@@ -97,8 +95,8 @@ def fitted(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
     return min(math.ceil(width * down), frame_width), frame_height
 
 
-def ground(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
-    """Columns and rows of a map that lie beside the image, on each side; rounded so that some of it may stay."""
+def margins(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
+    """Columns and rows of background on each side of the image in a map of patches, rounded down."""
     (width, height), (columns, rows) = size, frame
     if width / height > columns / rows:
         return 0, (rows - int(height * (columns / width))) // 2
@@ -106,9 +104,12 @@ def ground(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:
 
 
 def arrange(layout: Layout, projected: Rows, newline: Rows) -> Rows:
-    """The image's tokens [n, d] from its tiles [N, P, d], the base tile first, and the token [d] that ends a row."""
+    """Arrange the rows of an image's tiles [N, P, d], the base tile first, as its tokens [tokens, d], float32.
+
+    `newline` [d] is the token after each row of the grid's map.
+    """
     tiles, patches, d = projected.shape
-    assert tiles == layout.tiles and patches == layout.patches, "the tiles are another image's"
+    assert tiles == layout.tiles and patches == layout.patches, "the tiles do not belong to this layout"
     base = projected[0]
     if layout.grid == (0, 0):
         return np.concatenate([base, np.tile(newline, (layout.newlines, 1))]).astype(np.float32)
@@ -122,13 +123,13 @@ def arrange(layout: Layout, projected: Rows, newline: Rows) -> Rows:
 
 
 def resample(values: Rows, count: int, axis: int) -> Rows:
-    """`count` values along an axis, linear between the centres of the old ones; equal beyond the outermost."""
+    """Resample an axis to `count` values: linear between the centres of the old values, constant outside them."""
     old = values.shape[axis]
     if count == old:
         return values
-    places = np.clip((np.arange(count) + 0.5) * (old / count) - 0.5, 0, old - 1)
-    before = places.astype(np.int64)
+    positions = np.clip((np.arange(count) + 0.5) * (old / count) - 0.5, 0, old - 1)
+    before = positions.astype(np.int64)
     after = np.minimum(before + 1, old - 1)
-    share = (places - before).astype(np.float32).reshape([-1 if n == axis else 1 for n in range(values.ndim)])
-    mixed: Rows = np.take(values, before, axis) * (1 - share) + np.take(values, after, axis) * share
+    fraction = (positions - before).astype(np.float32).reshape([-1 if n == axis else 1 for n in range(values.ndim)])
+    mixed: Rows = np.take(values, before, axis) * (1 - fraction) + np.take(values, after, axis) * fraction
     return mixed

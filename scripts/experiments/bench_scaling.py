@@ -1,19 +1,15 @@
-"""How cost grows: with answer, prompt, window, layers and width, and what a reuse step costs over its floor.
+"""How cost grows with answer, prompt, window, layers and width, and the cost of a reuse step over its lower bound.
 
     python scripts/experiments/bench_scaling.py --work DIR [--json FILE] [--plot FILE]    about 15 minutes on two cores
 
-Resumable with --json: a study that is in the file is not made again.
+Resumable with --json: a study that is in the file is not run again.
 
-Models are random, of the demo's shape but for what is varied, on ONNX Runtime.
-Generations commit a fixed number of tokens per step, so that every point has the
-same schedule, and gamma says whether layers are refreshed: at 0 never. A step's
-floor is the same matrix products alone, at the same shapes, in sessions of their
-own, and the bytes it must read over the bandwidth measured here. Prints one JSON
-line.
+Models are random, on ONNX Runtime, and have the demo's shape except for what is varied. Generations commit a fixed
+number of tokens per step, so that every point has the same schedule; gamma decides whether layers are refreshed (at 0
+never). The lower bound of a step is the same matrix products alone, with the same shapes, in sessions of their own,
+and the bytes it must read over the measured memory bandwidth.
 """
 
-import argparse
-import json
 import statistics
 import sys
 import time
@@ -31,22 +27,23 @@ import runtime
 from engines.config import ModelConfig
 from engines.model import Model
 from engines.runner import DriftInputs
-from runtime.bench.breakdown import SLICES, profile
-from runtime.bench.cases import machine
+from runtime.bench.breakdown import SLICES, break_down
+from runtime.bench.cases import write
 from runtime.bench.plots import figure, save
+from scripts.experiments import report
 from scripts.experiments.make_random_checkpoint import SHAPES, make_checkpoint
 
-COMMITS = 8  # tokens a step
+COMMITS = 8  # tokens per step
 REPEATS = 5
 WINDOW, TRACKED = 16, 8
 LONGEST = 2100
 
 
 def loaded(work: Path, weights: str | None = None, **changes: Any) -> runtime.Runtime:
-    """A random model of the demo's shape with some numbers changed, built once in `work`."""
+    """Load a random model of the demo's shape with `changes`; it is built in `work` if it is not there."""
     shape = SHAPES["demo"] | {"max_sequence_length": LONGEST} | changes
     name = "-".join(f"{key}{value}" for key, value in changes.items()) or "demo"
-    checkpoint, bundle = work / f"{name}-checkpoint", work / f"{name}-{weights or 'whole'}"
+    checkpoint, bundle = work / f"{name}-checkpoint", work / f"{name}-{weights or 'fp32'}"
     if not checkpoint.exists():
         make_checkpoint(checkpoint, shape)
     if not (bundle / "manifest.json").exists():
@@ -62,7 +59,7 @@ def wide(width: int, layers: int) -> dict[str, Any]:
 
 
 def timed(run: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """Median seconds of a call, after one that warms up."""
+    """Median seconds of a call, after one call to warm up."""
     run()
     found = []
     for _ in range(repeats):
@@ -73,7 +70,7 @@ def timed(run: Callable[[], Any], repeats: int = REPEATS) -> float:
 
 
 def generation(model: runtime.Runtime, prompt: int, answer: int, policy: str, **options: Any) -> dict[str, Any]:
-    """One answer of fixed schedule; seconds, and tokens a second."""
+    """Time one answer of fixed schedule."""
     ids = np.random.default_rng(0).integers(0, 1000, prompt)
     commit: dict[str, Any] = (
         {"tokens_per_step": COMMITS} if policy == "elastic" else {"steps": answer // COMMITS, "block_length": 32}
@@ -87,7 +84,7 @@ def generation(model: runtime.Runtime, prompt: int, answer: int, policy: str, **
 
 
 def step(model: runtime.Runtime, length: int, rows: int, window: int = WINDOW) -> dict[str, Any]:
-    """Milliseconds a layer of a reuse step and of a whole pass, the drift test's share, and the step over its floor."""
+    """Time a reuse pass and a full pass per layer, the drift test's fraction, and the pass over its lower bound."""
     tracked = TRACKED
     engine, config = model.model, model.bundle.config
     runner = engine.new_runner(length)
@@ -96,39 +93,39 @@ def step(model: runtime.Runtime, length: int, rows: int, window: int = WINDOW) -
         "row", np.arange(window, window + tracked), np.arange(window), np.ones(length, bool), np.arange(window)
     )
     runner.run_layers(length, watch)
-    floor = products(config, rows, length)
-    whole, reuse, watching, alone = [], [], [], []
+    lower_bound = products(config, rows, length)
+    reuse, fractions, alone = [], [], []
     runner.reuse(rows, watch, 0.0)
-    floor()
-    for _ in range(3 * REPEATS):  # interleaved: what disturbs one disturbs all
-        before = watched(engine)
+    lower_bound()
+    for _ in range(3 * REPEATS):  # interleaved, so that a disturbance affects all of them
+        before = drift_seconds(engine)
         began = time.perf_counter()
         runner.reuse(rows, watch, 0.0)
         reuse.append(time.perf_counter() - began)
-        watching.append((watched(engine) - before) / reuse[-1])
+        fractions.append((drift_seconds(engine) - before) / reuse[-1])
         began = time.perf_counter()
-        floor()
+        lower_bound()
         alone.append(time.perf_counter() - began)
-    whole.append(timed(lambda: runner.run_layers(length, watch), 2))
+    full = timed(lambda: runner.run_layers(length, watch), 2)
     c, milli = config, 1e3 / config.layers
     read = 4 * (4 * c.d_model**2 + 3 * c.d_model * c.mlp_size + 2 * length * c.kv_heads * c.head_size)
     return {
         "width": c.d_model, "layers": c.layers, "length": length, "rows": rows, "window": window, "tracked": tracked,
-        "reuse_ms_a_layer": statistics.median(reuse) * milli, "whole_ms_a_layer": whole[0] * milli,
+        "reuse_ms_a_layer": statistics.median(reuse) * milli, "full_ms_a_layer": full * milli,
         "products_ms_a_layer": statistics.median(alone) * milli,
         "over_products": statistics.median(r / a for r, a in zip(reuse, alone, strict=True)),
-        "drift_share": statistics.median(watching), "bytes_a_layer": read,
+        "drift_fraction": statistics.median(fractions), "bytes_a_layer": read,
         "cache_bytes_a_token": 4 * c.layers * (2 * c.kv_heads + c.heads) * c.head_size + 4 * (c.layers + 1) * c.d_model,
     }  # fmt: skip
 
 
-def watched(model: Model) -> float:
-    """Seconds of drift tests and probes so far."""
-    return sum(spent for part, spent in model.seconds.items() if part.startswith(("recall", "drift", "probe")))
+def drift_seconds(model: Model) -> float:
+    """Seconds that drift tests and probes have taken so far."""
+    return sum(spent for part, spent in model.seconds.items() if part.startswith(("attention", "drift", "probe")))
 
 
 def products(config: ModelConfig, rows: int, length: int) -> Callable[[], None]:
-    """The matrix products of a reuse step, all layers: the same shapes, and nothing else."""
+    """A call that runs only the matrix products of a reuse pass, in all layers and with the same shapes."""
     c, rng = config, np.random.default_rng(0)
     q, kv = c.heads * c.head_size, c.kv_heads * c.head_size
     d, m = c.d_model, c.mlp_size
@@ -142,12 +139,12 @@ def products(config: ModelConfig, rows: int, length: int) -> Callable[[], None]:
     nodes.append(helper.make_node("Transpose", ["keys"], ["turned"], perm=[0, 1, 3, 2]))
     nodes.append(helper.make_node("MatMul", ["queries", "turned"], ["scores"]))
     nodes.append(helper.make_node("MatMul", ["weights", "keys"], ["attended"]))
-    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()]
+    graph_inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()]
     results = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in (*matrices, "scores", "attended")]
     runs = []
     for _ in range(c.layers):
         weights = [numpy_helper.from_array(rng.standard_normal(s, np.float32), f"w_{n}") for n, s in matrices.items()]
-        graph = helper.make_graph(nodes, "products", ports, results, weights)
+        graph = helper.make_graph(nodes, "products", graph_inputs, results, weights)
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
         options = ort.SessionOptions()
         options.use_per_session_threads = False
@@ -168,7 +165,7 @@ def products(config: ModelConfig, rows: int, length: int) -> Callable[[], None]:
 
 
 def bandwidth() -> float:
-    """Bytes a second that one thread reads, from a sum over memory larger than any cache."""
+    """Bytes per second that one thread reads, from a sum over an array larger than any cache."""
     block = np.ones(1 << 27, np.float32)
     return block.nbytes / timed(lambda: block.sum())
 
@@ -180,10 +177,11 @@ def exponent(points: list[dict[str, Any]], over: str, cost: str) -> float:
 
 
 def answers(work: Path) -> dict[str, Any]:
+    """Cost over the answer's length, by policy."""
     ways: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("full", "full", {}), ("elastic, a refresh a step", "elastic", {"gamma": 1.0}),
         ("elastic, no refresh", "elastic", {"gamma": 0.0}),
-        ("the same, horizon 128", "elastic", {"gamma": 0.0, "max_masks": 128}),
+        ("the same, max_masks 128", "elastic", {"gamma": 0.0, "max_masks": 128}),
     )  # fmt: skip
     found = {}
     with loaded(work) as demo:
@@ -194,6 +192,7 @@ def answers(work: Path) -> dict[str, Any]:
 
 
 def prompts(work: Path) -> dict[str, Any]:
+    """Cost over the prompt's length."""
     with loaded(work) as demo:
         points = [
             generation(demo, n, 128, "elastic", gamma=0.0) | {"total": n + 128} for n in (1, 100, 300, 500, 700, 900)
@@ -202,18 +201,21 @@ def prompts(work: Path) -> dict[str, Any]:
 
 
 def windows(work: Path) -> dict[str, Any]:
+    """A reuse step over the window."""
     with loaded(work) as demo:
         points = [step(demo, 640, 2 * n + TRACKED, window=n) for n in (4, 8, 16, 32, 64)]
     return {"points": points, "exponent": exponent(points, "rows", "reuse_ms_a_layer")}
 
 
 def lengths(work: Path) -> dict[str, Any]:
+    """A reuse step over the sequence's length."""
     with loaded(work) as demo:
         points = [step(demo, n, 32) for n in (64, 128, 256, 512, 1024)]
     return {"points": points, "exponent": exponent(points, "length", "reuse_ms_a_layer")}
 
 
 def layers(work: Path) -> dict[str, Any]:
+    """A reuse step over the number of layers."""
     points = []
     for count in (2, 4, 8, 16):
         with loaded(work, n_layers=count) as model:
@@ -223,6 +225,7 @@ def layers(work: Path) -> dict[str, Any]:
 
 
 def widths(work: Path) -> dict[str, Any]:
+    """A reuse step over the model's width."""
     points, bytes_a_second = list[dict[str, Any]](), bandwidth()
     for width in (128, 256, 512, 1024, 2048):
         with loaded(work, **wide(width, 4 if width < 2048 else 2)) as model:
@@ -235,18 +238,19 @@ def widths(work: Path) -> dict[str, Any]:
 
 
 def overhead(work: Path) -> dict[str, Any]:
-    """What a reuse step spends outside the engines, the controller included."""
+    """The time of a reuse step outside the engines, including the controller."""
     points = []
     for width in (128, 1024):
         with loaded(work, **wide(width, 8)) as model:
-            asked = [np.random.default_rng(seed).integers(0, 1000, 500) for seed in range(4)]
-            split = profile(model, asked, 128, "elastic", {"tokens_per_step": COMMITS, "gamma": 0.0})["reuse"]
+            drawn = [np.random.default_rng(seed).integers(0, 1000, 500) for seed in range(4)]
+            split = break_down(model, drawn, 128, "elastic", {"tokens_per_step": COMMITS, "gamma": 0.0})["reuse"]
             outside = sum(split[name] for name in ("dispatch", "cache upkeep", "sampling", "Python"))
             points.append({"width": width, "outside": outside / sum(split[name] for name in SLICES), **split})
     return {"points": points}
 
 
 def quantized(work: Path) -> dict[str, Any]:
+    """A reuse step with weights in fewer bits."""
     points = []
     for weights in (None, "int8", "int4"):
         for width in (128, 1024):
@@ -260,38 +264,38 @@ STUDIES = {"width": widths, "overhead": overhead, "weights": quantized, "window"
 
 
 def studies(work: Path, file: Path | None) -> dict[str, Any]:
-    """All studies; one that `file` has is not made again."""
-    found: dict[str, Any] = json.loads(file.read_text()) if file and file.exists() else {"studies": {}}
+    """Run all studies except those that `file` holds."""
+    found = report.resumed(file, {"studies": {}})
     for name, study in STUDIES.items():
         if name not in found["studies"]:
             found["studies"][name] = study(work)
             with loaded(work) as demo:
-                found |= machine([demo]) | {"command": "scripts/experiments/bench_scaling.py", "commits": COMMITS}
-            print(name, "done", flush=True)
+                found |= report.about(__file__, [demo]) | {"commits": COMMITS}
+            print(name, "done", file=sys.stderr, flush=True)
             if file:
-                file.write_text(json.dumps(found, indent=1) + "\n")
+                write(found, file)
     return found
 
 
 def plot(found: dict[str, Any], file: Path) -> None:
-    """Cost over answer, length and width, each on two logarithmic axes, and the drift test's share."""
+    """Draw cost over answer and width on logarithmic axes, and the drift test's fraction over width."""
     chart = figure(12, 3.6)
     left, middle, right = chart.subplots(1, 3)
     for name, study in found["studies"]["answer"].items():
         points = study["points"]
         label = f"{name} (exponent {study['exponent']:.2f})"
         left.loglog([p["answer"] for p in points], [p["seconds"] for p in points], marker="o", label=label)
-    left.set(xlabel="tokens of the answer", ylabel="seconds", title="prompt 128, 8 commits a step")
+    left.set(xlabel="tokens of the answer", ylabel="seconds", title="prompt 128, 8 commits per step")
     points = [p for p in found["studies"]["width"]["points"] if p["length"] == 1024]
-    lines = {"whole": "whole pass", "reuse": "reuse step", "products": "its matrix products", "bandwidth": "its bytes"}
+    lines = {"full": "full pass", "reuse": "reuse step", "products": "its matrix products", "bandwidth": "its bytes"}
     for cost, label in lines.items():
         costs = [p[f"{cost}_ms_a_layer"] for p in points]
         middle.loglog([p["width"] for p in points], costs, marker="o", label=label)
-    middle.set(xlabel="width", ylabel="ms a layer", title="48 rows, length 1024")
+    middle.set(xlabel="width", ylabel="ms per layer", title="48 rows, length 1024")
     for length in (64, 256, 1024):
         points = [p for p in found["studies"]["width"]["points"] if p["length"] == length]
-        shares = [100 * p["drift_share"] for p in points]
-        right.semilogx([p["width"] for p in points], shares, marker="o", label=f"length {length}")
+        percent = [100 * p["drift_fraction"] for p in points]
+        right.semilogx([p["width"] for p in points], percent, marker="o", label=f"length {length}")
     right.set(xlabel="width", ylabel="% of a reuse step", title="drift test and probe", ylim=(0, None))
     for axes in (middle, right):
         axes.set_xticks([128, 256, 512, 1024, 2048], labels=["128", "256", "512", "1024", "2048"])
@@ -303,15 +307,9 @@ def plot(found: dict[str, Any], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder for random checkpoints and bundles")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    parser.add_argument("--plot", type=Path, help="draw them to this PNG file")
-    args = parser.parse_args()
+    args = report.parser(__doc__).parse_args()
     found = studies(args.work, args.json)
-    if args.plot:
-        plot(found, args.plot)
-    print(json.dumps(found))
+    report.finish(found, args, lambda file: plot(found, file))
 
 
 if __name__ == "__main__":

@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from engines.config import Capacity
 from engines.signatures import GraphSignature
 from engines.signatures.gpu import layer_signature
-from engines.trt import package as flavour
+from engines.trt.package import find
 from export.checkpoint.families.llada import FAMILY as LLADA
 from export.compilers import tensorrt
-from export.part import Target, write_part
+from export.compilers.tensorrt_engine import build_engine, configuration, polygraphy_for, reported
+from export.part import Target, write_graph, write_weights
 from scripts.experiments.make_random_checkpoint import COMMON, SHAPES
 
 WAYS = ("constants", "refit", "inputs")
@@ -55,58 +56,41 @@ def write_layer(shape: str, length: int, window: int, work: Path) -> tuple[Path,
             else torch.ones(dims, dtype=torch.float16) for name, dims in shapes.items()
         }  # fmt: skip
 
-    target = Target(work, "onnx", "fp16", "fp16")
+    target = Target("onnx", "fp16", "fp16", config, (layer_signature(config, "fp16", 0),))
     (work / "stamps").mkdir(parents=True, exist_ok=True)
-    write_part(target, layer_signature(config, "fp16", 0), config, f"random {shape}", load)
+    write_weights(work, "layer_00", [target], load(), f"random {shape}")
+    write_graph(work, target, "layer_00")
     return work / "onnx" / "layer_00.onnx", capacity, layers
 
 
 def build(way: str, path: Path, capacity: Capacity, capabilities: list[str]) -> tuple[float, int]:
     """Compile the layer one way; returns seconds and the plan's bytes."""
-    found = flavour.find("tensorrt_rtx")
+    package = find("tensorrt_rtx")
     slots = capacity.max_length + capacity.rows
-    spec_profiles = tensorrt.profiles(_spec(path), capacity, slots)
+    profiles = tensorrt.profiles(GraphSignature(path.stem, (), ()), capacity, slots)
     began = time.perf_counter()
     if way == "inputs":
-        model = tensorrt.prepare(path, slots)
-        plan, _ = tensorrt.serialize("layer_00", model, spec_profiles, found, capabilities)
+        model = tensorrt.with_weights_as_inputs(path, slots)
+        plan, _ = build_engine(package, path.stem, model, profiles, capabilities)
         return time.perf_counter() - began, len(plan)
-    trt = found.module
-    messages = tensorrt.Messages(trt)
-    builder = trt.Builder(messages.logger)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, messages.logger)
-    model = onnx.load(str(path), load_external_data=False)
-    stored = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
-    weights = [t.name for t in stored if len(t.dims) == 2]
-    for value in (*model.graph.input, *model.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param == "S":
-                dim.dim_value = slots
-    fixed = path.with_name("fixed.onnx")
-    onnx.save(model, str(fixed))
-    assert parser.parse_from_file(str(fixed)), parser.get_error(0).desc()
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = len(capabilities)
-    for number, name in enumerate(capabilities):
-        config.set_compute_capability(found.capability(name), number)
-    if way == "refit":
-        config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
-        for name in weights:
-            assert network.mark_weights_refittable(name), name
-    axes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.input}
-    for span in spec_profiles:
-        profile = builder.create_optimization_profile()
-        for port, dims in tensorrt.shapes(axes, span | {"B": (1, 1, 1)}):
-            profile.set_shape(port, *dims)
-        config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    assert plan is not None, messages.last
-    return time.perf_counter() - began, plan.nbytes
-
-
-def _spec(path: Path) -> GraphSignature:
-    return GraphSignature(path.stem, (), ())
+    fixed = onnx.load(str(path), load_external_data=False)  # refers to the weights, so they become constants
+    tensorrt.fix_slots(fixed, slots)
+    onnx.save(fixed, str(path.with_name("fixed.onnx")))
+    weights = [t.name for t in fixed.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    polygraphy = polygraphy_for(package)
+    with reported(polygraphy, f"{way}: cannot build {path.stem}", "try another way"):
+        parsed = polygraphy.loaders.network_from_onnx_path(str(path.with_name("fixed.onnx")))
+        config = configuration(polygraphy, package, fixed, profiles, capabilities)
+        if way == "refit":
+            network = parsed[1]
+            for name in weights:
+                network.mark_weights_refittable(name)
+            flag = package.module.BuilderFlag.REFIT_INDIVIDUAL
+            config = polygraphy.loaders.PostprocessConfig(
+                config, lambda builder, network, config: config.set_flag(flag)
+            )
+        plan = bytes(polygraphy.loaders.engine_bytes_from_network(parsed, config=config))
+    return time.perf_counter() - began, len(plan)
 
 
 def main() -> None:
@@ -139,7 +123,7 @@ def main() -> None:
     figures = {
         "command": f"scripts/experiments/bench_tensorrt_build.py --shape {args.shape} --max-length {args.max_length}",
         "capabilities": capabilities, "layers": layers, "layer_mb": round(weights / 1e6, 2), "one_layer": ways,
-        "limit_rss_gib": round(3 * weights / 2**30 + 2, 2), "tensorrt_rtx": flavour.find("tensorrt_rtx").version,
+        "limit_rss_gib": round(3 * weights / 2**30 + 2, 2), "tensorrt_rtx": find("tensorrt_rtx").version,
         "machine": f"{platform.machine()}, no GPU, Python {platform.python_version()}",
     }  # fmt: skip
     if args.json:

@@ -2,12 +2,10 @@
 
     python scripts/experiments/bench_vision.py --work DIR      about 4 GB of disk
 
-Makes a checkpoint with random weights whose tower (SigLIP so400m, 384 pixels)
-and projector have the published shape, behind a language model of one thin
-layer that is not measured. Each stage runs in a process of its own: writing the
-parts in fp16, the engines of ONNX Runtime from them, opening those and running
-one tile, and compiling both parts with tensorrt-rtx where that is installed,
-ahead of time. Prints one JSON line and writes docs/benchmarks/vision_export.json.
+Makes a checkpoint with random weights whose tower (SigLIP so400m, 384 pixels) and projector have the published shape;
+its language model has one thin layer and is not measured. Each stage runs in its own process: writing the parts in
+fp16, the ONNX Runtime engines from them, opening these and running one tile, and, if tensorrt-rtx is installed,
+compiling both parts ahead of time. Prints one JSON line and writes docs/benchmarks/vision_export.json.
 """
 
 import argparse
@@ -32,10 +30,15 @@ from engines.registry import installed, versions
 from engines.signatures.vision import vision_signatures
 from engines.trt import package as flavour
 from engines.vision import open_vision
-from export.build import BuildJob, build, plan
+from export.build import build, plan
 from export.checkpoint.families.llava_llada import FAMILY, MASK, SUPPRESSED
 from export.compilers import tensorrt
+from export.compilers.tensorrt_engine import build_engine
+from export.job import BuildJob
+from export.options import BuildOptions
 from export.part import Target
+from runtime.bench.cases import write
+from scripts.experiments import report
 from scripts.experiments.make_random_checkpoint import DTYPES, Normals
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "vision_export.json"
@@ -52,42 +55,46 @@ SHAPE: dict[str, Any] = {
 
 
 def make_checkpoint(out: Path) -> None:
-    """The checkpoint, one shard a part."""
+    """Write the checkpoint, one shard per part."""
     out.mkdir(parents=True)
     added = {str(number): {"content": text} for number, text in enumerate((MASK, *SUPPRESSED))}
     (out / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
     (out / "config.json").write_text(json.dumps(SHAPE, indent=1))
     config = FAMILY.read_config(FAMILY.complete(out, SHAPE))
     normals = Normals(0, DTYPES["fp16"])
-    places: dict[str, str] = {}
+    shards: dict[str, str] = {}
     for part in (*config.parts, *config.vision_parts):
         stored = {
             weight.tensor: normals.draw(weight.shape, 0.02) + (name.split(".")[-2:] == ["norm1", "weight"])
             for name, weight in FAMILY.weights(config, part).items()
         }
         save_file(stored, out / f"{part}.safetensors")
-        places |= dict.fromkeys(stored, f"{part}.safetensors")
-    (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        shards |= dict.fromkeys(stored, f"{part}.safetensors")
+    (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
 
 
 def job(work: Path) -> BuildJob:
-    """A build of the bundle, planned and not begun."""
-    made = plan(work / "checkpoint", work / "bundle", "fp16", None, LENGTH, 8, 1, 1)
+    """A planned build of the bundle that has not started."""
+    options = BuildOptions(work / "checkpoint", work / "bundle", "fp16", max_length=LENGTH, window=8, max_batch=1)
+    made = plan(options)
     (made.root / STAMPS).mkdir(parents=True, exist_ok=True)
     return made
 
 
-def write(work: Path, folder: str, dtype: str) -> None:
+def write_parts(work: Path, folder: str, dtype: str) -> None:
+    """Write the vision parts' graphs or ONNX Runtime engines of a precision."""
     made = job(work)
-    made.write_parts(Target(made.root, folder, dtype, "fp16"), vision_signatures(made.config, dtype))
+    signatures = vision_signatures(made.config, dtype)
+    made.write_parts(Target(folder, dtype, "fp16", made.config, signatures))
 
 
 def finish(work: Path) -> None:
-    """The rest of the bundle, so that it can be opened: what is there is taken up."""
+    """Build the missing files of the bundle, so that it can be opened."""
     build(work / "checkpoint", work / "bundle", "fp16", max_length=LENGTH, window=8)
 
 
 def open_and_run(work: Path) -> dict[str, Any]:
+    """Open the vision runner, and run one tile twice; the second run is timed."""
     model = backends.load(Bundle.open(work / "bundle"), "onnxruntime")
     assert model.config.vision is not None
     side = model.config.vision.image_size
@@ -104,21 +111,22 @@ def open_and_run(work: Path) -> dict[str, Any]:
 
 
 def compile_part(work: Path, part: str) -> dict[str, Any]:
+    """Compile one part with tensorrt-rtx."""
     made = job(work)
     vision = made.config.vision
     assert vision is not None
     (signature,) = (signature for signature in vision_signatures(made.config, "fp16") if signature.name == part)
-    graph = tensorrt.prepare(made.root / "onnx" / f"{part}.onnx", LENGTH)
+    graph = tensorrt.with_weights_as_inputs(made.root / "onnx" / f"{part}.onnx", LENGTH)
     spans = tensorrt.profiles(signature, made.capacity, LENGTH, vision.tiles)
     began = time.perf_counter()
-    plan, _ = tensorrt.serialize(part, graph, spans, flavour.find("tensorrt_rtx"), [CAPABILITY])
+    plan, _ = build_engine(flavour.find("tensorrt_rtx"), part, graph, spans, [CAPABILITY])
     return {"compile_seconds": round(time.perf_counter() - began, 1), "plan_mb": round(len(plan) / 1e6, 2)}
 
 
 STAGES: dict[str, Callable[[Path], dict[str, Any] | None]] = {
     "checkpoint": lambda work: make_checkpoint(work / "checkpoint"),
-    "export fp16": lambda work: write(work, "onnx", "fp16"),
-    "onnxruntime fp32": lambda work: write(work, "engines/onnxruntime", "fp32"),
+    "export fp16": lambda work: write_parts(work, "onnx", "fp16"),
+    "onnxruntime fp32": lambda work: write_parts(work, "engines/onnxruntime", "fp32"),
     "the rest of the bundle": finish,
     "onnxruntime, one tile": open_and_run,
     "tensorrt_rtx tower": lambda work: compile_part(work, "tower"),
@@ -128,7 +136,7 @@ UNMEASURED = ("checkpoint", "the rest of the bundle")
 
 
 def stage(work: Path, name: str) -> dict[str, Any]:
-    """Run a stage in a process of its own; its figures."""
+    """Run a stage in its own process; returns its figures."""
     command = [sys.executable, __file__, "--work", str(work), "--stage", name]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -137,7 +145,7 @@ def stage(work: Path, name: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--work", type=Path, required=True, help="a folder that holds nothing, removed afterwards")
+    parser.add_argument("--work", type=Path, required=True, help="a new folder; removed at the end")
     parser.add_argument("--json", type=Path, default=OUT, help="write the figures to this file too")
     parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -150,7 +158,7 @@ def main() -> None:
         print(json.dumps(cost | {"peak_rss_gib": round(used.ru_maxrss / 2**20, 2)} | more))
         return
     if args.work.exists():
-        parser.error(f"{args.work} is there already; name a new folder")
+        parser.error(f"{args.work} exists; name a new folder")
     args.work.mkdir(parents=True)
     try:
         names = [name for name in STAGES if not name.startswith("tensorrt_rtx") or installed("tensorrt_rtx")]
@@ -159,14 +167,14 @@ def main() -> None:
     finally:
         shutil.rmtree(args.work)
     figures = {
-        "command": "scripts/experiments/bench_vision.py",
+        "command": report.command(__file__),
         "shape": "SigLIP so400m (26 layers, 384 pixels), projector to 4096",
         "tower_fp16_gb": round(sizes["tower"] / 1e9, 3), "projector_fp16_gb": round(sizes["projector"] / 1e9, 3),
         "stages": {name: figures for name, figures in stages.items() if name not in UNMEASURED},
         "capability": CAPABILITY, "tiles": 37, "weights": "random",
         "machine": f"{platform.machine()}, no GPU, Python {platform.python_version()}", "versions": versions(),
     }  # fmt: skip
-    args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    write(figures, args.json)
     print(json.dumps(figures))
 
 

@@ -1,15 +1,12 @@
-"""Which drift test sees staleness best: each one's sigma against what the cache really costs at that step.
+"""Compare drift tests: the sigma of each against the error that the cache really causes at that step.
 
     python scripts/experiments/compare_drift_tests.py --work DIR [--json FILE] [--plot FILE] [--limit 60]
 
-Decodes few-shot problems in eager PyTorch with gamma 0, so that nothing is ever
-refreshed, and computes every drift test at every step. The step's error is the
-total variation distance between the window's token distributions and those of a
-full forward over the same ids. A good witness ranks steps as their errors do.
+Few-shot problems are decoded in eager PyTorch with gamma 0, so that nothing is refreshed, and every drift test is
+computed at every step. The error of a step is the total variation distance between the window's token distributions
+and those of a full forward over the same ids. A good drift test ranks the steps as their errors do.
 """
 
-import argparse
-import json
 import math
 import random
 import sys
@@ -29,18 +26,18 @@ import runtime
 from engines.eager.layers import attention_before_and_after
 from engines.eager.model import EagerModel, EagerRunner
 from engines.runner import DriftInputs, ReuseResult
-from runtime.bench.cases import machine
 from runtime.bench.plots import figure, save
 from runtime.decoding.controller import Controller, StepEvent
 from runtime.decoding.generate import stream
 from runtime.decoding.policies import Elastic
 from runtime.decoding.request import Request
 from runtime.evaluation import tasks
-from runtime.evaluation.exact_match import STEPS, few_shot_prompt
+from runtime.evaluation.exact_match import few_shot_prompt
+from scripts.experiments import report
 
 POLICY: Any = Elastic(window=32, threshold=0.9, gamma=0.0)
 GEN_LENGTH, FEW_SHOT = 192, 400
-WORST = 0.1  # the share of steps that a witness should find
+WORST = 0.1  # fraction of steps, those of largest error, that a drift test should find
 
 
 def lowest(old: Tensor, new: Tensor) -> Tensor:
@@ -60,7 +57,7 @@ def moved(old: Tensor, new: Tensor) -> Tensor:
     return (1 - (old - new).abs().sum(-1) / 2).mean((1, 2))
 
 
-# What is compared: attention rows [1, H, T, S] before and after a pass -> sigma [1]. The last three are not exported.
+# Drift test: attention rows [1, H, T, S] before and after a pass -> sigma [1]. The last three are not exported.
 CANDIDATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "row": lambda old, new: F.cosine_similarity(old, new, dim=-1).mean((1, 2)),
     "head": lambda old, new: F.cosine_similarity(old, new, dim=1).mean((1, 2)),
@@ -69,10 +66,11 @@ CANDIDATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class RecordingRunner(EagerRunner):
-    """Computes every candidate at every layer, and lets none of them trigger a refresh."""
+    """A runner that computes every drift test at every layer and never triggers."""
 
     @torch.inference_mode()
     def reuse(self, rows: int, watch: DriftInputs, gamma: float) -> ReuseResult:
+        """Run the first `rows` slots through all layers and record sigma of every drift test."""
         self.sigma = {kind: list[float]() for kind in CANDIDATES}
         probes = []
         for index in range(self.config.layers):
@@ -80,7 +78,7 @@ class RecordingRunner(EagerRunner):
             self.layer(index, rows)
             q_now = self.q[index][:, self.indices(watch.tracked)]
             old, new = attention_before_and_after(q_prev, q_now, k_prev, self.k[index], self.key_mask)
-            real = self.key_mask[0]  # slots that hold no position are left out
+            real = self.key_mask[0]  # [S]: slots that hold a position
             for kind, similarity in CANDIDATES.items():
                 self.sigma[kind].append(float(similarity(old[..., real], new[..., real])))
             probes.append(self.probe(index, watch))
@@ -88,6 +86,7 @@ class RecordingRunner(EagerRunner):
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities [W, V] of logits [W, V], in float64."""
     wide = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
     return np.asarray(wide / wide.sum(-1, keepdims=True))
 
@@ -120,11 +119,12 @@ def observe(model: EagerModel, prompt: NDArray[np.int64]) -> list[dict[str, floa
 
 
 def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rank of each value, 0 for the smallest."""
     return np.argsort(np.argsort(values)).astype(np.float64)
 
 
 def summary(steps: list[dict[str, float]]) -> dict[str, Any]:
-    """For each drift test: rank correlation with the error, and how many steps it refreshes to meet the worst ones."""
+    """For each drift test: rank correlation with the error, and the steps to refresh until the worst are caught."""
     error = np.array([step["error"] for step in steps])
     worst = error >= np.quantile(error, 1 - WORST)
     found: dict[str, Any] = {"steps": len(steps), "mean_error": float(error.mean()), "worst": float(error[worst].min())}
@@ -141,6 +141,7 @@ def summary(steps: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def plot(steps: list[dict[str, float]], file: Path) -> None:
+    """Draw the error of every step over 1 - sigma, one panel per drift test."""
     chart = figure(12, 3.2)
     error = [step["error"] for step in steps]
     for axes, kind in zip(chart.subplots(1, len(CANDIDATES), sharey=True), CANDIDATES, strict=True):
@@ -151,26 +152,14 @@ def plot(steps: list[dict[str, float]], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder for the bundle")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    parser.add_argument("--plot", type=Path, help="draw the steps to this PNG file")
-    parser.add_argument("--limit", type=int, default=60, help="problems (default 60)")
-    args = parser.parse_args()
+    args = report.parser(__doc__, limit=60).parse_args()
     rng, steps = random.Random(1), list[dict[str, float]]()
     with runtime.load(export.build("demo", args.work / "observed"), "eager") as model:
         assert isinstance(model.model, EagerModel)
-        for number in range(args.limit):
-            family = tasks.FAMILIES[number % len(tasks.FAMILIES)]
-            problem = tasks.generate(family, rng, "test", rng.randint(*STEPS[family]))
+        for problem in tasks.in_turn(rng, "test", args.limit):
             steps += observe(model.model, few_shot_prompt(model, problem, FEW_SHOT, rng))
-        about = machine([model]) | {"command": "scripts/experiments/compare_drift_tests.py", "problems": args.limit}
-    found = about | summary(steps)
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
-    if args.plot:
-        plot(steps, args.plot)
-    print(json.dumps(found))
+        about = report.about(__file__, [model], limit=args.limit)
+    report.finish(about | summary(steps), args, lambda file: plot(steps, file))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,11 @@
 
     python scripts/experiments/sweep.py --work DIR [--json FILE] [--plot FILE] [--limit 100]    about 15 minutes
 
-Builds the demo bundle with room for all values, runs the same problems of both
-families at every point (a point that is in --json is not run again), and draws
-accuracy against tokens per second with the Pareto front, and refreshes per step.
+Builds the demo bundle with capacity for all values, runs the same problems of both families at every point (a point
+that is in --json is not run again), and draws accuracy against tokens per second with the Pareto front, and refreshes
+per step.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -17,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import export
 import runtime
 from engines.signatures.gpu import DRIFTS
-from runtime.bench.cases import machine
+from runtime.bench.cases import write
 from runtime.bench.plots import figure, save
 from runtime.evaluation import tasks
 from runtime.evaluation.exact_match import problems
 from runtime.evaluation.intervals import wilson
+from scripts.experiments import report
 
-NONE = 10**9  # no limit
 DEFAULT: dict[str, Any] = {
     "threshold": 0.98, "gamma": 0.9, "window": 32, "track_num": 1, "drift": "row", "block_caching": True,
     "max_masks": 192, "refresh_scope": "all", "window_span": 16,
@@ -32,43 +31,43 @@ SWEEPS: dict[str, tuple[Any, ...]] = {
     "gamma": (0.5, 0.9, 0.95, 0.99, 0.999),
     "window": (4, 8, 16, 32, 64),
     "threshold": (0.6, 0.8, 0.9, 0.95, 0.98, 0.99),
-    "window_span": (4, 8, 12, 16, 24, 32, NONE),
+    "window_span": (4, 8, 12, 16, 24, 32, None),
     "track_num": (1, 2, 4, 8),
     "drift": ("row", "head"),
     "block_caching": (True, False),
-    "max_masks": (64, 128, 192, NONE),
+    "max_masks": (64, 128, 192, None),
     "refresh_scope": ("all", "near"),
 }
-FAR = DEFAULT | {
-    "window_span": NONE
-}  # the drift tests are compared where the window is wider and the cache works harder
-DETECTOR_GAMMAS = (0.9, 0.95, 0.98, 0.99, 0.999)
+# The drift tests are compared with a wider window, where more layers drift.
+WIDE = DEFAULT | {"window_span": None}
+DRIFT_GAMMAS = (0.9, 0.95, 0.98, 0.99, 0.999)
 
 
 def points() -> list[dict[str, Any]]:
-    """Every setting once: each option by itself, scopes also where layers are refreshed, and the drift tests."""
+    """Every setting once: each option by itself, refresh scopes also at a high gamma, and the drift tests."""
     found = [DEFAULT | {name: value} for name, values in SWEEPS.items() for value in values]
-    found += [FAR | {"gamma": 0.99, "refresh_scope": scope} for scope in SWEEPS["refresh_scope"]]
-    found += [FAR | {"drift": kind, "gamma": gamma} for kind in DRIFTS for gamma in DETECTOR_GAMMAS]
+    found += [WIDE | {"gamma": 0.99, "refresh_scope": scope} for scope in SWEEPS["refresh_scope"]]
+    found += [WIDE | {"drift": kind, "gamma": gamma} for kind in DRIFTS for gamma in DRIFT_GAMMAS]
     return list({json.dumps(point): point for point in found}.values())
 
 
 def run(model: runtime.Runtime, point: dict[str, Any], limit: int, gen_length: int) -> dict[str, Any]:
-    """One point: right of how many, tokens, seconds, steps and refreshes over both families."""
-    total = dict.fromkeys(("problems", "right", "tokens", "seconds", "steps", "refreshes", "rows"), 0.0)
-    options = point | {"max_masks": max(point["max_masks"], 2 * point["window"])}
+    """Run one point: totals over the problems of both families, exact match and its interval, and speed."""
+    total = dict.fromkeys(("problems", "correct", "tokens", "seconds", "steps", "refreshes", "computed_fraction"), 0.0)
+    most = point["max_masks"]
+    options = point | {"max_masks": None if most is None else max(most, 2 * point["window"])}
     for family in tasks.FAMILIES:
         for problem in problems(model, family, limit):
             out = model.generate(problem.prompt, "elastic", gen_length=gen_length, **options)
             total["problems"] += 1
-            total["right"] += tasks.grade(out.text, problem)
+            total["correct"] += tasks.grade(out.text, problem)
             total["tokens"] += out.tokens
             total["seconds"] += out.seconds
             total["steps"] += out.steps
             total["refreshes"] += sum(event.trigger is not None for event in out.trace)
-            total["rows"] += out.computed_fraction
-    low, high = wilson(int(total["right"]), int(total["problems"]))
-    return {"options": point, **total, "exact_match": total["right"] / total["problems"], "interval": [low, high],
+            total["computed_fraction"] += out.computed_fraction
+    low, high = wilson(int(total["correct"]), int(total["problems"]))
+    return {"options": point, **total, "exact_match": total["correct"] / total["problems"], "interval": [low, high],
             "tokens_per_second": total["tokens"] / total["seconds"]}  # fmt: skip
 
 
@@ -93,11 +92,11 @@ def plot(found: list[dict[str, Any]], file: Path) -> None:
     left.set(xlabel="tokens per second", ylabel="exact match, %", title="one option at a time (dotted: front)")
     left.legend(fontsize=7)
     for kind in DRIFTS:
-        along = [p for g in DETECTOR_GAMMAS for p in found if p["options"] == FAR | {"drift": kind, "gamma": g}]
+        along = [p for g in DRIFT_GAMMAS for p in found if p["options"] == WIDE | {"drift": kind, "gamma": g}]
         rates = [p["refreshes"] / p["steps"] for p in along]
-        middle.plot(DETECTOR_GAMMAS, rates, marker="o", ms=4, label=kind)
-        right.plot([100 * p["rows"] / p["problems"] for p in along], [100 * p["exact_match"] for p in along],
-                   marker="o", ms=4, label=kind)  # fmt: skip
+        middle.plot(DRIFT_GAMMAS, rates, marker="o", ms=4, label=kind)
+        cost = [100 * p["computed_fraction"] / p["problems"] for p in along]
+        right.plot(cost, [100 * p["exact_match"] for p in along], marker="o", ms=4, label=kind)
     middle.set(xlabel="gamma", ylabel="refreshes per step", title="drift tests")
     right.set(xlabel="% of layer-rows computed", ylabel="exact match, %", title="drift tests at equal cost")
     middle.legend(fontsize=7)
@@ -106,34 +105,24 @@ def plot(found: list[dict[str, Any]], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder for the bundle")
-    parser.add_argument("--json", type=Path, help="file of finished points; taken up again if it exists")
-    parser.add_argument("--plot", type=Path, help="draw them to this PNG file")
-    parser.add_argument("--limit", type=int, default=100, help="problems of each family (default 100)")
-    parser.add_argument("--gen-length", type=int, default=192)
+    parser = report.parser(__doc__, limit=100)
+    parser.add_argument("--gen-length", type=int, default=192, help="masks to fill (default: %(default)s)")
     args = parser.parse_args()
-    bundle = export.build("demo", args.work / "sweep", window=64, track_num=8)
-    kept: dict[str, Any] = {"points": []}
-    if args.json and args.json.exists():
-        kept = json.loads(args.json.read_text())
-    with runtime.load(bundle, "onnxruntime") as model:
-        about = machine([model]) | {
-            "command": "scripts/experiments/sweep.py",
-            "gen_length": args.gen_length,
-            "limit": args.limit,
-        }
-        known = {json.dumps(point["options"]): point for point in kept["points"]}
-        for number, point in enumerate(points(), 1):
-            if json.dumps(point) not in known:
-                known[json.dumps(point)] = run(model, point, args.limit, args.gen_length)
-                if args.json:
-                    args.json.write_text(json.dumps(about | {"points": list(known.values())}, indent=1) + "\n")
-            found = known[json.dumps(point)]
-            right, speed = found["exact_match"], found["tokens_per_second"]
-            print(f"[{number}/{len(points())}] {right:.1%} {speed:.0f} tokens/s {point}", flush=True)
-    if args.plot:
-        plot(list(known.values()), args.plot)
+    found = report.resumed(args.json, {"points": []})["points"]
+    done = {json.dumps(point["options"]) for point in found}
+    with runtime.load(export.build("demo", args.work / "sweep", window=64, track_num=8), "onnxruntime") as model:
+        about = report.about(__file__, [model], limit=args.limit, gen_length=args.gen_length)
+        for point in points():
+            if json.dumps(point) in done:
+                continue
+            found.append(run(model, point, args.limit, args.gen_length))
+            if args.json:
+                write(about | {"points": found}, args.json)
+            right, speed = found[-1]["exact_match"], found[-1]["tokens_per_second"]
+            print(
+                f"[{len(found)}/{len(points())}] {right:.1%} {speed:.0f} tokens/s {point}", file=sys.stderr, flush=True
+            )
+    report.finish(about | {"points": found}, args, lambda file: plot(found, file))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import export
 import runtime
-from engines.bundle import MANIFEST, VERSION, Bundle, inside, read_manifest, signed
+from engines.bundle import MANIFEST, VERSION, Bundle, inside, read_manifest, set_defaults, signed
 from engines.config import Capacity, ModelConfig, strict
 from engines.errors import BundleError, NewerBundleError
 from engines.weights import locate
@@ -263,15 +263,6 @@ def test_an_engine_that_the_back_end_does_not_read(bundle_copy: Path) -> None:
         runtime.load(bundle_copy, "onnxruntime")
 
 
-def test_weight_files_that_are_none(tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
-    for content in (b"", b"\xff" * 16, (5).to_bytes(8, "little") + b"[[[[[", (2).to_bytes(8, "little") + b"[]",
-                    (13).to_bytes(8, "little") + b'{"a": [1, 2]}'):  # fmt: skip
-        path.write_bytes(content)
-        with refused(BundleError, str(path), "not a readable weight file", "rebuild"):
-            locate(path)
-
-
 def test_a_copy_gives_the_same_logits(text_bundle: Path, bundle_copy: Path) -> None:
     """A bundle can be moved: nothing in it names its place."""
     moved = bundle_copy.rename(bundle_copy.parent / "elsewhere")
@@ -279,3 +270,29 @@ def test_a_copy_gives_the_same_logits(text_bundle: Path, bundle_copy: Path) -> N
     with runtime.load(text_bundle, "onnxruntime") as here, runtime.load(moved, "onnxruntime") as there:
         assert np.array_equal(here.logits(ids), there.logits(ids))
     assert signed(dict(vars(Bundle.open(moved).manifest))) == (text_bundle / MANIFEST).read_bytes()
+
+
+# Defaults
+
+
+def test_new_defaults(bundle_copy: Path) -> None:
+    """They are merged into the old ones, and the measurement behind them is one of the bundle's checked files."""
+    before = Bundle.open(bundle_copy)
+    set_defaults(bundle_copy, {"gamma": 0.8}, "calibration.json", {"trials": [1, 2]})
+    after = Bundle.open(bundle_copy)
+    after.check()
+    assert after.manifest.defaults == before.manifest.defaults | {"gamma": 0.8}
+    assert json.loads(after.file("calibration.json").read_text()) == {"trials": [1, 2]}
+    assert after.identity != before.identity
+
+
+def test_defaults_that_cannot_be_written(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = (bundle_copy / MANIFEST).read_bytes()
+
+    def read_only(*_: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("engines.bundle.write_atomically", read_only)
+    with refused(BundleError, f"cannot write {bundle_copy} (Read-only file system); make it writable"):
+        set_defaults(bundle_copy, {"gamma": 0.8}, "calibration.json", {})
+    assert (bundle_copy / MANIFEST).read_bytes() == raw

@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from engines.bundle import Bundle
 from engines.config import Capacity, ModelConfig, VisionConfig, strict
 from engines.errors import BundleError
+from engines.weights import locate
 from tests.support.cases import refused
 
 CONFIG = ModelConfig(
@@ -42,18 +44,11 @@ def test_rows_of_a_reuse_pass(shift: int, rows: int) -> None:
     assert found == Capacity(max_length=64, window=8, track_num=2, max_batch=1, rows=rows)
 
 
-def test_what_follows_from_sizes(golden_bundle: object) -> None:
+def test_what_follows_from_sizes(golden_bundle: Path) -> None:
     assert CONFIG.parts == ("embed", "layer_00", "layer_01", "layer_02", "head") and CONFIG.vision_parts == ()
     assert replace(CONFIG, vision=VISION).vision_parts == ("tower", "projector")
     assert (VISION.grid, VISION.patches, VISION.tiles) == (4, 16, 1 + 4)
     assert (CONFIG.end_id, replace(CONFIG, suppressed=(30,)).end_id) == (30, 29)
-    bundle = Bundle.open(str(golden_bundle))
-    entries = [shape for shape in map(tuple, sizes(bundle)) if len(shape) == 2]
-    assert bundle.config.layer_numbers == sum(a * b for a, b in entries)
-
-
-def sizes(bundle: Bundle) -> list[tuple[int, ...]]:
-    """Shapes of the tensors of a layer."""
-    from engines.weights import locate
-
-    return [entry.shape for entry in locate(bundle.weights("layer_00")).values()]
+    bundle = Bundle.open(golden_bundle)
+    shapes = [entry.shape for entry in locate(bundle.weights("layer_00")).values()]
+    assert bundle.config.layer_numbers == sum(shape[0] * shape[1] for shape in shapes if len(shape) == 2)

@@ -1,6 +1,6 @@
 """The oracle against reference data: the published model's outputs, and an independent Elastic-Cache.
 
-What the 202 reference runs settle beyond the words of the algorithm, and what they leave open, is at `test_every_run`.
+What the 202 reference runs decide beyond the text of the algorithm, and what they leave open: see `test_every_run`.
 """
 
 import json
@@ -67,7 +67,7 @@ def test_model(reference: dict[str, Tensor], dtype: torch.dtype) -> None:
         close(f"{name} normed {dtype}", model.norm(hidden[-1], "ln_f"), reference[name][-1])
 
 
-# What the reference runs settle where the words leave room (the other reading was tried, and fails some of them):
+# What the reference runs decide where the text is ambiguous (the other reading was tried and fails some runs):
 # - drift: over the union of tracked tokens; "before" is the old K as well as the old Q; `head` counts masked keys too;
 #   the trigger layer is not run again over all rows; a test at the last layer is made and its trigger recorded.
 # - probe: refreshed layers probe too, always by the rows of the window (never the tracked, committed or other active
@@ -79,8 +79,8 @@ def test_model(reference: dict[str, Tensor], dtype: torch.dtype) -> None:
 # What they leave open (both readings pass):
 # - `block_caching` off after an EOS: no run has both. Here the active masks are those to be filled, up to the EOS.
 # - masks and tokens beyond the EOS: few steps follow one, and no recorded number tells whether a refresh runs over the
-#   masks, or whether the probe may track either. Here, by the words of the algorithm: refreshed; tokens yes, masks no.
-# - the share of [MASK] in the softmax, and [MASK] as arg-max: its logit is never high enough.
+#   masks, or whether the probe may track either. Here, by the text of the algorithm: refreshed; tokens yes, masks no.
+# - the fraction of [MASK] in the softmax, and [MASK] as arg-max: its logit is never high enough.
 # - exact ties, `refresh_scope="near"` and `stop_at_eos` off: not in the runs.
 def test_every_run(oracle: Oracle) -> None:
     worst = 0.0
@@ -91,7 +91,7 @@ def test_every_run(oracle: Oracle) -> None:
         except AssertionError as error:
             settings = {k: golden[k] for k in OPTIONS}
             raise AssertionError(f"run {number} ({settings}, margin {run.margin:.1e}): {error}") from error
-        assert run.margin > 1e-4, f"run {number} hangs on {run.margins}"
+        assert run.margin > 1e-4, f"run {number} is ambiguous: {run.margins}"
     print(f"{len(GOLDEN)} runs, {sum(g['nfe'] for g in GOLDEN)} steps: sigma max difference {worst:.2e}")
     assert worst < 1e-6
 
@@ -103,15 +103,15 @@ def test_float32_decides_alike() -> None:
     assert worst < 1e-4
 
 
-def test_near_refresh_spares_masks_beyond_the_window(oracle: Oracle) -> None:
+def test_near_refresh_omits_masks_beyond_the_window(oracle: Oracle) -> None:
     golden = next(g for g in GOLDEN if g["window"] == 4 and g["block_caching"] and g["steps"][1]["trigger"] == 0)
     near, full = replay(oracle, golden, refresh_scope="near"), replay(oracle, golden)
     assert near.steps[1].trigger == 0
-    assert near.steps[1].sigma == full.steps[1].sigma  # nothing is spared before the first refresh
+    assert near.steps[1].sigma == full.steps[1].sigma  # nothing is omitted before the first refresh
     assert near.steps[2:] != full.steps[2:]
 
 
-def test_near_refresh_with_nothing_to_spare(oracle: Oracle) -> None:
+def test_near_refresh_with_nothing_to_omit(oracle: Oracle) -> None:
     golden = next(g for g in GOLDEN if not g["block_caching"] and g["eos_at"] is None and g["steps"][1]["trigger"] == 0)
     assert compare(replay(oracle, golden, refresh_scope="near"), golden) < 1e-6  # every mask is active
 

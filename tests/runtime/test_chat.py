@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 import runtime
 from engines.errors import BackendError, BundleError, OptionError, PromptError
 from runtime.chat import MASK, Chat, Note, frame
-from runtime.decoding.controller import Controller, StepEvent
+from runtime.decoding.controller import StepEvent
 from runtime.decoding.generate import Output
 from runtime.decoding.request import prompt_array
 from tests.support.cases import refused, sentence
+from tests.support.chat import SHORT, answer, stop_at
 
 MASK_ID, EOS, BOS, USER, ASSISTANT = 256, 257, 258, 259, 260
 LIMIT = 256  # the bundle's length
-SHORT: dict[str, Any] = {"gen_length": 8}
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +42,6 @@ def prompts(model: runtime.Runtime, monkeypatch: pytest.MonkeyPatch) -> list[lis
 
     monkeypatch.setattr(model, "stream", watched)
     return seen
-
-
-def answer(chat: Chat, text: str) -> Output:
-    *_, out = chat.say(text)
-    assert isinstance(out, Output)
-    return out
 
 
 def ids(model: runtime.Runtime, text: str) -> list[int]:
@@ -165,19 +159,6 @@ def test_ctrl_c_within_a_step(model: runtime.Runtime, monkeypatch: pytest.Monkey
                 pass
     assert chat.turns == [] and chat.figures.turns == 0
     assert answer(chat, "Hi").steps == 16
-
-
-def stop_at(patch: pytest.MonkeyPatch, number: int) -> None:
-    """Ctrl-C comes in this step of the first answer."""
-    step, left = Controller.step, [1]
-
-    def stopping(self: Controller) -> StepEvent:
-        if self.steps == number and left:
-            left.pop()
-            raise KeyboardInterrupt
-        return step(self)
-
-    patch.setattr(Controller, "step", stopping)
 
 
 # Conversations that grow too long

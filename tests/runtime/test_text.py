@@ -1,4 +1,4 @@
-"""Text in and out: the template of a stranger is rendered in a sandbox, and special tokens come in several forms."""
+"""Text in and out: untrusted templates are rendered in a sandbox, and special tokens come in several forms."""
 
 import json
 import os
@@ -118,7 +118,7 @@ def test_text_that_is_no_unicode(text: Text) -> None:
         text.prompt(os.fsdecode(b"caf\xe9"))
 
 
-# Templates of strangers
+# Untrusted templates
 
 
 @pytest.mark.parametrize(
@@ -201,13 +201,13 @@ def test_a_broken_tokenizer(text_bundle: Path, tmp_path: Path, content: str) -> 
 @pytest.mark.parametrize("content", ["{", "[]", '"x"', "[" * 100_000])
 def test_broken_settings(text_bundle: Path, tmp_path: Path, content: str) -> None:
     text = changed(text_bundle, tmp_path, config=content)
-    with refused(BundleError, CONFIG, "not a JSON object", "mend", "build again"):
+    with refused(BundleError, CONFIG, "not a JSON object", "repair", "build again"):
         text.prompt("Hi")
 
 
 def test_settings_that_are_no_text(text_bundle: Path, tmp_path: Path) -> None:
     text = changed(text_bundle, tmp_path, jinja=os.fsdecode(b"caf\xe9"))
-    with refused(BundleError, JINJA, "cannot be read", "mend", "build again"):
+    with refused(BundleError, JINJA, "cannot be read", "repair", "build again"):
         text.prompt("Hi")
 
 

@@ -1,9 +1,9 @@
 """Decoders side by side: the oracle and the back ends, compared decision by decision.
 
-Every run is brought into the oracle's form (`oracle.Run`), so that whatever is compared, the same things must agree:
-ids, the end, and per step the rows run, the triggering layer, the commits and the tracked tokens. The oracle tells how
-near each decision came to flipping; a run in which one hangs on less than `NOISE` is set apart, not counted as equal.
-This module knows neither pytest nor a command line: the tests and `scripts/check.py` share it.
+Every run is converted to the oracle's form (`oracle.Run`), so that in every comparison the same things must agree: ids,
+the end, and per step the rows run, the triggering layer, the commits and the tracked tokens. The oracle records the
+margin of each decision; a run with a margin below `NOISE` is ambiguous and not counted as equal. The tests and
+`scripts/check.py` share this module.
 """
 
 import math
@@ -30,13 +30,13 @@ from scripts.experiments.make_random_checkpoint import SHAPES, make_checkpoint
 from tests.support.oracle import Oracle, Run, Step
 
 BACKENDS = ("onnxruntime", "eager")
-NOISE = 1e-4  # a decision nearer to flipping than this may fall on either side in float32
-SHARE = 0.1  # of the runs may be set apart
+NOISE = 1e-4  # float32 may decide either way if the margin of a decision is smaller
+AMBIGUOUS = 0.1  # largest fraction of ambiguous runs
 
-WINDOW, TRACK_NUM = 16, 3  # the largest of the random runs, and what their bundles are built for
+WINDOW, TRACK_NUM = 16, 3  # the largest of the random runs; their bundles are built for them
 RUNS = 4  # of each random model, with other prompts and options
 GEN_LENGTH = 192  # of the demo's prompts
-STRICT = 0.99  # a gamma at which the demo's layers do drift
+STRICT = 0.99  # a gamma at which the demo's layers trigger
 
 
 def recorded(out: Output) -> Run:
@@ -46,7 +46,7 @@ def recorded(out: Output) -> Run:
 
 
 def difference(got: Run, expected: Run) -> str | None:
-    """Where two runs part first, in words; None where all decisions agree."""
+    """Where two runs first diverge, in words; None if all decisions agree."""
     for number, (ours, theirs) in enumerate(zip(got.steps, expected.steps, strict=False)):
         for name in ("active", "trigger", "committed", "tracked"):
             came, wanted = getattr(ours, name), getattr(theirs, name)
@@ -60,7 +60,7 @@ def difference(got: Run, expected: Run) -> str | None:
 
 
 def sigma_gap(got: Run, expected: Run) -> float:
-    """The largest difference of a drift similarity between two runs that decide alike."""
+    """The largest difference of a drift similarity between two runs with equal decisions."""
     gaps = (
         abs(a - b)
         for ours, theirs in zip(got.steps, expected.steps, strict=True)
@@ -73,14 +73,16 @@ def elastic_rows(
     run: Run, prompt_length: int, layers: int, window: int, block_caching: bool = True, refresh_scope: str = "all",
     window_span: int | None = None, **_: Any,
 ) -> list[int]:  # fmt: skip
-    """Rows that each step of `run` has to compute, summed over layers: the active ones up to the trigger, after it all
-    (or all but the masks the step does not look at)."""
-    masked, end, there = set[int](), math.inf, prompt_length
+    """The rows that each step of `run` must compute, summed over layers.
+
+    These are the active rows up to the trigger, and after it all rows, or all but the masks that are not active.
+    """
+    masked, end, present = set[int](), math.inf, prompt_length
     rows = []
     for number, step in enumerate(run.steps):
-        length = step.length or len(run.output_ids)  # a recorded run has all of its masks from the start
-        masked |= set(range(there, length))
-        there = length
+        length = step.length or len(run.output_ids)  # a recorded run has all masks from the start
+        masked |= set(range(present, length))
+        present = length
         open_ = [p for p in masked if p <= end]
         near = [p for p in sorted(open_)[:window] if window_span is None or p < min(open_) + window_span]
         seen = len(near) if block_caching else len(open_)
@@ -100,8 +102,8 @@ def elastic_rows(
 class Comparison:
     """One prompt decoded by the oracle and every back end.
 
-    `margins` are the oracle's smallest distances of a decision to flipping, by kind; `parted` maps a back end to where
-    it left the oracle's run; `sigma` is the largest difference of a drift similarity among those that did not.
+    `margins` are the oracle's smallest margins of a decision, by kind; `diverged` maps a back end to the place where it
+    left the oracle's run; `sigma` is the largest difference of a drift similarity among the others.
     """
 
     name: str
@@ -113,18 +115,19 @@ class Comparison:
 
     @property
     def ambiguous(self) -> bool:
-        """Whether a decision hangs on so little that float noise may settle it."""
+        """Whether float noise may change a decision."""
         return min(self.margins.values(), default=math.inf) < NOISE
 
     @property
     def wrong(self) -> bool:
+        """Whether a back end diverged although no decision was ambiguous."""
         return bool(self.diverged) and not self.ambiguous
 
 
 def compare(
     name: str, models: Sequence[runtime.Runtime], oracle: Oracle, prompt: Sequence[int], **options: Any
 ) -> Comparison:
-    """Decode `prompt` everywhere. Options are those of the elastic policy and the oracle, all of them given."""
+    """Decode `prompt` with the oracle and every model; all options of the elastic policy must be in `options`."""
     expected = oracle.elastic(prompt, **options)
     rows = elastic_rows(expected, len(prompt), oracle.layers, **options)
     diverged, sigma = {}, 0.0
@@ -145,13 +148,13 @@ def compare(
 
 
 def loaded(stack: ExitStack, bundle: Path) -> list[runtime.Runtime]:
-    """The bundle on every back end, until the stack closes. One thread: these models are small."""
+    """Load the bundle on every back end until the stack closes, with one thread, since these models are small."""
     models = [runtime.load(bundle, backend, threads=1) for backend in BACKENDS]
     return [stack.enter_context(model) for model in (*models, layer_by_layer(bundle))]
 
 
 def layer_by_layer(bundle: Path) -> runtime.Runtime:
-    """ONNX Runtime without the graph of all layers, as large models run on it."""
+    """Load the bundle on ONNX Runtime without the graph of all layers, as it runs large models."""
     model = runtime.load(bundle, "onnxruntime", threads=1)
     assert isinstance(model.model, OnnxRuntimeModel)
     del model.model.sessions["reuse"]
@@ -159,7 +162,7 @@ def layer_by_layer(bundle: Path) -> runtime.Runtime:
 
 
 def random_shape(number: int) -> dict[str, Any]:
-    """A tiny model. Its kind goes round with the number, so that a few models cover every kind; its sizes are drawn."""
+    """The shape of a tiny model; its kind follows from the number (five cover every kind), its sizes are drawn."""
     rng = random.Random(f"shape {number}")
     heads, vocab = rng.choice((2, 4)), rng.choice((48, 64, 96))
     return SHAPES["tiny"] | {
@@ -173,12 +176,12 @@ def random_shape(number: int) -> dict[str, Any]:
 
 
 def random_prompt(rng: random.Random, shape: dict[str, Any]) -> list[int]:
-    """1 to 40 ids without the mask and the EOS, which are the last two."""
+    """1 to 40 ids without the last two, which are the mask and the EOS."""
     return [rng.randrange(shape["vocab_size"] - 2) for _ in range(rng.randint(1, 40))]
 
 
 def random_options(rng: random.Random) -> dict[str, Any]:
-    """Options of one elastic run. At gamma 1 rounding alone can trigger a refresh; such runs are set apart."""
+    """Options of one elastic run. At gamma 1 rounding alone can trigger a refresh; such runs are ambiguous."""
     window = rng.randint(1, WINDOW)
     by_threshold = rng.random() < 0.5
     return {
@@ -192,7 +195,7 @@ def random_options(rng: random.Random) -> dict[str, Any]:
 
 
 def likely_token(rng: random.Random, oracle: Oracle, prompt: list[int]) -> int:
-    """A token that the model is about to write after `prompt`: taken for the EOS, it ends the run early."""
+    """A token that the model predicts after `prompt`; as the EOS it ends the run early."""
     logits = oracle.logits([*prompt, *[oracle.config["mask_token_id"]] * 16])[len(prompt) :]
     return int(rng.choice(logits.argmax(-1).tolist()))
 
@@ -213,15 +216,15 @@ def random_models(count: int) -> Iterator[Comparison]:
             for run in range(RUNS):
                 prompt, options = random_prompt(rng, random_shape(number)), random_options(rng)
                 options["eos_id"] = likely_token(rng, oracle, prompt)
-                given = ", ".join(f"{key}={value}" for key, value in options.items())
-                name = f"model {number}, run {run}: {len(prompt)} prompt ids, {given}"
+                listed = ", ".join(f"{key}={value}" for key, value in options.items())
+                name = f"model {number}, run {run}: {len(prompt)} prompt ids, {listed}"
                 yield compare(name, models, oracle, prompt, **options)
 
 
 def demo_prompts(count: int, checkpoint: str | Path = "demo") -> Iterator[Comparison]:
     """Compare `count` held-out problems of the demo's tasks, the families in turn, with the bundle's defaults.
 
-    Every other pair of problems has the gamma `STRICT` instead: at the default few of the demo's layers drift so far.
+    Every other pair of problems has the gamma `STRICT`: at the default few of the demo's layers trigger.
     """
     with TemporaryDirectory() as folder, ExitStack() as stack:
         models = loaded(stack, export.build(checkpoint, Path(folder) / "bundle"))
@@ -245,18 +248,21 @@ class Tally:
 
     @property
     def ambiguous(self) -> list[Comparison]:
+        """The runs with a decision that float noise may change."""
         return [run for run in self.runs if run.ambiguous]
 
     @property
     def diverged(self) -> list[Comparison]:
+        """The other runs in which a back end left the oracle's run."""
         return [run for run in self.runs if run.wrong]
 
     @property
     def holds(self) -> bool:
-        """Whether none parted and few were set apart: at most SHARE of the runs, or one of a handful."""
-        return bool(self.runs) and not self.diverged and len(self.ambiguous) <= max(1, int(SHARE * len(self.runs)))
+        """Whether no run diverged and few were ambiguous: at most the fraction AMBIGUOUS of the runs, or one run."""
+        return bool(self.runs) and not self.diverged and len(self.ambiguous) <= max(1, int(AMBIGUOUS * len(self.runs)))
 
     def counts(self) -> dict[str, int]:
+        """The numbers of runs by outcome, of steps and of refreshes."""
         return {
             "compared": len(self.runs), "equal": len(self.runs) - len(self.ambiguous) - len(self.diverged),
             "ambiguous": len(self.ambiguous), "ambiguous_but_equal": sum(not run.diverged for run in self.ambiguous),

@@ -1,11 +1,10 @@
-"""A stand-in for an NVIDIA GPU and TensorRT: the session's logic without either.
+"""A fake NVIDIA GPU and TensorRT: they run the GPU back ends' logic on a machine with neither.
 
-It keeps TensorRT's rules and checks them: queued work runs only when the host
-waits, shapes must lie in the chosen profile, every port needs an address inside
-one allocation, a cache's output must alias its input, nothing may wait while a
-graph is captured, and a captured graph replays the addresses it was captured
-with, in a context that has kept its shapes. A "plan" is the ONNX graph TensorRT would have been given; ONNX Runtime
-runs it on the stand-in's memory.
+The fake checks the rules of CUDA and TensorRT: queued work runs only when the host waits, shapes must lie in the
+chosen profile, every input and output needs an address inside one allocation, a cache's output must alias its input,
+nothing may wait while a graph is captured, and a captured graph replays the addresses it was captured with, in a
+context that still has the same shapes. A serialised engine is the ONNX graph that TensorRT would compile; ONNX Runtime
+runs it on the fake's memory.
 """
 
 import json
@@ -26,17 +25,17 @@ from numpy.typing import NDArray
 from engines.errors import BackendError
 from engines.gpu.cuda import Address, Cuda
 
-VERSION = "0.0.standin"
+VERSION = "99.0.fake"
 NATIVE = {"RotaryEmbedding": "ROTARY_EMBEDDING", "TensorScatter": "KV_CACHE_UPDATE", "Attention": "ATTENTION_INPUT"}
 
 
 class FakeCuda(Cuda):
-    """Device memory as NumPy arrays at made-up addresses; a queue that runs at `sync`."""
+    """Device memory as NumPy arrays at invented addresses, and a queue of work that runs at `sync`."""
 
     latest: "FakeCuda"
 
     def __init__(self, device: int = 0):
-        self.name, self.capability, self.stream = "Stand-in", (8, 9), 7
+        self.name, self.capability, self.stream = "Fake GPU", (8, 9), 7
         self.owned: list[Address] = []
         self.regions: dict[Address, NDArray[np.uint8]] = {}
         self.end, self.limit = 0x10000, 1 << 30
@@ -55,16 +54,17 @@ class FakeCuda(Cuda):
         return address
 
     def at(self, address: Address, size: int) -> NDArray[np.uint8]:
-        """The memory at an address; fails outside one allocation."""
+        """The memory at an address; fails if it does not lie within one allocation."""
         for base, region in self.regions.items():
             if base <= address and address + size <= base + region.size:
                 return region[address - base : address - base + size]
         raise AssertionError(f"{size} bytes at {address:#x} lie in no allocation")
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
-        return self.regions[self.alloc(size, "the host's memory")][:size]  # given back like the rest
+        return self.regions[self.alloc(size, "page-locked memory")][:size]  # freed like the rest
 
     def push(self, work: Callable[[], None], kind: str = "") -> None:
+        """Queue `work`, or record it while a graph is captured; `counts` counts it under `kind`."""
         if kind:
             self.counts[kind] += 1
         (self.queue if self.recording is None else self.recording).append(work)
@@ -121,12 +121,12 @@ class FakeCuda(Cuda):
 
     def destroy(self, graph: Any) -> None:
         def launched() -> None:
-            raise AssertionError("a graph that was given back is launched")
+            raise AssertionError("a freed graph is launched")
 
         graph[:] = [launched]
 
     def free(self, address: Address) -> None:
-        assert not self.queue, "queued work may need what is given back"
+        assert not self.queue, "queued work may use the freed memory"
         self.owned.remove(address)
         del self.regions[address]
 
@@ -137,6 +137,8 @@ class FakeCuda(Cuda):
 
 
 class Network:
+    """An ONNX model in place of a TensorRT network."""
+
     def __init__(self) -> None:
         self.model = onnx.ModelProto()
 
@@ -148,8 +150,22 @@ class Network:
         kind = self.model.graph.node[index].op_type
         return SimpleNamespace(type=SimpleNamespace(name=NATIVE.get(kind, kind.upper())))
 
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.get_layer, range(self.num_layers))
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.model.graph.input)
+
+    def get_input(self, index: int) -> Any:
+        value = self.model.graph.input[index]
+        shape = [-1 if dim.dim_param else dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        return SimpleNamespace(name=value.name, dtype=None, shape=tuple(shape), is_shape_tensor=False)
+
 
 class Parser:
+    """Parses an ONNX model into a network, without errors."""
+
     num_errors = 0
 
     def __init__(self, network: Network, logger: Any):
@@ -161,18 +177,33 @@ class Parser:
 
 
 class Profile:
+    """Minimum, optimum and maximum shapes of each input."""
+
     def __init__(self) -> None:
         self.spans: dict[str, Any] = {}
 
-    def set_shape(self, port: str, *dims: Any) -> None:
-        self.spans[port] = [list(d) for d in dims]
+    def set_shape(self, name: str, *dims: Any) -> None:
+        self.spans[name] = [list(d) for d in dims]
 
 
 class Config:
-    num_compute_capabilities = 0
+    """Optimisation profiles and compute capabilities of a build."""
+
+    num_compute_capabilities, DLA_core, default_device_type = 0, -1, None
 
     def __init__(self) -> None:
         self.profiles: list[dict[str, Any]] = []
+        self.flags: set[Any] = set()
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self.profiles)
+
+    def set_flag(self, flag: Any) -> None:
+        self.flags.add(flag)
+
+    def get_flag(self, flag: Any) -> bool:
+        return flag in self.flags
 
     def set_compute_capability(self, capability: Any, index: int) -> None:
         assert index < self.num_compute_capabilities
@@ -182,6 +213,8 @@ class Config:
 
 
 class Builder:
+    """Serialises a network as its profiles, one line of JSON, and its ONNX model."""
+
     def __init__(self, logger: Any):
         pass
 
@@ -199,6 +232,8 @@ class Builder:
 
 
 class Runtime:
+    """Deserialises engines for the latest fake GPU."""
+
     def __init__(self, logger: Any):
         self.cuda = FakeCuda.latest
 
@@ -208,10 +243,12 @@ class Runtime:
 
 
 class Engine:
+    """An ONNX Runtime session, with the profiles of the build."""
+
     def __init__(self, cuda: FakeCuda, profiles: list[dict[str, Any]], model: onnx.ModelProto):
         self.cuda, self.profiles, self.model = cuda, profiles, model
         for tensor in model.graph.initializer:
-            if tensor.name.startswith("rotary_"):  # ONNX Runtime, not TensorRT, wants a line for each row of a pass
+            if tensor.name.startswith("rotary_"):  # ONNX Runtime, unlike TensorRT, needs a line for each row of a pass
                 table = np.pad(onnx.numpy_helper.to_array(tensor), ((0, 4096), (0, 0)))
                 tensor.CopyFrom(onnx.numpy_helper.from_array(table, tensor.name))
         options = ort.SessionOptions()
@@ -227,7 +264,6 @@ class Engine:
             if not any(d.dim_param for d in v.type.tensor_type.shape.dim)
         }
         self.aliases = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "TensorScatter"}
-
         self.device_memory_size_v2 = len(model.graph.node) << 10
 
     def create_execution_context(self, strategy: Any) -> Any:
@@ -236,6 +272,8 @@ class Engine:
 
 
 class Context:
+    """An execution context, which checks what is bound."""
+
     def __init__(self, engine: Engine):
         self.engine, self.spans = engine, {}  # type: ignore[var-annotated]
         self.addresses: dict[str, Address] = {}
@@ -251,24 +289,24 @@ class Context:
         self.spans = self.engine.profiles[profile]
         return True
 
-    def set_input_shape(self, port: str, shape: tuple[int, ...]) -> bool:
-        if port in self.engine.fixed:
-            assert shape == self.engine.fixed[port], (port, shape, self.engine.fixed[port])
-        elif not all(a <= n <= b for a, n, b in zip(self.spans[port][0], shape, self.spans[port][2], strict=True)):
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        if name in self.engine.fixed:
+            assert shape == self.engine.fixed[name], (name, shape, self.engine.fixed[name])
+        elif not all(a <= n <= b for a, n, b in zip(self.spans[name][0], shape, self.spans[name][2], strict=True)):
             return False
-        self.shapes[port] = shape
+        self.shapes[name] = shape
         return True
 
-    def set_tensor_address(self, port: str, address: Address) -> bool:
-        assert port in self.engine.types, f"no port {port}"
-        self.addresses[port] = address
+    def set_tensor_address(self, name: str, address: Address) -> bool:
+        assert name in self.engine.types, f"the engine has no input or output {name}"
+        self.addresses[name] = address
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 7
         cuda, engine = self.engine.cuda, self.engine
         addresses, shapes, captured = dict(self.addresses), dict(self.shapes), cuda.recording is not None
-        assert self.memory, "it has no memory to compute in"
+        assert self.memory, "the context has no scratch memory"
         assert set(addresses) == set(engine.types), set(engine.types) ^ set(addresses)
         for output, source in engine.aliases.items():
             assert addresses[output] == addresses[source], f"{output} does not alias {source}"
@@ -277,11 +315,11 @@ class Context:
             assert not captured or shapes == self.shapes, "the context of a captured graph has other shapes now"
             cuda.at(self.memory, engine.device_memory_size_v2)
             feeds = {}
-            for port in engine.session.get_inputs():
-                dtype, shape = np.dtype(engine.types[port.name]), shapes[port.name]
-                raw = cuda.at(addresses[port.name], int(np.prod(shape)) * dtype.itemsize)
-                feeds[port.name] = raw.view(dtype).reshape(shape).copy()
-            names = [port.name for port in engine.session.get_outputs()]
+            for tensor in engine.session.get_inputs():
+                dtype, shape = np.dtype(engine.types[tensor.name]), shapes[tensor.name]
+                raw = cuda.at(addresses[tensor.name], int(np.prod(shape)) * dtype.itemsize)
+                feeds[tensor.name] = raw.view(dtype).reshape(shape).copy()
+            names = [tensor.name for tensor in engine.session.get_outputs()]
             for name, value in zip(names, engine.session.run(names, feeds), strict=True):
                 assert value.dtype == engine.types[name], (name, value.dtype)
                 raw = np.ascontiguousarray(value).view(np.uint8).reshape(-1)
@@ -302,8 +340,22 @@ class Severity(Enum):
     ERROR, INTERNAL_ERROR = 1, 2
 
 
+class Flag(Enum):
+    TF32 = 1
+
+
+class CreationFlag(Enum):
+    """All networks are strongly typed, as from TensorRT 11 on: there is no flag for it."""
+
+
+class Verbosity(Enum):
+    LAYER_NAMES_ONLY = 0
+
+
 class Logger:
-    ERROR = 1
+    """A logger that is silent."""
+
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
     Severity = Severity
 
     def __init__(self, *_: Any) -> None:
@@ -311,13 +363,14 @@ class Logger:
 
 
 def module() -> ModuleType:
-    """What `import tensorrt` finds."""
+    """The module that `import tensorrt` finds."""
     found = ModuleType("tensorrt")
     found.__spec__ = ModuleSpec("tensorrt", None)
     contents = dict(
         __version__=VERSION, ILogger=Logger, Logger=Logger, Builder=Builder, OnnxParser=Parser, Runtime=Runtime,
-        ComputeCapability=ComputeCapability, NetworkDefinitionCreationFlag=SimpleNamespace(),
-        ExecutionContextAllocationStrategy=Strategy,
+        ComputeCapability=ComputeCapability, NetworkDefinitionCreationFlag=CreationFlag,
+        ExecutionContextAllocationStrategy=Strategy, BuilderFlag=Flag, ProfilingVerbosity=Verbosity,
+        DeviceType=SimpleNamespace(DLA="DLA"), init_libnvinfer_plugins=lambda logger, namespace: True,
     )  # fmt: skip
     vars(found).update(contents)
     return found
@@ -325,8 +378,10 @@ def module() -> ModuleType:
 
 @contextmanager
 def fake_gpu(fp32: bool = True) -> Iterator[type[FakeCuda]]:
-    """Make the stand-in the installed TensorRT and the only GPU; with `fp32` it takes that precision too,
-    so that its tokens can be compared with the other back ends' exactly."""
+    """Make the fake the installed TensorRT and the only GPU.
+
+    With `fp32` it compiles that precision too, so that its tokens can be compared exactly with the other back ends'.
+    """
     import engines.trt.model
     import export.compilers.tensorrt
 
@@ -338,8 +393,8 @@ def fake_gpu(fp32: bool = True) -> Iterator[type[FakeCuda]]:
         yield FakeCuda
 
 
-class Sessions:
-    """ONNX Runtime's GPU sessions on the stand-in: bound by address, run on its memory when the host waits."""
+class GpuSession:
+    """A session of ONNX Runtime on the fake GPU: bound by address, run on its memory when the host waits."""
 
     def __init__(self, cuda: FakeCuda, path: str):
         model = onnx.load(path)
@@ -377,7 +432,7 @@ class Sessions:
 
 @contextmanager
 def fake_provider() -> Iterator[None]:
-    """Make ONNX Runtime look as if it had a CUDA provider, with the stand-in as its GPU."""
+    """Make ONNX Runtime appear to have a CUDA provider, with the fake as its GPU."""
     import engines.ort.gpu as gpu
 
     with pytest.MonkeyPatch.context() as patch:
@@ -385,6 +440,6 @@ def fake_provider() -> Iterator[None]:
         patch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
         patch.setattr(
             gpu.OnnxRuntimeGpuModel, "_open",
-            lambda self, part, device: Sessions(self.cuda, str(self.bundle.graph(part))),
+            lambda self, part, device: GpuSession(self.cuda, str(self.bundle.graph(part))),
         )  # fmt: skip
         yield

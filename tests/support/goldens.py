@@ -1,7 +1,7 @@
-"""Golden data of llada-tiny-a: reading it, decoding as it was decoded, and where a run leaves it.
+"""Golden data of llada-tiny-a: reading it, decoding with its options, and where a run diverges from it.
 
 Logits, hidden states and trajectories come from the published code, the runs of Elastic-Cache from an independent
-implementation. Knows no pytest; the runs have the oracle's form, as in `parity`.
+implementation. Runs have the oracle's form, as in `comparison`.
 """
 
 import json
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import runtime
-from export.verify import Difference
+from export.verify.difference import Difference
 from runtime.decoding.generate import Output
 from tests.support.oracle import Oracle, Run, Step
 
@@ -28,7 +28,7 @@ PUBLISHED = {  # function of the published code -> our policy
 
 
 def golden_logits(model: runtime.Runtime) -> Iterator[Difference]:
-    """The plain forward against the published model's."""
+    """Compare the plain forward with the published model's logits."""
     stored = load_file(GOLDEN / "logits.safetensors")
     for length in (24, 80):
         logits = model.logits(stored[f"input_ids_{length}"].numpy())
@@ -36,7 +36,7 @@ def golden_logits(model: runtime.Runtime) -> Iterator[Difference]:
 
 
 def golden_hidden(model: runtime.Runtime) -> Iterator[Difference]:
-    """The hidden states entering each layer; the last is stored after the final norm."""
+    """Compare the hidden states entering each layer; the last is stored after the final norm."""
     stored = load_file(GOLDEN / "logits.safetensors")
     norm = Oracle.read(GOLDEN)
     for name, row in (("hidden_24_seq2", stored["input_ids_24"][2]), ("hidden_80", stored["input_ids_80"][0])):
@@ -56,7 +56,7 @@ def trajectories() -> list[dict[str, Any]]:
 
 
 def replay(model: runtime.Runtime, golden: dict[str, Any]) -> Output:
-    """Decode as one published trajectory was decoded. The threshold takes the place of its number of steps."""
+    """Decode with the options of one published trajectory; a threshold replaces its number of steps."""
     args = golden["args"]
     name = "steps" if args.get("threshold") is None else "threshold"
     return model.generate(
@@ -66,7 +66,7 @@ def replay(model: runtime.Runtime, golden: dict[str, Any]) -> Output:
 
 
 def trajectory_difference(out: Output, golden: dict[str, Any]) -> str | None:
-    """Where a run parts from a published trajectory: forwards, rows run, commits or tokens.
+    """Where a run diverges from a published trajectory: forwards, rows run, commits or tokens.
 
     The published cached loops call the model once more on a block that is already
     full. Such a call commits nothing; the policies do not make it.
@@ -85,7 +85,7 @@ def trajectory_difference(out: Output, golden: dict[str, Any]) -> str | None:
 
 
 def confidence_gap(out: Output, golden: dict[str, Any]) -> float:
-    """The largest difference of a committed token's confidence from a trajectory that commits alike."""
+    """The largest difference of a committed token's confidence from a trajectory with the same commits."""
     steps = (step for step in golden["steps"] if step["positions"])
     worst = 0.0
     for event, step in zip(out.trace, steps, strict=True):
@@ -96,7 +96,7 @@ def confidence_gap(out: Output, golden: dict[str, Any]) -> float:
 
 
 def elastic_runs() -> list[tuple[dict[str, Any], list[int], Run]]:
-    """The golden runs of Elastic-Cache: options, prompt and what was decided."""
+    """The golden runs of Elastic-Cache: options, prompt and decisions."""
     found = []
     for golden in json.loads((DATA / "elastic-llada-tiny-a.json").read_text()):
         options = {name: golden[name] for name in (*ELASTIC, "eos_id", "gen_length")}

@@ -1,13 +1,14 @@
 """A literal oracle of Elastic-Cache: slow, batch 1, and indexed by position only.
 
 The engines keep active rows in permuted, padded slots. Here every row stays at its own position, so that the code can
-be read beside the description of the algorithm and believed. It builds a LLaDA model from a Hugging Face style
-checkpoint, decodes with it, and records every decision and how near that decision came to flipping.
+be compared line by line with the description of the algorithm. It builds a LLaDA model from a Hugging Face style
+checkpoint, decodes with it, and records every decision and its margin.
 
-It does not know the project's packages (a mistake of theirs must not be shared), nor tokenizers, batches or padding.
+It imports none of the project's packages, so that it shares no mistake with them, and handles no tokenizer, batch or
+padding.
 
-Axes: N positions, A rows run, T tracked tokens, L layers, d model width, h heads, g key/value heads, e head width,
-V embedding rows, which are the columns of the logits.
+Axes: S positions, A active rows, T tracked rows, L layers, d width, H heads, G key/value heads, D head size, V rows of
+the embedding, which are the columns of the logits.
 """
 
 import json
@@ -22,8 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-# Any other value would change the numbers, so it is refused, not ignored.
-TAKEN_FOR_GRANTED: dict[str, Any] = {
+# Any other value would change the results, so it is refused, not ignored.
+REQUIRED: dict[str, Any] = {
     "block_type": "llama", "layer_norm_type": "rms", "layer_norm_with_affine": True, "bias_for_layer_norm": False,
     "activation_type": "silu", "rope": True, "alibi": False, "attention_layer_norm": False, "input_emb_norm": False,
     "scale_logits": False, "multi_query_attention": False,
@@ -37,8 +38,8 @@ class Step:
     trigger: int | None  # the layer whose test fired; the layers after it were refreshed
     committed: list[int]  # positions, ascending
     tracked: list[int]  # union over layers after the step, ascending
-    length: int = field(default=0, compare=False)  # positions that are there
-    unrolled: int = field(default=0, compare=False)  # of them new before this step
+    length: int = field(default=0, compare=False)  # positions that exist
+    unrolled: int = field(default=0, compare=False)  # of these, added before this step
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Run:
 
     @property
     def margin(self) -> float:
-        """The smallest distance of any decision of the run to flipping."""
+        """The smallest margin of any decision of the run."""
         return min(self.margins.values(), default=math.inf)
 
     def note(self, kind: str, distances: Tensor) -> None:
@@ -63,7 +64,7 @@ class Run:
 
 class Oracle:
     def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float64):
-        for key, value in TAKEN_FOR_GRANTED.items():
+        for key, value in REQUIRED.items():
             if (config.get(key, value) or False) != value:
                 raise ValueError(f"{key}={config[key]!r}: the oracle implements only {value!r}")
         self.config, self.dtype = config, dtype
@@ -83,7 +84,7 @@ class Oracle:
         tensors = {name: t for shard in sorted(shards) for name, t in load_file(folder / shard).items()}
         return cls(json.loads((folder / "config.json").read_text()), tensors, dtype)
 
-    # The model. Its functions take rows and the positions at which they stand, never "the whole sequence".
+    # The model. Its functions take rows and their positions, never "the whole sequence".
 
     def linear(self, x: Tensor, name: str, biased: bool) -> Tensor:
         return F.linear(x, self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"] if biased else None)
@@ -93,15 +94,15 @@ class Oracle:
         return x * scale * self.tensors[f"{name}.weight"]
 
     def rotate(self, x: Tensor, positions: Sequence[int]) -> Tensor:
-        """Rotary embedding of x [A, h, e]: element i turns together with element i + e/2."""
+        """Rotary embedding of x [A, H, D]: element i is rotated with element i + D/2."""
         half = x.shape[-1] // 2
         frequency = self.config["rope_theta"] ** -(torch.arange(half, dtype=self.dtype) / half)
-        angle = torch.tensor(positions, dtype=self.dtype)[:, None, None] * frequency  # [A, 1, e/2]
+        angle = torch.tensor(positions, dtype=self.dtype)[:, None, None] * frequency  # [A, 1, D/2]
         a, b = x[..., :half], x[..., half:]
         return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
 
     def qkv(self, layer: int, x: Tensor, positions: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """x [A, d] -> q [A, h, e], k [A, g, e], v [A, g, e], rotary already applied to q and k."""
+        """x [A, d] -> q [A, H, D], k [A, G, D], v [A, G, D], rotary already applied to q and k."""
         block, x = f"blocks.{layer}", self.norm(x, f"blocks.{layer}.attn_norm")
         biased = bool(self.config.get("include_bias") or self.config.get("include_qkv_bias"))
         q = self.linear(x, f"{block}.q_proj", biased).view(len(x), self.heads, -1)
@@ -109,13 +110,13 @@ class Oracle:
         return self.rotate(q, positions), self.rotate(k, positions), v
 
     def attention(self, q: Tensor, k: Tensor) -> Tensor:
-        """q [A, h, e] on k [N, g, e] -> weights [h, A, N]. Nothing is masked out: the model is bidirectional."""
+        """q [A, H, D] on k [S, G, D] -> weights [H, A, S]. Nothing is masked out: the model is bidirectional."""
         k = k.repeat_interleave(self.heads // self.kv_heads, dim=1)  # neighbouring heads share a key head
         scores = torch.einsum("ahe,nhe->han", q, k) / math.sqrt(q.shape[-1])
         return scores.to(torch.promote_types(self.dtype, torch.float32)).softmax(-1)
 
     def finish(self, layer: int, x: Tensor, weights: Tensor, v: Tensor) -> Tensor:
-        """The rest of the block: x [A, d], weights [h, A, N], v [N, g, e] -> the next layer's input [A, d]."""
+        """The rest of the layer: x [A, d], weights [H, A, S], v [S, G, D] -> the next layer's input [A, d]."""
         block, biased = f"blocks.{layer}", bool(self.config.get("include_bias"))
         v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)
         mixed = torch.einsum("han,nhe->ahe", weights.to(self.dtype), v).flatten(1)
@@ -132,7 +133,7 @@ class Oracle:
 
     @torch.no_grad()
     def hidden(self, ids: Sequence[int]) -> Tensor:
-        """[L + 1, N, d]: the input of each layer, then the output of the last one before the final norm."""
+        """[L + 1, S, d]: the input of each layer, then the output of the last one before the final norm."""
         states = [self.tensors["wte.weight"][list(ids)]]
         for layer in range(self.layers):
             q, k, v = self.qkv(layer, states[-1], range(len(ids)))
@@ -141,7 +142,7 @@ class Oracle:
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int]) -> Tensor:
-        return self.head(self.hidden(ids)[-1])  # [N, V]
+        return self.head(self.hidden(ids)[-1])  # [S, V]
 
     @torch.no_grad()
     def elastic(
@@ -162,13 +163,13 @@ class Oracle:
         run, tracked, committed = Run(ids), list[int](), list[int]()
 
         # The cache. H[l] is the input of layer l: a layer writes its output into H[l + 1], and H[L] feeds the head.
-        H = torch.zeros(self.layers + 1, longest, self.width, dtype=self.dtype)  # [L + 1, N, d]
-        Q = torch.zeros(self.layers, longest, self.heads, head_width, dtype=self.dtype)  # [L, N, h, e]
-        K = torch.zeros(self.layers, longest, self.kv_heads, head_width, dtype=self.dtype)  # [L, N, g, e]
+        H = torch.zeros(self.layers + 1, longest, self.width, dtype=self.dtype)  # [L + 1, S, d]
+        Q = torch.zeros(self.layers, longest, self.heads, head_width, dtype=self.dtype)  # [L, S, H, D]
+        K = torch.zeros(self.layers, longest, self.kv_heads, head_width, dtype=self.dtype)  # [L, S, G, D]
         V = torch.zeros_like(K)
 
         def compute(layer: int, rows: list[int]) -> Tensor:
-            """Bring rows of a layer up to date; their attention weights [h, A, N]."""
+            """Compute rows of a layer; returns their attention weights [H, A, S]."""
             Q[layer, rows], K[layer, rows], V[layer, rows] = self.qkv(layer, H[layer, rows], rows)
             weights = self.attention(Q[layer, rows], K[layer, : len(ids)])
             H[layer + 1, rows] = self.finish(layer, H[layer, rows], weights, V[layer, : len(ids)])
@@ -180,7 +181,7 @@ class Oracle:
             if run.eos_at is None and (not everywhere or left <= most // 2):
                 ids += [mask_id] * min(most - left, longest - len(ids))
                 fresh, everywhere = list(range(len(everywhere), len(ids))), list(range(len(ids)))
-                if run.steps and fresh:  # the answer unrolls: its new masks are computed before anything looks at them
+                if run.steps and fresh:  # masks were added: they are computed before any row attends to them
                     H[0, fresh] = self.tensors["wte.weight"][[ids[i] for i in fresh]]
                     for layer in range(self.layers):
                         compute(layer, fresh)
@@ -198,21 +199,21 @@ class Oracle:
             H[0, rows] = self.tensors["wte.weight"][[ids[i] for i in rows]]
             for layer in range(self.layers):
                 tested = bool(run.steps) and step.trigger is None
-                before = self.attention(Q[layer, tracked], K[layer, : len(ids)]) if tested else None  # [h, T, N]
+                before = self.attention(Q[layer, tracked], K[layer, : len(ids)]) if tested else None  # [H, T, S]
                 weights = compute(layer, rows)
-                mass = weights[:, [rows.index(i) for i in view]].sum((0, 1))  # [N], what the window looks at
+                mass = weights[:, [rows.index(i) for i in view]].sum((0, 1))  # [S], the window's attention
                 probed.update(most_attended(mass, sorted({*everywhere} - {*masked}), track_num, run))
                 if before is not None:
-                    # Tracked rows are active: their queries, and all keys, now stand as this step left them.
+                    # Tracked rows are active: their queries, and all keys, are now those of this step.
                     sigma = similarity(before, self.attention(Q[layer, tracked], K[layer, : len(ids)]), drift)
                     step.sigma.append(float(sigma))
                     run.note("gamma", sigma - gamma)
                     if sigma < gamma:
-                        # H[layer + 1] now holds fresh active rows among stale others. To run every row from there on
-                        # is all that a refresh is; "near" spares the masks that this step does not look at.
+                        # H[layer + 1] now holds fresh active rows among stale others. A refresh runs every row from the
+                        # next layer on; "near" omits the masks that are not active in this step.
                         step.trigger = layer
-                        spared = {*masked} - {*active} if refresh_scope == "near" else set[int]()
-                        rows = sorted({*everywhere} - spared)
+                        omitted = {*masked} - {*active} if refresh_scope == "near" else set[int]()
+                        rows = sorted({*everywhere} - omitted)
 
             tokens = choose(self.head(H[-1, logits_rows]), threshold, tokens_per_step, mask_id, run)
             for row, token in tokens.items():
@@ -225,13 +226,13 @@ class Oracle:
 
 
 def similarity(before: Tensor, now: Tensor, drift: str) -> Tensor:
-    """Attention rows [h, T, N] of the tracked tokens: cosine over keys (the paper) or over heads (the published code),
+    """Attention rows [H, T, S] of the tracked tokens: cosine over keys (the paper) or over heads (the published code),
     then the mean of what is left. The epsilon matters to "head" only: a key may get no attention from any head."""
     return F.cosine_similarity(before, now, dim=0 if drift == "head" else -1, eps=1e-8).mean()
 
 
 def most_attended(mass: Tensor, eligible: Sequence[int], count: int, run: Run) -> list[int]:
-    """The eligible positions of largest mass [N]; the lowest position wins a tie."""
+    """The eligible positions of largest mass [S]; the lowest position wins a tie."""
     ranked = torch.tensor(eligible)[mass[eligible].argsort(descending=True, stable=True)].tolist()
     if len(ranked) > count:
         last, first_left_out = mass[ranked[count - 1]], mass[ranked[count]]

@@ -1,98 +1,64 @@
 """Policies: which rows a step computes, which masks it predicts, how many it commits.
 
-Each is a small frozen dataclass whose fields are exactly the options it uses.
-`elastic` is Elastic-Cache (arXiv 2510.14973); the others, in `runtime.decoding.policies.blocks`,
-are policies of the same loop. No policy holds a tensor or a slot.
+Each is a frozen dataclass whose fields are the options it uses. A policy holds no
+tensor of a device; the one loop of `runtime.decoding.generate` runs them all.
 """
 
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
-from engines.config import Capacity
 from engines.errors import OptionError
-from engines.signatures.gpu import DRIFTS
-from runtime.decoding.policies.base import Policy, StepPlan, among, check_threshold, logits_rows, within
-from runtime.decoding.policies.blocks import Blocks, Dual, Full, Interval, Prefix, Timesteps
-from runtime.decoding.sampler import Ranking
-from runtime.decoding.sequence import Positions, Sequence, union
+from engines.options import UNSET, options_of
+from runtime.decoding.policies.base import Policy
+from runtime.decoding.policies.blocks import Dual, Full, Interval, Prefix
+from runtime.decoding.policies.elastic import SCOPES, Elastic
+from runtime.decoding.policies.timesteps import Timesteps
 
-SCOPES = ("all", "near")
+__all__ = [
+    "POLICIES", "SCOPES", "Dual", "Elastic", "Full", "Interval", "Policy", "Prefix", "Timesteps", "make_policy",
+    "unknown_defaults",
+]  # fmt: skip
+POLICIES: dict[str, Any] = {cls.name: cls for cls in (Elastic, Full, Timesteps, Prefix, Dual, Interval)}
+DEFAULT = "elastic"  # where neither the caller nor the bundle names a policy
 
 
-@dataclass(frozen=True)
-class Elastic:
-    """A sliding window of masks; layers after the first that drifts are refreshed.
+def make_policy(
+    policy: str | Policy, options: Mapping[str, Any] | None = None, defaults: Mapping[str, Any] | None = None
+) -> Policy:
+    """A policy by name with `options`, or an instance of one, its other options from the bundle's `defaults`.
 
-    With `horizon` the answer unrolls as it is filled: no more than that many of
-    its masks are there at once, and when half of them are filled as many follow.
-    With `reach` the window ends that many positions after its first mask, so that
-    an uncertain token is settled before what depends on it.
+    Options that are UNSET count as not given. An option that is given replaces
+    the default of those it excludes. Raises OptionError for an unknown policy, an
+    option it does not use, one that is given twice, or two that exclude each other.
     """
-
-    name: ClassVar[str] = "elastic"
-    watches: ClassVar[bool] = True
-    ranking: ClassVar[Ranking] = Ranking()
-    window: int = 16
-    threshold: float | None = 0.9
-    tokens_per_step: int | None = None
-    gamma: float = 0.9
-    drift: str = "row"
-    track_num: int = 1
-    block_caching: bool = True
-    refresh_scope: str = "all"
-    max_masks: int | None = None
-    window_span: int | None = None
-
-    def check(self, capacity: Capacity, gen_length: int) -> None:
-        within("window", self.window, 1, capacity.window, "the bundle's capacity; build with a larger --window")
-        within("track_num", self.track_num, 1, capacity.track_num, "the bundle's capacity; build with --track-num")
-        within("gamma", self.gamma, 0.0, 1.0, "a cosine similarity")
-        if self.max_masks is not None:
-            within("max_masks", self.max_masks, 2 * self.window, 10**9, "no less than two windows")
-        if self.window_span is not None:
-            within("window_span", self.window_span, 1, 10**9, "positions")
-        among("drift", self.drift, DRIFTS)
-        among("refresh_scope", self.refresh_scope, SCOPES)
-        check_threshold(self.threshold)
-        if self.tokens_per_step is not None:
-            within("tokens_per_step", self.tokens_per_step, 1, self.window, "the window")
-
-    def plan(self, sequence: Sequence, step: int, tracked: Positions) -> StepPlan:
-        window = sequence.open[: self.window]
-        if self.window_span is not None:
-            window = window[window < window[0] + self.window_span]
-        if step == 0:
-            return StepPlan(None, window, self.tokens_per_step)
-        ahead = window if self.block_caching else sequence.open
-        active = union(len(sequence), tracked, sequence.last, ahead, *logits_rows(sequence, window))
-        return StepPlan(active, window, self.tokens_per_step)
+    given = {name: value for name, value in (options or {}).items() if value is not UNSET}
+    if isinstance(policy, str):
+        if policy not in POLICIES:
+            raise OptionError(f"unknown policy {policy!r}; choose from {', '.join(POLICIES)}")
+        cls, own = POLICIES[policy], {}
+    else:
+        cls, own = type(policy), {name: getattr(policy, name) for name in policy.given}
+    known = options_of(cls)
+    for name in given:
+        if name not in known:
+            raise OptionError(f"policy {cls.name} does not use {name}; its options are {', '.join(sorted(known))}")
+        if name in own:
+            raise OptionError(f"{name} is given in the policy and by name; give it once")
+    given |= own
+    base = {name: value for name, value in (defaults or {}).items() if name in known and cls.bundle_defaults}
+    for name, about in known.items():
+        for rival in about.excludes:
+            if given.get(name) is not None and given.get(rival) is not None:
+                raise OptionError(f"{name} and {rival} exclude each other; give one of them")
+            if given.get(rival) is not None:
+                base[name] = None
+            elif given.get(name) is not None:
+                base[rival] = None
+    made: Policy = cls(**{**base, **given})
+    return made
 
 
-POLICIES: dict[str, Any] = {p.name: p for p in (Elastic, Full, Timesteps, Prefix, Dual, Interval)}
-CACHED_THRESHOLD = 0.9  # of the block caches, where neither threshold nor steps are given
-
-
-def make_policy(name: str, options: dict[str, Any], defaults: dict[str, Any] | None = None) -> Policy:
-    """The policy `name` with `options` (None: not given) over the bundle's `defaults`.
-
-    Raises OptionError for an unknown policy, an option it does not use, or two
-    that exclude each other.
-    """
-    if name not in POLICIES:
-        raise OptionError(f"unknown policy {name!r}; choose from {', '.join(POLICIES)}")
-    cls = POLICIES[name]
-    known = {f.name for f in fields(cls)}
-    given = {key: value for key, value in options.items() if value is not None}
-    for key in given:
-        if key not in known:
-            raise OptionError(f"policy {name} does not use {key}; its options are {', '.join(sorted(known))}")
-    for rival in ("tokens_per_step", "steps"):
-        if "threshold" in given and rival in given:
-            raise OptionError(f"threshold and {rival} exclude each other; give one of them")
-    values = {k: v for k, v in (defaults or {}).items() if k in known and cls in (Elastic, Timesteps)} | given
-    if "tokens_per_step" in given:
-        values["threshold"] = None
-    if issubclass(cls, Blocks) and cls is not Full and "steps" not in given:
-        values.setdefault("threshold", CACHED_THRESHOLD)
-    policy: Policy = cls(**values)
-    return policy
+def unknown_defaults(defaults: Mapping[str, Any]) -> list[str]:
+    """Decoding defaults of a bundle that no policy has."""
+    known = {name for cls in POLICIES.values() if cls.bundle_defaults for name in options_of(cls)}
+    return sorted(set(defaults) - known - {"policy"})

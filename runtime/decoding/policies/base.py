@@ -1,60 +1,101 @@
-"""What a policy says of a step, and how its options are checked. No policy is in here."""
+"""What a policy decides about a step, and what all policies share."""
 
-from dataclasses import dataclass
-from numbers import Integral, Real
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol
 
 from engines.config import Capacity
-from engines.errors import OptionError
 from runtime.decoding.sampler import Ranking
 from runtime.decoding.sequence import Positions, Sequence
 
 
 @dataclass(frozen=True)
-class StepPlan:
-    """One step: rows to run (`active`, None for the whole sequence), masks to predict, commits.
+class DriftTest:
+    """The drift test of a reuse pass (arXiv 2510.14973): a layer with a similarity below `gamma` triggers a refresh.
 
-    `commits` is the number of most confident candidates to commit; None commits
-    by the threshold. With `chance` each candidate is committed with that
-    probability instead.
+    `kind` is one of `engines.signatures.gpu.DRIFTS`. `track_num` of the keys that
+    the window attends to most are tracked in each layer. A refresh computes the
+    positions `refresh` [n] (None: all).
+    """
+
+    kind: str
+    gamma: float
+    track_num: int
+    refresh: Positions | None = None
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One step of decoding: what is computed, which masks are predicted, how many are committed.
+
+    `active` are the positions of the rows to run (None: the whole sequence),
+    `candidates` the masks to predict. Committed are the `commits` most confident
+    candidates; or, where that is None, those whose confidence reaches
+    `threshold`, at least one; or each with the probability `chance`, where that is
+    given. Without a `drift_test` nothing is tested, tracked or refreshed. With
+    `guidance` s > 0 the logits move away from those of a forward pass without the
+    prompt, by the factor s + 1 (arXiv 2502.09992, Equation 16).
     """
 
     active: Positions | None
     candidates: Positions
-    commits: int | None
+    commits: int | None = None
+    threshold: float | None = None
     chance: float | None = None
+    drift_test: DriftTest | None = None
+    guidance: float = 0.0
 
 
 class Policy(Protocol):
-    """Plans each step from the sequence alone (and the tracked tokens, if it watches drift)."""
+    """Plans each step from the sequence and the tracked tokens alone; its fields are the options it uses."""
 
     name: ClassVar[str]
-    threshold: float | None
+    title: ClassVar[str]
+    bundle_defaults: ClassVar[bool]
+    given: frozenset[str]
 
     @property
-    def watches(self) -> bool: ...
+    def ranking(self) -> Ranking:
+        """What candidates are ranked by."""
+        ...
+
+    def check(self, capacity: Capacity, gen_length: int) -> None:
+        """Raise OptionError for an option out of range, or one that the bundle's capacity does not allow."""
+        ...
+
+    def masks_to_append(self, sequence: Sequence) -> int:
+        """How many masks of the answer to append to the sequence before the next step is planned."""
+        ...
+
+    def plan(self, sequence: Sequence, step: int, tracked: Positions) -> StepPlan:
+        """The plan of the next step, the `step`-th from 0. `tracked` [n] are the tracked positions."""
+        ...
+
+
+class PolicyOptions:
+    """Base of the policies: remembers which options were given, as opposed to left at their defaults.
+
+    `title` says in a few words what a step computes. With `bundle_defaults` the
+    options that are not given come from the bundle's decoding defaults.
+    """
+
+    title: ClassVar[str]
+    bundle_defaults: ClassVar[bool] = False
+    given: frozenset[str]
+
+    def __new__(cls, *args: Any, **options: Any) -> "PolicyOptions":
+        self = super().__new__(cls)
+        names = [item.name for item in fields(cls)]  # type: ignore[arg-type]
+        object.__setattr__(self, "given", frozenset([*names[: len(args)], *options]))
+        return self
+
     @property
-    def ranking(self) -> Ranking: ...
-    def check(self, capacity: Capacity, gen_length: int) -> None: ...
-    def plan(self, sequence: Sequence, step: int, tracked: Positions) -> StepPlan: ...
+    def ranking(self) -> Ranking:
+        return Ranking()
+
+    def masks_to_append(self, sequence: Sequence) -> int:
+        return sequence.remaining
 
 
-def logits_rows(sequence: Sequence, candidates: Positions) -> tuple[Positions, ...]:
-    """The rows that predict `candidates`, where they are others than their own."""
+def shifted_rows(sequence: Sequence, candidates: Positions) -> tuple[Positions, ...]:
+    """The rows that predict `candidates`, where these are not the candidates' own."""
     return (sequence.logits_rows(candidates),) if sequence.shift else ()
-
-
-def within(name: str, value: Any, low: float, high: float, why: str) -> None:
-    number = isinstance(value, Integral if isinstance(low, int) else Real) and not isinstance(value, bool)
-    if not number or not low <= value <= high:
-        raise OptionError(f"{name} must lie in {low} … {high} ({why}), got {value}")
-
-
-def among(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise OptionError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-
-
-def check_threshold(value: float | None) -> None:
-    if value is not None and not (isinstance(value, Real) and 0 < float(value) <= 1):
-        raise OptionError(f"threshold must lie in (0, 1] (a probability), got {value}")

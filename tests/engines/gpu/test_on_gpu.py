@@ -75,7 +75,7 @@ def test_optimistic_walk(model: runtime.Runtime, monkeypatch: pytest.MonkeyPatch
 def test_a_graph_is_captured(model: runtime.Runtime) -> None:
     model.generate(PROMPT, gen_length=64, gamma=0.0)
     (batch,) = model.model.batches.values()  # type: ignore[attr-defined]
-    assert batch.runners[0].parts.graphs["row", 0] is not None
+    assert batch.runners[0].pass_queue.graphs["row", 0] is not None
 
 
 def test_a_batch_decides_as_its_sequences_alone(model: runtime.Runtime) -> None:
@@ -88,4 +88,4 @@ def test_a_batch_decides_as_its_sequences_alone(model: runtime.Runtime) -> None:
         print(f"{len(prompt)} ids: equal {ours.sequence == alone.sequence}, closest decision {close:.1e}")
         assert ours.sequence == alone.sequence or close < 1e-2
     (batch,) = model.model.batches.values()  # type: ignore[attr-defined]
-    assert batch.parts.graphs["row", 5] is not None
+    assert batch.pass_queue.graphs["row", 5] is not None

@@ -12,9 +12,9 @@ import export
 import runtime
 from engines.errors import DeviceError, OptionError
 from engines.ort.gpu import OnnxRuntimeGpuModel
-from tests.engines.trt.test_model import OPTIONS, PROMPT, decisions, sigma
 from tests.support.cases import GOLDEN, refused
 from tests.support.fake_gpu import FakeCuda, fake_provider
+from tests.support.runs import OPTIONS, PROMPT, decisions, sigma
 
 
 @pytest.fixture(scope="module")

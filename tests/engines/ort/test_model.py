@@ -17,7 +17,7 @@ def test_large_models_have_no_second_copy_of_their_weights(
     with runtime.load(export.build(tiny_checkpoint, tmp_path / "few"), "onnxruntime", threads=1) as model:
         expected = model.generate([5, 6, 7], gen_length=24, gamma=0.99)
         assert model.model.runs["reuse"]
-    monkeypatch.setattr("export.compilers.FEW_BYTES", 0)
+    monkeypatch.setattr("export.compilers.onnxruntime.FEW_BYTES", 0)
     bundle = export.build(tiny_checkpoint, tmp_path / "many")
     assert "reuse" not in Bundle.open(bundle).manifest.engines["onnxruntime"]["parts"]
     with runtime.load(bundle, "onnxruntime", threads=1) as model:

@@ -20,7 +20,7 @@ def test_a_run_that_fails_is_one_sentence(golden: runtime.Runtime) -> None:
     runner: Any = golden.model.new_runner(6)
     runner.embed(np.arange(6))
     with refused(BackendError, "ONNX Runtime failed on layer_00", "python -m export verify"):
-        runner._run(3, 0, 1, tracked=np.array([5]), window=np.array([5]), wanted=np.arange(3))
+        runner._run(3, 0, 1, tracked=np.array([5]), window=np.array([5]), output_rows=np.arange(3))
 
 
 def test_layers_in_one_graph(golden_bundle: Path) -> None:

@@ -1,78 +1,20 @@
-"""The TensorRT back end on a stand-in for GPU and runtime (see `standin`), and real builds ahead of time."""
+"""The TensorRT back end on the fake GPU: the decisions of ONNX Runtime, and what is refused."""
 
-import json
-import shutil
-from collections.abc import Iterator
-from itertools import pairwise
+import importlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-import export
 import runtime
 from engines.bundle import Bundle
-from engines.errors import BackendError, BundleError, DeviceError, OptionError
-from engines.gpu.buffers import cycles, narrow, widen
-from engines.trt import package as flavour
-from engines.trt.model import TensorRTModel
+from engines.errors import BackendError, BundleError, DeviceError
 from export.verify import verify
-from runtime.decoding.generate import Output
-from scripts.experiments.make_random_checkpoint import SHAPES, make_checkpoint
-from tests.support.cases import GOLDEN, refused
-from tests.support.fake_gpu import VERSION, FakeCuda, fake_gpu, module
-
-PROMPT = np.arange(1, 25)
-OPTIONS: list[dict[str, Any]] = [
-    {"gamma": 0.9}, {"gamma": 0.999, "window": 8}, {"gamma": 0.5, "window": 8, "drift": "head"},
-    {"gamma": 0.99, "window": 8, "refresh_scope": "near"}, {"gamma": 0.99, "window": 8, "block_caching": False},
-    {"gamma": 0.99, "window": 4, "max_masks": 8},
-    {"gamma": 0.99, "window": 8, "drift": "head", "track_num": 1},
-    {"gamma": 0.95, "track_num": 2, "temperature": 0.7, "seed": 3},
-    {"policy": "full"}, {"policy": "prefix"}, {"policy": "dual"}, {"policy": "interval"},
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden checkpoint in fp32, compiled by the stand-in. Read only."""
-    with fake_gpu():
-        out = tmp_path_factory.mktemp("tensorrt") / "bundle"
-        return export.build(GOLDEN, out, backends=["all"], window=32, track_num=2)
-
-
-@pytest.fixture(scope="module")
-def model(bundle: Path) -> Iterator[runtime.Runtime]:
-    with fake_gpu():
-        loaded = runtime.load(bundle, "tensorrt")
-    with loaded:
-        yield loaded
-
-
-@pytest.fixture(scope="module")
-def reference(bundle: Path) -> Iterator[runtime.Runtime]:
-    with runtime.load(bundle, "onnxruntime", threads=1) as loaded:
-        yield loaded
-
-
-def cuda_of(model: runtime.Runtime) -> FakeCuda:
-    assert isinstance(model.model, TensorRTModel) and isinstance(model.model.cuda, FakeCuda)
-    return model.model.cuda
-
-
-def decisions(out: Output) -> list[Any]:
-    return [(e.active, e.trigger, e.window, e.committed, e.tokens, e.tracked, e.rows) for e in out.trace]
-
-
-def sigma(out: Output) -> NDArray[np.float64]:
-    return np.concatenate([[0.0], *(event.sigma for event in out.trace)])
-
-
-# The session: same numbers, same decisions, one wait
+from tests.support.cases import refused
+from tests.support.fake_gpu import VERSION, FakeCuda, fake_gpu
+from tests.support.gpu_models import device
+from tests.support.runs import OPTIONS, PROMPT, decisions, sigma
 
 
 def test_plain_forward(model: runtime.Runtime, reference: runtime.Runtime) -> None:
@@ -92,23 +34,13 @@ def test_decides_as_onnxruntime_does(
     assert gap.max() < 1e-5
 
 
-def test_a_reuse_step_waits_once(model: runtime.Runtime) -> None:
-    """Nothing drifts at gamma 0: after the first pass, the warm-up and the capture, a step is one launch, one wait."""
-    cuda = cuda_of(model)
-    seen = []
-    for _ in model.stream(PROMPT, gen_length=32, gamma=0.0, window=8):
-        seen.append((cuda.waits, cuda.counts["launch"], cuda.counts["upload"], cuda.counts["download"]))
-    steps = np.diff(np.array(seen), axis=0)[2:-1]
-    assert len(steps) > 4 and (steps == [1, 1, 1, 1]).all(), steps
-
-
 def test_memory_serves_one_sequence_after_the_other(model: runtime.Runtime) -> None:
     first = model.generate(PROMPT, gen_length=32)
-    held = len(cuda_of(model).owned)
+    held = len(device(model)[1].owned)
     other = model.generate(PROMPT[::-1].copy(), gen_length=16)
     again = model.generate(PROMPT, gen_length=32)
     assert other.sequence != first.sequence and decisions(again) == decisions(first)
-    assert len(cuda_of(model).owned) == held
+    assert len(device(model)[1].owned) == held
 
 
 def test_verify_compares_every_part(bundle: Path) -> None:
@@ -117,51 +49,11 @@ def test_verify_compares_every_part(bundle: Path) -> None:
     assert {"embed", "layer_00", "head", "drift_row", "drift_head", "probe", "forward"} <= set(rows)
 
 
-# Optimistic against layer by layer, where both can be run
-
-
-@pytest.mark.parametrize("backend", ["eager", "tensorrt"])
-@pytest.mark.parametrize("options", OPTIONS[:6], ids=str)
-def test_optimistic_walk(bundle: Path, backend: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Running all layers before looking gives the tokens, drift numbers and caches of stopping at the first drift."""
-    with fake_gpu(), runtime.load(bundle, backend, **({} if backend == "tensorrt" else {"threads": 1})) as loaded:
-        outs, caches = [], []
-        make = loaded.model.new_runner
-        for optimistic in (False, True):
-            runners: list[Any] = []
-
-            def new_runner(length: int, limit: int, optimistic: bool = optimistic, runners: list[Any] = runners) -> Any:
-                runners.append(make(length, limit))
-                runners[0].optimistic = optimistic
-                return runners[0]
-
-            monkeypatch.setattr(loaded.model, "new_runner", new_runner)
-            outs.append(loaded.generate(PROMPT, gen_length=32, **options))
-            caches.append(cache(runners[0]))
-    gaps = [np.abs(a - b).max() for a, b in zip(*caches, strict=True)]
-    print(f"{backend} {options}: caches differ by {max(gaps):.1e} at most")
-    assert decisions(outs[0]) == decisions(outs[1])
-    assert np.array_equal(sigma(outs[0]), sigma(outs[1])) and max(gaps) == 0
-
-
-def cache(runner: Any) -> list[NDArray[np.float32]]:
-    """H of every layer, K and V of the sequence's slots; dummies hold what they may."""
-    layers = runner.config.layers
-    if hasattr(runner, "cuda"):
-        real = np.flatnonzero(runner.control["key_mask"])
-        kv = [runner.cuda.at(runner.caches.at(n, 0, 0), layers * runner.caches.size(n)).view(np.float32) for n in "kv"]
-        shaped = [x.reshape(layers, runner.config.kv_heads, runner.slots, -1)[:, :, real] for x in kv]
-    else:
-        real = np.arange(runner.length)
-        shaped = [np.asarray(x)[:, 0][:, :, real] for x in (runner.k, runner.v)]
-    return [*(runner.hidden(i, runner.slots)[real] for i in range(layers + 1)), *shaped]
-
-
 # What is refused
 
 
 def test_no_gpu(bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Without a driver the back end says so, and `auto` takes ONNX Runtime and says why."""
+    """Without a driver the error names it, and `auto` takes ONNX Runtime and notes why."""
     cuda = pytest.importorskip("cuda.bindings.runtime")
     monkeypatch.setattr(cuda, "cudaGetDeviceCount", lambda: (cuda.cudaError_t.cudaErrorNoDevice, None))
     with refused(DeviceError, "no NVIDIA GPU 0", "install its driver", "--backend onnxruntime"):
@@ -187,23 +79,17 @@ def test_another_compute_capability(
             assert loaded.backend == "onnxruntime" and "7.5" in caplog.text
 
 
-def test_plans_of_another_version(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_of_another_version(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_gpu():
-        monkeypatch.setattr(module_now(), "__version__", "99.0")
+        monkeypatch.setattr(importlib.import_module("tensorrt"), "__version__", "99.0")
         with refused(BundleError, f"built by tensorrt {VERSION}", "tensorrt 99.0 is installed", "export build"):
             runtime.load(bundle, "tensorrt")
 
 
-def module_now() -> Any:
-    import tensorrt  # type: ignore[import-not-found]
-
-    return tensorrt
-
-
 def test_out_of_memory(bundle: Path) -> None:
-    """A sequence that does not fit gives back what it took; the model stays usable."""
+    """The memory of a sequence that does not fit is freed; the model stays usable."""
     with fake_gpu(), runtime.load(bundle, "tensorrt") as loaded:
-        cuda = cuda_of(loaded)
+        cuda = device(loaded)[1]
         held, cuda.limit = list(cuda.owned), sum(r.size for r in cuda.regions.values()) + 100_000
         with refused(BackendError, "out of GPU memory"):
             loaded.generate(PROMPT, gen_length=8)
@@ -213,7 +99,7 @@ def test_out_of_memory(bundle: Path) -> None:
 
 
 def test_weights_that_do_not_fit(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was loaded before the GPU was full is given back."""
+    """The weights that were loaded before the GPU was full are freed."""
     real = FakeCuda.__init__
 
     def small(self: FakeCuda, device: int = 0) -> None:
@@ -224,154 +110,3 @@ def test_weights_that_do_not_fit(bundle: Path, monkeypatch: pytest.MonkeyPatch) 
     with fake_gpu(), refused(BackendError, "out of GPU memory", "layer_00"):
         runtime.load(bundle, "tensorrt")
     assert not FakeCuda.latest.owned and not FakeCuda.latest.regions
-
-
-def test_options_of_a_build(tmp_path: Path) -> None:
-    with fake_gpu(fp32=False):
-        with refused(OptionError, "no fused attention in fp32", "--fp16 or --bf16"):
-            export.build(GOLDEN, tmp_path / "b", backends=["tensorrt"])
-        with refused(OptionError, "no compute capability '9.9'", "8.0, 8.6, 8.9, 12.0, current"):
-            export.build(GOLDEN, tmp_path / "b", precision="fp16", backends=["tensorrt"], capabilities=["9.9"])
-        for given_ in ({"flavour": "tensorrt"}, {"capabilities": ["8.9"]}):
-            with refused(OptionError, "--flavour and --capability are TensorRT's"):
-                export.build(GOLDEN, tmp_path / "b", **given_)  # type: ignore[arg-type]
-    with refused(OptionError, "unknown TensorRT flavour 'cuda'", "tensorrt, tensorrt_rtx"):
-        flavour.find("cuda")
-    assert not (tmp_path / "b").exists()
-
-
-def test_no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engines.trt.package.importlib.import_module", lambda name: __import__("no_such_" + name))
-    with refused(BackendError, "TensorRT is not installed", "pip install 'elastic-diffusion[rtx]'"):
-        flavour.find()
-
-
-def test_attention_that_fell_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tests.support.fake_gpu as fake
-
-    monkeypatch.setitem(fake.NATIVE, "Attention", "MATRIX_MULTIPLY")
-    with fake_gpu(), refused(BackendError, "took ATTENTION_INPUT of layer_00", "apart", "--backend onnxruntime"):
-        export.build(GOLDEN, tmp_path / "b", backends=["tensorrt"])
-    with refused(BundleError, "not finished"):
-        Bundle.open(tmp_path / "b")
-
-
-# Small things
-
-
-@given(st.permutations(range(9)))
-def test_cycles_carry_out_a_permutation(source: list[int]) -> None:
-    rows = np.arange(9) * 10
-    expected = rows[source]
-    for cycle in cycles(np.arange(9), np.array(source)):
-        spare = rows[cycle[0]]
-        for to, where in pairwise(cycle):
-            rows[to] = rows[where]
-        rows[cycle[-1]] = spare
-    assert (rows == expected).all()
-
-
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_halves_there_and_back(precision: str) -> None:
-    torch = pytest.importorskip("torch")
-    values = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
-    half = torch.from_numpy(values).to(torch.float16 if precision == "fp16" else torch.bfloat16)
-    raw = narrow(values, precision)
-    assert raw.tobytes() == half.view(torch.int16).numpy().tobytes()
-    assert np.array_equal(widen(raw.view(np.uint8), precision), half.float().numpy())
-
-
-# Real builds, ahead of time on a machine without a GPU
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Heads of 32: TensorRT has no attention for smaller ones than 16."""
-    shape = SHAPES["tiny"] | {"d_model": 64, "n_heads": 2, "n_kv_heads": 1}
-    return make_checkpoint(tmp_path_factory.mktemp("wide") / "wide", shape)
-
-
-@pytest.fixture(scope="module")
-def rtx_bundle(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("tensorrt_rtx", reason="real builds need tensorrt-rtx; scripts/setup.sh installs it")
-    out = tmp_path_factory.mktemp("rtx") / "bundle"
-    return build_rtx(wide, out, "8.9")
-
-
-def build_rtx(checkpoint: Path, out: Path, *capabilities: str, precision: str = "fp16") -> Path:
-    return export.build(
-        checkpoint, out, precision=precision, backends=["tensorrt"], max_length=32, window=4,
-        flavour="tensorrt_rtx", capabilities=list(capabilities),
-    )  # fmt: skip
-
-
-def test_one_engine_for_every_part(rtx_bundle: Path) -> None:
-    bundle = Bundle.open(rtx_bundle)
-    bundle.check()
-    entry = bundle.engines("tensorrt")
-    assert entry["flavour"] == "tensorrt_rtx" and entry["capabilities"] == ["8.9"] and entry["precision"] == "fp16"
-    assert set(entry["parts"]) == set(bundle.manifest.parts)
-    for part in ("layer_00", "layer_01"):
-        native = {"ROTARY_EMBEDDING": 2, "KV_CACHE_UPDATE": 2, "ATTENTION_INPUT": 1}
-        assert native.items() <= entry["parts"][part]["layers"].items()
-    plans = {part: entry["parts"][part]["plans"] for part in entry["parts"]}
-    assert plans["layer_00"] == plans["layer_01"] != plans["head"]
-    assert entry["parts"]["layer_00"]["weights"] != entry["parts"]["layer_01"]["weights"]
-    assert entry["slots"] == [32 + bundle.capacity.rows]
-
-
-def test_plans_are_made_once_and_never_stale(rtx_bundle: Path, wide: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(rtx_bundle, copy)
-    (copy / "manifest.json").unlink()
-    plan = next((copy / "engines/tensorrt").glob("layer_00*.plan"))
-    before = plan.stat().st_mtime_ns
-    assert build_rtx(wide, copy, "8.9") == copy and plan.stat().st_mtime_ns == before
-    (copy / "manifest.json").unlink()
-    build_rtx(wide, copy, "8.0")
-    assert plan.stat().st_mtime_ns != before
-    assert Bundle.open(copy).engines("tensorrt")["capabilities"] == ["8.0"]
-    after, content = plan.stat().st_mtime_ns, plan.read_bytes()
-    plan.write_bytes(content[:-1])
-    (copy / "manifest.json").unlink()
-    build_rtx(wide, copy, "8.0")
-    assert plan.stat().st_mtime_ns != after and len(plan.read_bytes()) == len(content)
-
-
-def test_bf16(wide: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="real builds need tensorrt-rtx; scripts/setup.sh installs it")
-    bundle = Bundle.open(build_rtx(wide, tmp_path / "b", "8.9", precision="bf16"))
-    assert "KV_CACHE_UPDATE" in bundle.engines("tensorrt")["parts"]["layer_01"]["layers"]
-
-
-def test_heads_without_a_kernel(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="real builds need tensorrt-rtx; scripts/setup.sh installs it")
-    with refused(BackendError, "cannot build layer_00", "not supported by a dedicated kernel", "--backend onnxruntime"):
-        build_rtx(tiny_checkpoint, tmp_path / "b", "8.9")
-
-
-def test_inspect_shows_the_engines(rtx_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from export.cli import main
-
-    assert main(["inspect", str(rtx_bundle)]) == 0
-    shown = capsys.readouterr().out
-    for text in ("tensorrt_rtx", "compute capability 8.9", "KV_CACHE_UPDATE", "ATTENTION_INPUT", "profiles", "MB"):
-        assert text in shown, text
-    assert main(["inspect", str(rtx_bundle), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["engines"]["tensorrt"]["slots"]
-
-
-def test_the_stand_in_keeps_the_rules() -> None:
-    """What it would not notice it could not prove."""
-    cuda = FakeCuda()
-    address = cuda.alloc(16, "a test")
-    with pytest.raises(AssertionError, match="no allocation"):
-        cuda.at(address + 8, 16)
-    with pytest.raises(AssertionError, match="captured"):
-        cuda.capture(cuda.sync)
-    host = np.zeros(4, np.float32)
-    cuda.upload(address, np.ones(4, np.float32))
-    cuda.download(host, address)
-    assert not host.any()
-    cuda.sync()
-    assert host.all() and module().__version__ == VERSION

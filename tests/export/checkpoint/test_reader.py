@@ -251,7 +251,33 @@ def test_identity(sharded: Path, tmp_path: Path) -> None:
     edit(copy / INDEX, lambda index: index["weight_map"].update(
         {t: "renamed.safetensors" for t, file in index["weight_map"].items() if file == shard.name}
     ))  # fmt: skip
-    assert len({checkpoint.identity, changed, again, open_checkpoint(copy).identity}) == 4
+    assert len({checkpoint.identity, changed, again}) == 3
+    assert open_checkpoint(copy).identity == again, "which file holds a tensor does not change the model"
+
+
+def test_identity_says_which_tensor_is_which(single: Path) -> None:
+    """Two tensors of one shape that are exchanged make another model of the same bytes."""
+    before, other = open_checkpoint(single).identity, LAYER_1_Q.replace("q_proj", "attn_out")
+    rewrite(single, lambda tensors: tensors.update({LAYER_1_Q: tensors[other], other: tensors[LAYER_1_Q]}))
+    assert open_checkpoint(single).identity != before
+
+
+def test_identity_costs_nothing_after_the_parts(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, checkpoint = open_checkpoint(sharded).identity, open_checkpoint(sharded)
+    for part in checkpoint.config.parts:
+        checkpoint.part(part)
+    monkeypatch.setattr(Checkpoint, "part", lambda *_: pytest.fail("read again"))
+    assert checkpoint.identity == wanted
+
+
+def test_a_tensor_that_changes_during_a_build(single: Path) -> None:
+    checkpoint = open_checkpoint(single)
+    assert checkpoint.identity
+    rewrite(single, lambda tensors: tensors[LAYER_1_Q].add_(1))
+    with pytest.raises(
+        CheckpointError, match=f"{SINGLE} changed while it was read .{re.escape(LAYER_1_Q)}.; run the build again"
+    ):
+        checkpoint.part("layer_01")
 
 
 # What config.json may say

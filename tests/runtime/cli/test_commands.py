@@ -268,8 +268,8 @@ def test_a_trace_that_cannot_be_written(generate: Call, text_bundle: Path, tmp_p
     (tmp_path / "file").write_text("mine")
     common = (text_bundle, "--prompt", "Hi", "--gen-length", 8, "--trace")
     for path, reason in (("file/trace", "Not a directory"), ("no/trace", "No such file"), ("", "Is a directory")):
-        failed(generate(*common, tmp_path / path), 2, "cannot write the trace", path, reason, "choose another")
-    failed(generate(*common, "/dev/full"), 2, "cannot write the trace", "No space left on device", "choose another")
+        failed(generate(*common, tmp_path / path), 2, "cannot write", path, reason, "choose another file for the trace")
+    failed(generate(*common, "/dev/full"), 2, "cannot write /dev/full", "No space left on device", "for the trace")
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -453,7 +453,7 @@ def test_build_into_a_file(build: Call, text_checkpoint: Path, tmp_path: Path) -
     (tmp_path / "file").write_text("mine")
     code, _, err = build("--checkpoint", text_checkpoint, "--out", tmp_path / "file")
     assert code == 1 and (tmp_path / "file").read_text() == "mine"
-    sentence(err, "error: ", "cannot write the bundle", "File exists", "--out")
+    sentence(err, "error: ", f"cannot write {tmp_path / 'file'}", "File exists", "--out")
 
 
 def test_inspect(call: Call, golden_bundle: Path) -> None:
@@ -545,9 +545,14 @@ def test_eval_refuses(call: Call, text_bundle: Path, tmp_path: Path, monkeypatch
     assert (tmp_path / "notes.md").read_text() == "# mine\n"
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "results"
-    failed(call(runtime.cli.main, *argv, "--limit", 1, "--json", below), 2, "cannot write results", "choose another")
+    failed(call(runtime.cli.main, *argv, "--limit", 1, "--json", below), 2, f"cannot write {below}", "choose another")
     monkeypatch.setattr("runtime.evaluation.exact_match.LONGEST_PROMPT", 5)
-    failed(call(runtime.cli.main, *argv, "--limit", 1), 2, "hardly ever spells a problem of sums", "another --task")
+    failed(
+        call(runtime.cli.main, *argv, "--limit", 1),
+        2,
+        "tokens for almost every problem of sums",
+        "another --task",
+    )
 
 
 # Help

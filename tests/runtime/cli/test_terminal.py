@@ -28,8 +28,8 @@ from engines.entry import INTERRUPTED
 from runtime.chat import MASK, Chat
 from runtime.cli.terminal import HELP, PROMPT, draw
 from runtime.decoding.generate import Output
-from tests.runtime.test_chat import SHORT, answer, stop_at
 from tests.support.cases import ROOT, edit_manifest, sentence
+from tests.support.chat import SHORT, answer, stop_at
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -315,8 +315,8 @@ def test_at_a_terminal(model: runtime.Runtime, text_bundle: Path, end: str, code
     """An answer of several lines is redrawn in place; the first one hangs in its fourth step until Ctrl-C."""
     options = {"steps": 12, "gen_length": 96, "block_length": 96}
     given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    hung, decision_margin = os.pipe()
-    terminal, main, child = opened(decision_margin, text_bundle, "--threads=1", "--policy=full", *given)
+    hung, signal_end = os.pipe()
+    terminal, main, child = opened(signal_end, text_bundle, "--threads=1", "--policy=full", *given)
     decoder, written = codecs.getincrementaldecoder("utf-8")(), []
 
     def read() -> bool:
@@ -358,13 +358,13 @@ def test_at_a_terminal(model: runtime.Runtime, text_bundle: Path, end: str, code
     finally:
         child.kill()
         child.wait()
-        for end_of_it in (main, hung, decision_margin):
+        for end_of_it in (main, hung, signal_end):
             os.close(end_of_it)
     drawn = "".join(written)
     assert drawn.count("\x1b[2K") > 2 * len(frames) and "\x1b[1A" in drawn, "lines were redrawn"
 
 
-def opened(decision_margin: int, *argv: object) -> "tuple[Terminal, int, subprocess.Popen[bytes]]":
+def opened(signal_end: int, *argv: object) -> "tuple[Terminal, int, subprocess.Popen[bytes]]":
     """The chat on a new terminal: that, the end of it where a person sits, and the process."""
     width, height = 40, 24
     main, side = pty.openpty()
@@ -372,8 +372,8 @@ def opened(decision_margin: int, *argv: object) -> "tuple[Terminal, int, subproc
     env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE")}
     env |= {"TERM": "xterm", "PYTHONIOENCODING": "utf-8", "INPUTRC": "/dev/null", "LC_ALL": "C.UTF-8"}
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(decision_margin), "chat", *map(str, argv)], stdin=side, stdout=side,
-        stderr=side, cwd=ROOT, env=env, start_new_session=True, pass_fds=[decision_margin],
+        [sys.executable, "-c", CHILD, str(signal_end), "chat", *map(str, argv)], stdin=side, stdout=side,
+        stderr=side, cwd=ROOT, env=env, start_new_session=True, pass_fds=[signal_end],
     )  # fmt: skip
     os.close(side)
     return Terminal(width, height), main, child

@@ -18,7 +18,7 @@ from runtime.cli import main
 from runtime.decoding.generate import Output
 from runtime.decoding.policies import POLICIES
 from tests.support.cases import refused, sentence
-from tests.support.comparison import BACKENDS, NOISE, difference, recorded
+from tests.support.comparison import BACKENDS, difference, recorded
 
 prompts = st.lists(st.lists(st.integers(0, 249), min_size=1, max_size=40), min_size=1, max_size=6)
 options = st.fixed_dictionaries(
@@ -29,11 +29,6 @@ options = st.fixed_dictionaries(
         "max_masks": st.sampled_from((None, 64)), "window_span": st.sampled_from((None, 8)),
     }
 )  # fmt: skip
-
-
-def near(out: Output, gamma: float) -> bool:
-    """Whether a decision of a run is so close that last bits may settle it."""
-    return any(event.margin < NOISE or any(abs(s - gamma) < NOISE for s in event.sigma) for event in out.trace)
 
 
 @settings(max_examples=200)

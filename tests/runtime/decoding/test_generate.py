@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 import runtime
 from engines.errors import OptionError, PromptError
+from engines.options import UNSET
 from runtime.decoding.generate import finished_prefix
 from runtime.decoding.policies import POLICIES
 from runtime.decoding.sequence import Sequence
@@ -288,6 +289,8 @@ def test_messages(texts: runtime.Runtime) -> None:
             texts.generate(empty, gen_length=8)
 
 
-def test_none_is_not_given(golden: runtime.Runtime) -> None:
+def test_unset_is_not_given(golden: runtime.Runtime) -> None:
     plain = golden.generate(PROMPT, gen_length=8)
-    assert golden.generate(PROMPT, None, gen_length=8, window=None, seed=None, stop=None).sequence == plain.sequence
+    assert golden.generate(PROMPT, None, gen_length=8, window=UNSET, seed=UNSET, stop=UNSET).sequence == plain.sequence
+    with refused(OptionError, "window must lie in 1 … 32", "got None"):
+        golden.generate(PROMPT, gen_length=8, window=None)

@@ -1,7 +1,5 @@
 """Policies, the sequence and the slot map: host state only, no model."""
 
-from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -11,7 +9,8 @@ from hypothesis import strategies as st
 
 from engines.config import Capacity
 from engines.errors import OptionError
-from runtime.decoding.policies import CACHED_THRESHOLD, POLICIES, Elastic, make_policy
+from engines.options import UNSET, options_of
+from runtime.decoding.policies import POLICIES, Elastic, make_policy
 from runtime.decoding.policies.base import StepPlan
 from runtime.decoding.policies.blocks import Full
 from runtime.decoding.sequence import NO_POSITIONS, Sequence
@@ -122,8 +121,8 @@ def test_options_of_other_policies_are_refused(name: str) -> None:
         "response_interval": 2, "max_masks": 32, "window_span": 8, "remasking": "random", "cfg_scale": 0.5,
         "alg": "entropy", "alg_temp": 0.1, "eps": 0.01,
     }  # fmt: skip
-    assert set(values) == {f.name for cls in POLICIES.values() for f in fields(cls)}
-    own = {f.name for f in fields(POLICIES[name])}
+    assert set(values) == {option for cls in POLICIES.values() for option in options_of(cls)}
+    own = set(options_of(POLICIES[name]))
     assert {"elastic": "gamma", "interval": "prompt_interval"}.get(name, "steps") in own
     for option, value in values.items():
         if option in own:
@@ -137,7 +136,7 @@ def test_options_of_other_policies_are_refused(name: str) -> None:
 def test_unknown_options_are_refused(name: str) -> None:
     with refused(OptionError, f"policy {name} does not use colour", "its options are"):
         make_policy(name, {"colour": 1})
-    assert make_policy(name, {"colour": None}) == make_policy(name, {}), "None is not given"
+    assert make_policy(name, {"colour": UNSET}) == make_policy(name, {}), "UNSET is not given"
 
 
 def test_unknown_policies_are_refused() -> None:
@@ -178,14 +177,14 @@ def test_rivals() -> None:
 def test_defaults() -> None:
     """The bundle's defaults are elastic's; a given option beats them."""
     defaults = {"policy": "elastic", "threshold": 0.7, "gamma": 0.8, "drift": "head", "track_num": 2, "window": 8}
-    policy: Any = make_policy("elastic", {"gamma": 0.5, "window": None}, defaults)
+    policy: Any = make_policy("elastic", {"gamma": 0.5, "window": UNSET}, defaults)
     assert policy == Elastic(window=8, threshold=0.7, gamma=0.5, drift="head", track_num=2)
-    assert make_policy("elastic", {"tokens_per_step": 2}, defaults).threshold is None
+    assert vars(make_policy("elastic", {"tokens_per_step": 2}, defaults))["threshold"] is None
     policy = make_policy("full", {}, defaults)
     assert policy == Full()
     for name in ("prefix", "dual", "interval"):
-        assert make_policy(name, {}, defaults).threshold == CACHED_THRESHOLD
-        assert make_policy(name, {"steps": 4}, defaults).threshold is None
+        assert vars(make_policy(name, {}, defaults))["threshold"] == 0.9
+        assert vars(make_policy(name, {"steps": 4}, defaults))["threshold"] is None
 
 
 # Plans
@@ -214,7 +213,7 @@ def test_elastic_slides() -> None:
 )  # fmt: skip
 def test_schedules(name: str, gen_length: int, block: int | None, steps: int | None, commits: list[int]) -> None:
     """`steps` are spread evenly over the blocks, the larger commits first, as LLaDA's get_num_transfer_tokens."""
-    policy = POLICIES[name](steps=steps, block_length=block)
+    policy = make_policy(name, {"steps": steps, "block_length": block, "threshold": None})
     policy.check(CAPACITY, gen_length)
     assert [plan.commits for plan in run_policy(policy, start(4, gen_length))] == commits
 
@@ -224,7 +223,7 @@ def test_rows_of_the_baselines() -> None:
     whole, block = None, [list(range(4, 7)), list(range(7, 10))]
 
     def rows(name: str, **options: Any) -> list[list[int] | None]:
-        plans = run_policy(POLICIES[name](block_length=3, **options), start(4, 6))
+        plans = run_policy(POLICIES[name](block_length=3, threshold=None, **options), start(4, 6))
         assert [p.candidates.tolist() for p in plans] == [[4, 5, 6], [5, 6], [6], [7, 8, 9], [8, 9], [9]]
         return [None if p.active is None else p.active.tolist() for p in plans]
 
@@ -348,8 +347,7 @@ def test_a_new_slot_map_is_the_identity() -> None:
 
 def test_every_policy_ends() -> None:
     """Whatever the policy, a run fills every mask."""
-    makers: list[Callable[[], Any]] = [lambda p=p: p() for p in POLICIES.values()]  # type: ignore[misc]
-    for make in makers:
+    for make in POLICIES.values():
         sequence = start(3, 9)
         run_policy(make(), sequence)
         assert sequence.done and not len(sequence.masked)

@@ -9,7 +9,7 @@ import pytest
 import runtime
 from engines.bundle import Bundle
 from engines.errors import OptionError
-from runtime.evaluation.calibrate import VALUES, calibrate, fitting, keep, prompts, whole
+from runtime.evaluation.calibrate import VALUES, calibrate, fitting, keep, prompts
 from runtime.evaluation.intervals import agreement
 from tests.support.cases import refused
 
@@ -28,8 +28,7 @@ def test_the_setting_keeps_the_target_and_becomes_the_default(model: runtime.Run
     assert chosen.agreement >= 0.05 and chosen in trials[:-1]
     assert len({tuple(trial.options.items()) for trial in trials}) == len(trials) - 1, "nothing is tried twice"
     expected = [model.generate(prompt, "full", gen_length=24).ids for prompt in ASKED]
-    options = whole(chosen.options)
-    outs = [model.generate(prompt, "elastic", gen_length=24, **options) for prompt in ASKED]
+    outs = [model.generate(prompt, "elastic", gen_length=24, **chosen.options) for prompt in ASKED]
     same = [agreement(out.ids, ids) for out, ids in zip(outs, expected, strict=True)]
     assert chosen.agreement == pytest.approx(sum(same) / len(same))
     keep(model, 0.05, trials, 24, len(ASKED))

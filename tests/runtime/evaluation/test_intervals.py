@@ -1,12 +1,16 @@
 """Intervals and tests against figures worked out elsewhere."""
 
+import json
 import math
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engines.errors import OptionError
 from runtime.evaluation.intervals import agreement, mcnemar, paired, wilson
+from tests.support.cases import ROOT, refused
 
 
 @pytest.mark.parametrize(
@@ -40,3 +44,30 @@ def test_paired_is_antisymmetric(both: list[tuple[bool, bool]]) -> None:
 def test_agreement() -> None:
     assert agreement([1, 2, 3], [1, 2, 4]) == pytest.approx(2 / 3)
     assert agreement([1, 2], [1, 2, 3, 4]) == 0.5 and agreement([], []) == 1.0 and agreement([], [1]) == 0.0
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "statsmodels", None)
+    for call in (lambda: wilson(1, 2), lambda: mcnemar(1, 2), lambda: paired([True], [False])):
+        with refused(OptionError, "statsmodels, which is not installed", "pip install 'elastic-diffusion[eval]'"):
+            call()
+    assert agreement([1], [1]) == 1.0, "calibration and parity do without it"
+
+
+@pytest.mark.parametrize("file", ["eval.json", "eval_few_shot.json"])
+def test_kept_results_give_the_documented_figures(file: str) -> None:
+    """Intervals and tests follow from the kept answers."""
+    kept = json.loads((ROOT / "docs" / "benchmarks" / file).read_text())
+    for run in kept["runs"]:
+        correct = run["correct_each"]
+        assert len(correct) == run["problems"] and run["interval"] == pytest.approx(
+            wilson(correct.count("1"), len(correct))
+        )
+    for pair in kept["paired"]:
+        settings = ({"policy": pair["against"]}, pair["setting"])
+        second, first = (
+            [bit == "1" for run in kept["runs"] if setting.items() <= run["key"].items() for bit in run["correct_each"]]
+            for setting in settings
+        )
+        found = paired(first, second).to_json()
+        assert found == pytest.approx({name: pair[name] for name in found})

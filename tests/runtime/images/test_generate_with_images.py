@@ -1,4 +1,4 @@
-"""A model that sees, from image and prompt to the answer: published generations, every policy, the command line."""
+"""From image and prompt to the answer: published generations, every policy, the command line."""
 
 import json
 import subprocess
@@ -19,18 +19,16 @@ from runtime.cli import main
 from runtime.decoding.generate import Output
 from runtime.decoding.policies import POLICIES
 from runtime.images.prompt import IMAGE, placeholder_ids
-from tests.engines.test_vision import CHECKPOINT, GOLDEN
-from tests.runtime.images.test_decode import NEWER
 from tests.support.cases import ROOT, refused
 from tests.support.comparison import BACKENDS, NOISE, difference, recorded
+from tests.support.vision import CASES, CHECKPOINT, FILES, GOLDEN, NEWER, prompts
 
-IMAGES = {"gradient": "gradient_square", "checker": "checker_wide", "waves": "waves_tall", "stripes": "stripes_wide"}
-PROMPTS = json.loads((GOLDEN / "prompts.json").read_text())["cases"]
+PROMPTS = prompts()
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export.build(CHECKPOINT, tmp_path_factory.mktemp("sight") / "bundle", max_length=512, window=16)
+    return export.build(CHECKPOINT, tmp_path_factory.mktemp("images") / "bundle", max_length=512, window=16)
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -39,19 +37,15 @@ def model(request: pytest.FixtureRequest, bundle: Path) -> Iterator[runtime.Runt
         yield loaded
 
 
-def file(name: str) -> Path:
-    return GOLDEN / "images" / f"{IMAGES[name]}.png"
-
-
-def shown(case: str) -> tuple[list[int], list[Path]]:
+def published(case: str) -> tuple[list[int], list[Path]]:
     """The ids and images of a published prompt."""
     name, _, variant = case.partition("_")
     if case == "text_only":
         return PROMPTS[case]["input_ids"], []
     if name == "two":
-        return PROMPTS[case]["input_ids"], [file("gradient"), file("checker")]
+        return PROMPTS[case]["input_ids"], [FILES["gradient"], FILES["checker"]]
     key = "input_ids_without_the_drop" if variant == "without_drop" else "input_ids"
-    return PROMPTS[name][key], [file(name)]
+    return PROMPTS[name][key], [FILES[name]]
 
 
 def trajectories() -> list[dict[str, Any]]:
@@ -63,7 +57,7 @@ def test_published_generations(model: runtime.Runtime) -> None:
     """Token for token from the image's file on: schedules, guidance, ends, two images, text alone."""
     for golden in trajectories():
         args = golden["args"]
-        ids, images = shown(golden["prompt"])
+        ids, images = published(golden["prompt"])
         ends = [token for (token,) in args.get("stopping_criteria_token_ids", [])]
         out = model.generate(
             ids, "full", images, gen_length=args["gen_length"], block_length=args["block_length"],
@@ -82,10 +76,10 @@ def test_published_generations(model: runtime.Runtime) -> None:
 
 
 def test_golden_logits(model: runtime.Runtime) -> None:
-    """One forward over the merged prompt and 16 masks, as a walk runs it."""
+    """One forward over the merged prompt and 16 masks, as a runner runs it."""
     stored = load_file(GOLDEN / "language.safetensors")
-    for case in IMAGES:
-        ids, images = shown(case)
+    for case in CASES:
+        ids, images = published(case)
         request = model.request(ids, images, {})
         row = np.concatenate([request.prompt_ids, np.full(16, 500)])
         with model.model.exclusive():
@@ -100,27 +94,27 @@ def test_golden_logits(model: runtime.Runtime) -> None:
         assert gap.max() < (1.0 if NEWER and case == "waves" else 5e-4), "a newer Pillow resizes it otherwise"
 
 
-@pytest.mark.parametrize("case", list(IMAGES))
+@pytest.mark.parametrize("case", list(CASES))
 def test_a_question_becomes_the_published_prompt(model: runtime.Runtime, case: str) -> None:
     """The model's own system message, the template, the image in front of the question."""
     golden = PROMPTS[case]
     question = golden["question"].removeprefix("<image>\n")
     assert model.text.render(golden["question"]) == golden["rendered_prompt"]
-    request = model.request(question, [file(case)], {})
+    request = model.request(question, [FILES[case]], {})
     wanted = placeholder_ids(np.array(golden["input_ids_without_the_drop"]), [request.embeddings], 512)
     assert request.prompt_ids.tolist() == wanted.tolist()
     assert len(request.embeddings) == golden["image_tokens"] and request.image_seconds > 0
-    said = model.generate(question, images=[file(case)], gen_length=8)
+    said = model.generate(question, images=[FILES[case]], gen_length=8)
     assert (
         said.sequence
-        == model.generate(golden["input_ids_without_the_drop"], images=[file(case)], gen_length=8).sequence
+        == model.generate(golden["input_ids_without_the_drop"], images=[FILES[case]], gen_length=8).sequence
     )
 
 
 @pytest.mark.parametrize("policy", list(POLICIES))
 def test_back_ends_agree_on_every_policy(bundle: Path, policy: str) -> None:
     """The image's tokens are cached, tracked and refreshed as the prompt's."""
-    ids, images = shown("two_anyres")
+    ids, images = published("two_anyres")
     runs = []
     for backend in BACKENDS:
         with runtime.load(bundle, backend, threads=1) as loaded:
@@ -134,8 +128,8 @@ def test_back_ends_agree_on_every_policy(bundle: Path, policy: str) -> None:
 
 def test_elastic_against_full(model: runtime.Runtime) -> None:
     """The same code path; random weights agree by chance, so tokens are reported and not judged."""
-    for case in IMAGES:
-        ids, images = shown(case)
+    for case in CASES:
+        ids, images = published(case)
         full = model.generate(ids, "full", images, gen_length=32, threshold=0.9, block_length=32)
         elastic = model.generate(ids, "elastic", images, gen_length=32, window=16)
         equal = np.mean(np.array(full.sequence[-32:]) == np.array(elastic.sequence[-32:]))
@@ -147,7 +141,7 @@ def test_elastic_against_full(model: runtime.Runtime) -> None:
 
 
 def test_nothing_suppressed_is_said(model: runtime.Runtime) -> None:
-    ids, images = shown("waves")
+    ids, images = published("waves")
     for policy, options in (
         ("elastic", {}),
         ("full", {"cfg_scale": 1.5}),
@@ -164,27 +158,27 @@ def test_images_in_a_conversation(model: runtime.Runtime) -> None:
         {"role": "user", "content": "<image>\nFirst?"}, {"role": "assistant", "content": "A"},
         {"role": "user", "content": "And this?"},
     ]  # fmt: skip
-    request = model.request(turns, [file("gradient"), file("checker")], {})
+    request = model.request(turns, [FILES["gradient"], FILES["checker"]], {})
     runs = np.flatnonzero(request.prompt_ids >= 512)
     assert len(runs) == 88 + 81 == len(request.embeddings) and np.diff(runs).max() > 1
-    with refused(PromptError, "mentions <image> 1 times", "2 images", "leave it out"):
-        model.request("<image> What?", [file("gradient"), file("checker")], {})
+    with refused(PromptError, "has <image> 1 times", "2 images", "leave it out"):
+        model.request("<image> What?", [FILES["gradient"], FILES["checker"]], {})
     with refused(PromptError, "id 512", "vocabulary of 512"):
-        model.request([512, IMAGE], [file("waves")], {})
+        model.request([512, IMAGE], [FILES["waves"]], {})
     with refused(PromptError, "integers", "float64"):
-        model.generate([1.0, float(IMAGE)], images=[file("waves")], gen_length=4)
+        model.generate([1.0, float(IMAGE)], images=[FILES["waves"]], gen_length=4)
     with refused(PromptError, "1 placeholders for 2 images"):
-        model.request([1, IMAGE, 2], [file("gradient"), file("checker")], {})
+        model.request([1, IMAGE, 2], [FILES["gradient"], FILES["checker"]], {})
 
 
 def test_a_chat_about_images(model: runtime.Runtime) -> None:
     """An image belongs to what is said next, and stays with its turn; it is looked at once."""
     chat = Chat(model, options={"gen_length": 8})
-    chat.attach(file("gradient"))
+    chat.attach(FILES["gradient"])
     *_, first = chat.say("What is shown?")
-    asked = model.generate("What is shown?", images=[file("gradient")], gen_length=8)
+    asked = model.generate("What is shown?", images=[FILES["gradient"]], gen_length=8)
     assert isinstance(first, Output) and first.sequence == asked.sequence
-    chat.attach(file("checker"))
+    chat.attach(FILES["checker"])
     *_, second = chat.say("And here?")
     assert isinstance(second, Output)
     assert [len(images) for images in chat.images] == [1, 1] and chat.waiting == []
@@ -197,55 +191,44 @@ def test_a_chat_about_images(model: runtime.Runtime) -> None:
 
 
 def test_a_chat_in_a_pipe(bundle: Path) -> None:
-    said = f"/image {file('waves')}\nWhat?\n/image nothing.png\n/stats now\n/stats\n"
+    said = f"/image {FILES['waves']}\nWhat?\n/image nothing.png\n/stats now\n/stats\n"
     command = [sys.executable, "-m", "runtime", "chat", str(bundle), "--gen-length", "8", "--threads", "1"]
     done = subprocess.run(command, input=said, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "1 turn" in done.stdout.splitlines()[-1]
-    assert "no image nothing.png" in done.stderr and "no command /stats now" in done.stderr
+    assert "no image nothing.png" in done.stderr and "unknown command /stats now" in done.stderr
 
 
 def test_the_command(bundle: Path, text_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["generate", str(bundle), "--prompt", "What is shown?", "--gen-length", "8", "--threads", "1"]
-    assert main([*given, "--image", str(file("gradient")), "--image", str(file("checker")), "--json"]) == 0
+    assert main([*given, "--image", str(FILES["gradient"]), "--image", str(FILES["checker"]), "--json"]) == 0
     line = json.loads(capsys.readouterr().out)
     assert line["tokens"] >= 0 and line["image_seconds"] > 0
-    assert main([*given, "--image", str(file("gradient"))]) == 0 and "s for the images" in capsys.readouterr().out
-    for bad, words in (("nothing.png", ("no image nothing.png", "check its path")), (__file__, ("is no image", "PNG"))):
+    assert main([*given, "--image", str(FILES["gradient"])]) == 0 and "s for the images" in capsys.readouterr().out
+    for bad, words in (
+        ("nothing.png", ("no image nothing.png", "check its path")),
+        (__file__, ("is not a readable image", "PNG")),
+    ):
         assert main([*given, "--image", bad]) != 0
         said = capsys.readouterr().err
         assert all(word in said for word in words) and "Traceback" not in said, said
-    blind = ["generate", str(text_bundle), "--prompt", "Hi", "--image", str(file("gradient")), "--threads", "1"]
+    blind = ["generate", str(text_bundle), "--prompt", "Hi", "--image", str(FILES["gradient"]), "--threads", "1"]
     assert main(blind) != 0 and "without a vision tower" in capsys.readouterr().err
-
-
-def test_the_bench(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The image comes first, then the first commit, then the answer."""
-    given = ["bench", str(bundle), "--image", str(file("waves")), "--gen-length", "32", "--threads", "1", "--limit"]
-    chosen = ["--policies", "full,elastic", "--backends", "onnxruntime,eager", "--json", str(tmp_path / "b.json")]
-    assert main([*given, "2", *chosen]) == 0
-    line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert line == json.loads((tmp_path / "b.json").read_text()) and "command" in line and len(line["devices"]) == 2
-    assert [row["case"] for row in line["images"]][:2] == ["onnxruntime full", "eager full"]
-    for row in line["images"]:
-        assert 0 < row["image_seconds"] < row["first_commit_seconds"] <= row["answer_seconds"]
-        assert row["image_tokens"] == 81 and row["rounds"] == 2 and 0 < row["image_share"] < 1
-    assert main([*given, "0"]) != 0 and "at least 1" in capsys.readouterr().err
 
 
 def test_in_python(bundle: Path, golden: runtime.Runtime) -> None:
     """Bytes and Pillow's images do as well as files."""
     from PIL import Image
 
-    with runtime.load(bundle, "onnxruntime", threads=1) as loaded, Image.open(file("waves")) as opened:
+    with runtime.load(bundle, "onnxruntime", threads=1) as loaded, Image.open(FILES["waves"]) as opened:
         outs = [
             loaded.generate("What?", images=[image], gen_length=8)
-            for image in (file("waves"), str(file("waves")), file("waves").read_bytes(), opened)
+            for image in (FILES["waves"], str(FILES["waves"]), FILES["waves"].read_bytes(), opened)
         ]
         assert all(isinstance(out, Output) and out.sequence == outs[0].sequence for out in outs)
     with refused(OptionError, "without a vision tower", "leave the image out"):
-        golden.generate([1, IMAGE], images=[file("waves")], gen_length=4)
+        golden.generate([1, IMAGE], images=[FILES["waves"]], gen_length=4)
     with refused(OptionError, "images are a list"):
         golden.generate([1, IMAGE], images="a.png", gen_length=4)
     with refused(BackendError, "closed"):
-        loaded.encode_image([file("waves")])
+        loaded.encode_images([FILES["waves"]])

@@ -1,4 +1,4 @@
-"""Pictures of a run show what its events say."""
+"""Plots of a run agree with its events."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime.bench.trace import computed, plot, similarity
+from runtime.bench.plots import computed, plot_trace, similarity
 from runtime.cli import main
 
 
@@ -24,7 +24,7 @@ def test_what_each_layer_computed(golden: runtime.Runtime) -> None:
 
 def test_drawing(golden: runtime.Runtime, tmp_path: Path) -> None:
     out = golden.generate([3, 1, 4], gen_length=16, window=8)
-    plot(out.trace, golden.bundle.config.layers, 0.9, tmp_path / "deep" / "trace.png")
+    plot_trace(out.trace, golden.bundle.config.layers, 0.9, tmp_path / "deep" / "trace.png")
     assert (tmp_path / "deep" / "trace.png").read_bytes().startswith(b"\x89PNG\r\n")
 
 
@@ -37,4 +37,4 @@ def test_the_command(text_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "trace draws the policy elastic" in capsys.readouterr().err
     for bad in (tmp_path / "t.xyz", file / "below" / "t.png", tmp_path, tmp_path / "t"):
         assert main([*argv, "--plot", str(bad)]) == 2
-        assert f"cannot draw to {bad}" in capsys.readouterr().err
+        assert f"cannot write {bad}" in capsys.readouterr().err
