@@ -41,14 +41,14 @@ class Vision(ABC):
 
     @abstractmethod
     def tower(self, pixels: Rows) -> Rows:
-        """Run the tower on a group of tiles: pixels [N, C, size, size] -> features [N, P, E]."""
+        """Run the tower on a group of tiles: pixels [N, C, Y, X] -> features [N, P, E]."""
 
     @abstractmethod
     def projector(self, features: Rows) -> Rows:
         """Run the projector on a group of tiles: features [N, P, E] -> embeddings [N, P, d]."""
 
     def project(self, pixels: Rows) -> Rows:
-        """Turn any number of tiles into input embeddings: pixels [N, C, size, size] -> float32 [N, P, d]."""
+        """Turn any number of tiles into input embeddings: pixels [N, C, Y, X] -> float32 [N, P, d]."""
         size = self.config.image_size
         assert pixels.shape[1:] == (self.config.channels, size, size), f"tiles are {pixels.shape}"
         if not len(pixels):

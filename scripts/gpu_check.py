@@ -96,7 +96,9 @@ def timed(work: Callable[[], Any], sync: Callable[[], None]) -> float:
 def drift_inputs(runner: SequenceRunner, length: int, window: int) -> DriftInputs:
     """Drift inputs with eight tracked tokens before a window of masks, in a sequence of `length` positions."""
     masks = np.arange(8, 8 + window)
-    return DriftInputs("row", np.arange(8), masks, np.arange(runner.slots) < length, masks)
+    return DriftInputs(
+        kind="row", tracked=np.arange(8), window=masks, probe_keys=np.arange(runner.slots) < length, logits_rows=masks
+    )
 
 
 def steps(model: Model, length: int, window: int, sync: Callable[[], None]) -> dict[str, float]:

@@ -8,8 +8,9 @@ it is sized here.
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ import runtime
 from engines.ort.sessions import share_threads
 from scripts.experiments.make_random_checkpoint import SHAPES, make_checkpoint
 from tests.support.cases import GOLDEN, TEXT_SHAPE, write_tokenizer
+from tests.support.commands import Call, Result
 
 share_threads(1)
 settings.register_profile("any machine", deadline=None)
@@ -79,3 +81,18 @@ def text_bundle(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 def bundle_copy(text_bundle: Path, tmp_path: Path) -> Path:
     """A copy of `text_bundle` to damage."""
     return Path(shutil.copytree(text_bundle, tmp_path / "copy"))
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run a command line in this process: exit code, standard output and error."""
+
+    def run(main: Callable[[list[str]], int], *argv: object) -> Result:
+        capsys.readouterr()
+        try:
+            code: Any = main([str(arg) for arg in argv])
+        except SystemExit as ended:
+            code = ended.code
+        return code, *capsys.readouterr()
+
+    return run

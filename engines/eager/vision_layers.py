@@ -4,7 +4,7 @@ A SigLIP tower (arXiv 2303.15343): pre-norm layers with biases, attention among
 the patches of one tile, no norm after the last layer; then a projector of two
 layers with a GELU between them. Weights are a dictionary by a part's local names;
 matrices are stored as [in, out], so a part computes x @ W. Axes: N tiles, P
-patches of a tile, C channels, Dv the tower's width, d that of the language model;
+patches of a tile, C channels, E the tower's width, d that of the language model;
 an image side is written Y, X.
 """
 
@@ -16,7 +16,7 @@ from engines.eager.layers import Weights, linear
 
 
 def embed(config: VisionConfig, weights: Weights, pixels: Tensor) -> Tensor:
-    """pixels [N, C, Y, X] -> hidden [N, P, Dv]: a linear map of each patch, plus the embedding of its position.
+    """pixels [N, C, Y, X] -> hidden [N, P, E]: a linear map of each patch, plus the embedding of its position.
 
     Where a side is no multiple of the patch size, the rest at the right and the bottom is ignored.
     """
@@ -27,7 +27,7 @@ def embed(config: VisionConfig, weights: Weights, pixels: Tensor) -> Tensor:
 
 
 def layer(config: VisionConfig, weights: Weights, index: int, hidden: Tensor) -> Tensor:
-    """One transformer layer, hidden [N, P, Dv] -> [N, P, Dv]; attention stays within a tile."""
+    """One transformer layer, hidden [N, P, E] -> [N, P, E]; attention stays within a tile."""
     name = f"layer_{index:02d}"
     normed = norm(config, weights, f"{name}.norm1", hidden)
     q, k, v = (
@@ -41,12 +41,12 @@ def layer(config: VisionConfig, weights: Weights, index: int, hidden: Tensor) ->
 
 
 def norm(config: VisionConfig, weights: Weights, name: str, x: Tensor) -> Tensor:
-    """Layer norm of x [N, P, Dv] with the weights `name`."""
+    """Layer norm of x [N, P, E] with the weights `name`."""
     return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], config.norm_eps)
 
 
 def tower(config: VisionConfig, weights: Weights, pixels: Tensor) -> Tensor:
-    """The tower: pixels [N, C, Y, X] -> features [N, P, Dv]."""
+    """The tower: pixels [N, C, Y, X] -> features [N, P, E]."""
     hidden = embed(config, weights, pixels)
     for index in range(config.layers):
         hidden = layer(config, weights, index, hidden)
@@ -54,5 +54,5 @@ def tower(config: VisionConfig, weights: Weights, pixels: Tensor) -> Tensor:
 
 
 def projector(weights: Weights, features: Tensor) -> Tensor:
-    """The projector: features [N, P, Dv] -> rows [N, P, d] of the language model."""
+    """The projector: features [N, P, E] -> rows [N, P, d] of the language model."""
     return linear(weights, "fc2", F.gelu(linear(weights, "fc1", features)))

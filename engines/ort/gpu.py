@@ -67,7 +67,7 @@ class OnnxRuntimeGpuModel(GpuModel):
             self.sessions = {
                 signature.name: Session(signature, self._open(signature.name, device)) for signature in signatures
             }
-        self.weights, self.batches = {}, {}
+        self.weights = {}  # they are in the sessions
 
     def _open(self, part: str, device: int) -> Any:
         settings = {"device_id": str(device), "user_compute_stream": str(self.cuda.stream)}

@@ -106,9 +106,8 @@ class OnnxRuntimeRunner(SequenceRunner):
     ) -> Probes:
         if watch is not None:
             output_rows = np.arange(rows) if logits_rows is None else np.union1d(watch.window, logits_rows)
-            return self._probe(
-                self._run(rows, first, self.config.layers, NO_SLOTS, watch.window, output_rows)[1], watch
-            )
+            _, attention = self._run(rows, first, self.config.layers, NO_SLOTS, watch.window, output_rows)
+            return self._probe(attention, watch)
         if first == 0 and rows < self.slots and self._one_graph_fits(rows):
             predicted = ONE_SLOT if logits_rows is None else logits_rows
             self._run_one_graph(rows, DriftInputs("", NO_SLOTS, NO_SLOTS, np.zeros(self.length, bool), predicted))
@@ -133,10 +132,8 @@ class OnnxRuntimeRunner(SequenceRunner):
         """See `SequenceRunner.reuse`. All layers run: what is wasted is part of a reuse pass, before a refresh that
         costs many times as much."""
         c, work, tracked = self.config, self.work, watch.tracked
-        previous, sigma = (
-            work.take("attention_prev", c.layers, c.heads, len(tracked), self.length),
-            work.take("sigma", c.layers),
-        )
+        previous = work.take("attention_prev", c.layers, c.heads, len(tracked), self.length)
+        sigma = work.take("sigma", c.layers)
         work.run("attention", {"tracked": work.put("tracked", self.row_of[tracked])}, {"attention_prev": previous})
         if self._one_graph_fits(rows):
             attention, probes = self._run_one_graph(rows, watch)

@@ -21,6 +21,7 @@ Shapes are written with named axes. Each letter has one meaning in the whole pro
 | P    | positions of a prompt; for images, patches of a tile                       |
 | N    | tiles of images                                                            |
 | C    | channels of a tile                                                         |
+| Y, X | rows and columns of a tile's pixels                                        |
 | E    | width of the vision tower                                                  |
 """
 

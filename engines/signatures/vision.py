@@ -7,7 +7,7 @@ from engines.signatures import GraphSignature, TensorSpec
 def vision_signatures(config: ModelConfig, dtype: str) -> tuple[GraphSignature, ...]:
     """The tower and the projector, which turn tiles into input embeddings; none for a model without a vision tower.
 
-    tower: pixels [N, C, size, size] -> features [N, P, E]; projector: features -> projected [N, P, d].
+    tower: pixels [N, C, Y, X] -> features [N, P, E]; projector: features -> projected [N, P, d].
     """
     vision = config.vision
     if vision is None:

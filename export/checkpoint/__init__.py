@@ -1,9 +1,8 @@
-"""Model families and their checkpoints: what a family says about itself.
+"""Model families and the reading of their checkpoints.
 
-`families` holds a file for each, `registry` finds the one of a config, `keys`
-reads a config's values, `checkpoint` the weights, and `reference` computes the
-parts. Importing this package imports none of them. Nothing here knows a tensor
-library, a file format or a single family.
+`families` holds one file for each family, and `registry` finds the family of a
+config.json. A family reads its keys strictly (`config_keys`) and names the
+tensors of each part; `reader` opens a checkpoint and reads its parts.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,29 +14,22 @@ from engines.config import ModelConfig
 
 
 class Weight(NamedTuple):
-    """Where a part's tensor lies in the checkpoint, and how it is handed out."""
+    """The tensor of a checkpoint that a part's weight is read from."""
 
     tensor: str  # name in the checkpoint
     shape: tuple[int, ...]  # as stored; a matrix is stored as [out, in]
-    transposed: bool  # handed out as [in, out], because a part computes x @ W; further axes count as `in`
+    transposed: bool  # read as [in, out], because a part computes x @ W; axes after the first count as one `in`
 
 
 @dataclass(frozen=True)
 class Family:
-    """A format of checkpoints that share their config keys and weight names.
+    """A format of checkpoints that share their config keys and tensor names.
 
-    `read_config` turns the keys of config.json into numbers and switches of
-    `ModelConfig`, which say what the parts compute and which row predicts a
-    position, and refuses what is not implemented (CheckpointError). `weights`
-    maps the local names of a part of `ModelConfig.parts` or `vision_parts` to
-    tensors. `complete` adds to the keys of config.json what other files of the
-    published directory say.
-    `ignorable` are shell patterns of tensors that a checkpoint may hold though
-    no part reads them. `decoding` are the decoding defaults of a bundle,
-    `length` the length it is built for where the config allows a longer one
-    than the model was trained on. `end_of_turn` is the text of the special
-    token that ends a turn of a chat. `split` is the pre-tokenizer's pattern of
-    checkpoints that are published with vocab.json and merges.txt alone.
+    `read_config` turns the keys of config.json into a `ModelConfig` and raises
+    CheckpointError for what is not implemented. `weights(config, part)` maps the
+    local names of a part of `ModelConfig.parts` or `vision_parts` to tensors.
+    `complete` adds keys to those of config.json that are in other files of the
+    published directory.
     """
 
     name: str
@@ -45,9 +37,9 @@ class Family:
     architectures: tuple[str, ...]
     read_config: Callable[[dict[str, Any]], ModelConfig]
     weights: Callable[[ModelConfig, str], dict[str, Weight]]
-    ignorable: tuple[str, ...] = ()
-    decoding: Mapping[str, Any] = field(default_factory=dict)
-    length: int | None = None
-    end_of_turn: str | None = None
-    split: str | None = None
+    ignorable: tuple[str, ...] = ()  # shell patterns of tensors that no part reads
+    decoding: Mapping[str, Any] = field(default_factory=dict)  # decoding defaults of a bundle
+    length: int | None = None  # most positions of a bundle by default, where the config allows more than were trained
+    end_of_turn: str | None = None  # text of the special token that ends a turn of a chat
+    split: str | None = None  # pre-tokenizer's pattern for checkpoints that have vocab.json and merges.txt alone
     complete: Callable[[Path, dict[str, Any]], dict[str, Any]] = lambda directory, raw: raw

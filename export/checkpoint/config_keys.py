@@ -1,6 +1,6 @@
 """Reading a config.json strictly: every key is read, has one value, is harmless, or is refused by name.
 
-An absent key counts as null. Nothing here knows the keys of a family.
+An absent key counts as null.
 """
 
 import json
@@ -21,51 +21,55 @@ def expect(holds: bool, key: str, value: Any, wanted: str) -> None:
 
 
 class Keys:
-    """The keys of a config that are given, checked by name when it is made and by value when they are read.
+    """The keys of a config.json that are not null: names are checked at construction, values when they are read.
 
-    `required` and `optional` are read, `fixed` are switches with one implemented
-    value, `harmless` do not change a forward pass. Raises CheckpointError for any
-    other key, and for a required one that is missing or null.
+    `required` and `optional` keys are read, `fixed` ones have one implemented
+    value, `harmless` ones do not change a forward pass. Raises CheckpointError for
+    any other key, and for a required one that is missing or null.
     """
 
     def __init__(
         self, family: str, raw: dict[str, Any], required: Collection[str], optional: Collection[str],
         fixed: Mapping[str, Any], harmless: Collection[str],
     ) -> None:  # fmt: skip
-        self.given = {key: value for key, value in raw.items() if value is not None}
-        unknown = sorted(set(self.given) - set(harmless) - fixed.keys() - {*required, *optional})
-        missing = [key for key in required if key not in self.given]
+        self.values = {key: value for key, value in raw.items() if value is not None}
+        unknown = sorted(set(self.values) - set(harmless) - fixed.keys() - {*required, *optional})
+        missing = [key for key in required if key not in self.values]
         if unknown:
-            listed = ", ".join(f"{key} = {json.dumps(self.given[key])}" for key in unknown)
+            listed = ", ".join(f"{key} = {json.dumps(self.values[key])}" for key in unknown)
             raise CheckpointError(
-                f"config.json: the family {family} does not know {listed}; "
-                "remove the key if it does not change the model's numbers"
+                f"config.json: the family {family} does not implement {listed}; "
+                "remove the key if it does not change what the model computes"
             )
         if missing:
             raise CheckpointError(
                 f"config.json: {', '.join(missing)} missing or null; take them from the model's published config"
             )
         for key, value in fixed.items():
-            came = self.given.get(key, value)
+            came = self.values.get(key, value)
             expect(type(came) is type(value) and came == value, key, came, json.dumps(value))
 
     def count(self, key: str, default: int | None = None) -> int:
-        value: Any = self.given.get(key, default)
+        """A positive integer."""
+        value: Any = self.values.get(key, default)
         expect(type(value) is int and value > 0, key, value, "a positive integer")
         return int(value)
 
     def token(self, key: str, vocab: int) -> int:
-        value = self.given[key]
+        """A token id below `vocab`."""
+        value = self.values[key]
         expect(type(value) is int and 0 <= value < vocab, key, value, f"an id below vocab_size ({vocab})")
         return int(value)
 
     def number(self, key: str) -> float:
-        value = self.given[key]
+        """A positive number."""
+        value = self.values[key]
         positive = type(value) in (int, float) and 0 < value <= sys.float_info.max
         expect(positive, key, value, "a positive number")
         return float(value)
 
     def flag(self, key: str, default: bool | None = None) -> bool:
-        value = self.given.get(key, default)
+        """A boolean."""
+        value = self.values.get(key, default)
         expect(type(value) is bool, key, value, "true or false")
         return bool(value)

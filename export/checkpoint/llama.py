@@ -1,7 +1,4 @@
-"""Keys of config.json and names of tensors as Llama's published classes have them, which several families took over.
-
-Nothing here knows a family, or where a checkpoint lies.
-"""
+"""Keys of config.json and names of tensors as in Llama's published classes, which several families share."""
 
 from typing import Any
 
@@ -17,7 +14,7 @@ OPTIONAL = ("num_key_value_heads", "tie_word_embeddings")
 
 
 def numbers(keys: Keys) -> dict[str, Any]:
-    """What the keys say of a `ModelConfig`: all but its family, its biases and what is the family's own.
+    """The fields of a `ModelConfig` that these keys determine; the family adds its name, its biases and its own fields.
 
     Raises CheckpointError naming the key that is wrong.
     """

@@ -36,7 +36,7 @@ PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint; `open_checkpoint` makes it. Holds no tensor and no open file."""
+    """An opened checkpoint, from `open_checkpoint`; holds no tensor and no open file."""
 
     directory: Path
     config: ModelConfig
@@ -73,10 +73,11 @@ class Checkpoint:
         return decoding_defaults(self.directory, self.family)
 
     def part(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors of one part by local name, in the stored type; matrices as [in, out] views.
+        """Read the tensors of one part: local name -> tensor in the stored type, matrices as [in, out] views.
 
-        They are mapped from the file, not copied. Raises CheckpointError for an
-        unknown part, a file that can no longer be read, or a NaN or Inf.
+        They are mapped from the file, not copied, and hashed. Raises CheckpointError
+        for an unknown part, a file that can no longer be read or that has changed since
+        an earlier read, or a NaN or Inf.
         """
         if name not in (*self.config.parts, *self.config.vision_parts):
             listed = f"{', '.join(self.config.parts[:2])} … {self.config.parts[-1]}"
@@ -123,7 +124,7 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
         if tensor not in shards:
             raise CheckpointError(f"{directory / INDEX} places {tensor} in {shard}, which does not hold it; {AGAIN}")
     _check_tensors(directory, family, config, headers)
-    return Checkpoint(directory, config, family, shards)
+    return Checkpoint(directory=directory, config=config, family=family, shards=shards)
 
 
 def _content(path: Path) -> bytes:
@@ -146,7 +147,7 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def _index(directory: Path) -> dict[str, str]:
-    """Tensor -> file name, as the index has it; empty for a checkpoint of one file, which needs none."""
+    """Tensor -> file name, from the index; empty for a checkpoint of one file, which has no index."""
     single, index = (directory / SINGLE).is_file(), (directory / INDEX).is_file()
     if single and index:
         raise CheckpointError(f"{directory} holds both {SINGLE} and {INDEX}; remove the one that is out of date")
@@ -167,7 +168,7 @@ def _index(directory: Path) -> dict[str, str]:
 
 
 def _no_weights(directory: Path) -> str:
-    """Why there is nothing to read; for pickled weights, with the command that converts them."""
+    """The error for a directory without safetensors files; for pickled weights, with the command that converts them."""
     for pattern in PICKLES:
         if any(directory.glob(pattern)):
             code = (
@@ -176,7 +177,7 @@ def _no_weights(directory: Path) -> str:
                 f"st.save_file({{k: v.contiguous().clone() for p in w for k, v in p.items()}}, d / '{SINGLE}')"
             )
             return (
-                f"{directory} holds pickled weights ({pattern}), which can run code and are never opened here; "
+                f"{directory} holds pickled weights ({pattern}), which can run code and are never opened; "
                 f'convert them with: python -c "{code}" {shlex.quote(str(directory))}'
             )
     return f"{directory} holds neither {SINGLE} nor {INDEX}; {AGAIN}"
@@ -184,9 +185,9 @@ def _no_weights(directory: Path) -> str:
 
 @contextmanager
 def _opened(path: Path, framework: str) -> Iterator[Any]:
-    """The safetensors file at `path`; foreign errors become CheckpointErrors that name it.
+    """The opened safetensors file `path`; the library's errors become CheckpointErrors that name the file.
 
-    "np" maps the file read-only and serves for headers. "pt" also reads bfloat16, but
+    "np" maps the file read-only, enough for headers. "pt" also reads bfloat16, but
     its mapping is writable: the system refuses a file larger than the machine's memory.
     """
     try:
@@ -203,7 +204,7 @@ def _opened(path: Path, framework: str) -> Iterator[Any]:
 def _check_tensors(
     directory: Path, family: Family, config: ModelConfig, headers: dict[str, tuple[tuple[int, ...], str]]
 ) -> None:
-    """Every weight of every part is there with its shape and a known type, and nothing else is."""
+    """Raise CheckpointError unless the tensors are those of all parts, each with its shape and a known type."""
     if config.layers + (config.vision.layers if config.vision else 0) > len(headers):
         raise CheckpointError(
             f"{directory} holds {len(headers)} tensors, too few for the {config.layers} layers of config.json; {AGAIN}"

@@ -1,8 +1,6 @@
-"""Which family a config.json belongs to: the only place that asks.
+"""The families, and the one a config.json belongs to.
 
-A family is added by putting its file into `families`: every module there with a
-`FAMILY` is one. Nothing here knows what the keys of a config mean beyond
-`model_type` and `architectures`.
+Every module of `families` defines one as `FAMILY`; to add a family, add its file.
 """
 
 import importlib
@@ -23,10 +21,10 @@ def known() -> Iterator[Family]:
 
 
 def find_family(raw: dict[str, Any]) -> Family:
-    """The family of the config `raw`; raises CheckpointError, listing the known ones, if there is none.
+    """The family of the config `raw`; raises CheckpointError with a list of the families if there is none.
 
     Both keys count: other architectures are published under the same `model_type`.
-    A config without `architectures` is judged by its `model_type` alone.
+    Without `architectures` the `model_type` alone decides.
     """
     model_type, architectures = raw.get("model_type"), raw.get("architectures")
     found = list(known())

@@ -1,8 +1,8 @@
-"""The tokenizer files of a checkpoint: special tokens by their text, and tokenizer.json where there is none.
+"""The tokenizer files of a checkpoint: ids of special tokens, and tokenizer.json where there is none.
 
-Some checkpoints are published with vocab.json and merges.txt, which byte-level
-BPE was trained to, and leave the rest to code; a bundle holds data only, so the
-same tokenizer is written as tokenizer.json. Nothing here knows a family.
+Some checkpoints are published with the vocab.json and merges.txt of a byte-level
+BPE and define the rest of the tokenizer in code. A bundle holds data only, so the
+same tokenizer is written as tokenizer.json.
 """
 
 import json
@@ -19,7 +19,7 @@ AGAIN = "download or save the checkpoint again"
 
 
 def special_id(directory: Path, text: str | None) -> int | None:
-    """The id of the special token that is written `text`; None where the checkpoint has none, or no tokenizer.
+    """The id of the special token with the text `text`; None where the checkpoint lacks it or has no tokenizer.
 
     Raises CheckpointError for a file that cannot be read.
     """
@@ -31,7 +31,7 @@ def special_id(directory: Path, text: str | None) -> int | None:
 
 
 def added_tokens(path: Path) -> list[dict[str, Any]]:
-    """The added tokens that a tokenizer's file lists, {"id", "content", …}."""
+    """The added tokens in a tokenizer's file, {"id", "content", …} each; raises CheckpointError for a damaged file."""
     if not path.is_file():
         return []
     try:
@@ -40,29 +40,31 @@ def added_tokens(path: Path) -> list[dict[str, Any]]:
             return list(content.get("added_tokens") or [])
         return [{"id": int(key)} | value for key, value in (content.get("added_tokens_decoder") or {}).items()]
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON object of a tokenizer ({error}); {AGAIN}") from error
+        raise CheckpointError(f"{path} is not a tokenizer's JSON object ({error}); {AGAIN}") from error
 
 
 def needs_writing(directory: Path) -> bool:
-    """Whether the checkpoint has the pair of files and no tokenizer.json; raises CheckpointError for half a pair."""
+    """Whether the checkpoint has `PAIRS` and no tokenizer.json; raises CheckpointError for one file of the pair."""
     found = [name for name in PAIRS if (directory / name).is_file()]
     if (directory / TOKENIZER).is_file() or not found:
         return False
     if len(found) < len(PAIRS):
         (missing,) = set(PAIRS) - set(found)
-        raise CheckpointError(f"{directory} has {found[0]} and no {missing}, which makes a tokenizer of it; {AGAIN}")
+        raise CheckpointError(f"{directory} has {found[0]} and no {missing}, expected both or {TOKENIZER}; {AGAIN}")
     return True
 
 
 def write_tokenizer(directory: Path, split: str | None, path: Path) -> None:
-    """Write the checkpoint's byte-level BPE as tokenizer.json; `split` is the pattern that splits text into words.
+    """Write the checkpoint's byte-level BPE as the tokenizer.json `path`; `split` is the pattern of its words.
 
-    Raises CheckpointError where the files do not make a tokenizer, or no pattern is known.
+    Raises CheckpointError where the files are no tokenizer, or the family has no pattern.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     if split is None:
-        raise CheckpointError(f"{directory} has no {TOKENIZER}, and its family does not say how to split text; {AGAIN}")
+        raise CheckpointError(
+            f"{directory} has no {TOKENIZER}, and its family has no pattern that splits text; {AGAIN}"
+        )
     try:
         tokenizer = Tokenizer(models.BPE.from_file(*(str(directory / name) for name in PAIRS)))
     except Exception as error:  # the library raises plain Exception

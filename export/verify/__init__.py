@@ -22,12 +22,13 @@ reference's largest number has to be passed for each output, and on logits
 160 MB.
 """
 
+import importlib
 from collections.abc import Iterator
 
 from engines.bundle import Bundle
-from engines.errors import OptionError, ParityError
+from engines.errors import INSTALL, BackendError, OptionError, ParityError
 from engines.registry import REFERENCE
-from export.verify import graphs, parts
+from export.verify import parts
 from export.verify.difference import Difference
 
 GRAPHS = "graphs"  # in place of a back end: the exported graphs
@@ -54,7 +55,7 @@ def verify(bundle: Bundle, backend: str, atol: float, seed: int = 0) -> Iterator
         raise OptionError(f"atol must be positive, got {atol}")
     if backend == REFERENCE:
         raise OptionError(f"{REFERENCE} is the reference itself; verify another back end")
-    found = graphs.differences(bundle, seed) if backend == GRAPHS else parts.differences(bundle, backend, seed)
+    found = graph_differences(bundle, seed) if backend == GRAPHS else parts.differences(bundle, backend, seed)
     beyond = []
     for difference in found:
         if not difference.within(atol):
@@ -67,3 +68,13 @@ def verify(bundle: Bundle, backend: str, atol: float, seed: int = 0) -> Iterator
             f"worst is {worst.part} by {worst.max:.3g} where numbers reach {worst.scale:.3g}; build it again, or "
             "report it with what `inspect --json` prints"
         )
+
+
+def graph_differences(bundle: Bundle, seed: int) -> Iterator[Difference]:
+    """`graphs.differences`; raises BackendError where a package that only this comparison needs is missing."""
+    try:
+        graphs = importlib.import_module("export.verify.graphs")
+    except ImportError as error:
+        remedy = INSTALL.format(extra="export,cpu")
+        raise BackendError(f"verifying graphs needs {error.name}, which is not installed; {remedy}") from error
+    yield from graphs.differences(bundle, seed)

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
+from polygraphy.comparator import Comparator
+from polygraphy.logger import G_LOGGER
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,8 +22,18 @@ from engines.eager import vision_layers as eager_vision
 from engines.ort.sessions import share_threads
 from engines.signatures import GraphSignature
 
+Arrays = dict[str, NDArray[Any]]  # by name of the input or output
 DTYPES = {"fp32": np.float32, "fp16": np.float16, "int64": np.int64, "bool": np.bool_}
 ERRORS = 3  # ONNX Runtime's level of messages: it would warn of every cache that is not written in place
+
+
+def run_both(bundle: Bundle, signature: GraphSignature, feeds: Arrays) -> tuple[Arrays, Arrays]:
+    """The outputs of the exported graph and of the reference on the inputs `feeds`, which Polygraphy checks."""
+    runners = graph_runner(bundle, signature.name), ReferenceRunner(bundle, signature)
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        results = Comparator.run(runners, data_loader=[feeds])
+    outputs, expected = (dict(results[runner.name][0].items()) for runner in runners)
+    return outputs, expected
 
 
 def graph_runner(bundle: Bundle, part: str) -> OnnxrtRunner:

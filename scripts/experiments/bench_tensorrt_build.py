@@ -76,14 +76,15 @@ def build(way: str, path: Path, capacity: Capacity, capabilities: list[str]) -> 
     fixed = onnx.load(str(path), load_external_data=False)  # refers to the weights, so they become constants
     tensorrt.fix_slots(fixed, slots)
     onnx.save(fixed, str(path.with_name("fixed.onnx")))
-    weights = [t.name for t in fixed.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    external = [t for t in fixed.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    matrices = [t.name for t in external if len(t.dims) == 2]
     polygraphy = polygraphy_for(package)
     with reported(polygraphy, f"{way}: cannot build {path.stem}", "try another way"):
         parsed = polygraphy.loaders.network_from_onnx_path(str(path.with_name("fixed.onnx")))
         config = configuration(polygraphy, package, fixed, profiles, capabilities)
         if way == "refit":
             network = parsed[1]
-            for name in weights:
+            for name in matrices:
                 network.mark_weights_refittable(name)
             flag = package.module.BuilderFlag.REFIT_INDIVIDUAL
             config = polygraphy.loaders.PostprocessConfig(

@@ -161,7 +161,7 @@ def test_two_images(mode: str, runner: Vision, language: dict[str, NDArray[Any]]
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_of_a_prompt_with_an_image(case: str, language: dict[str, NDArray[Any]]) -> None:
-    """The language model on merged rows and sixteen masks: whole passes through the reference parts."""
+    """The language model on merged rows and sixteen masks: full passes through the reference parts."""
     checkpoint = open_checkpoint(CHECKPOINT)
     config = checkpoint.config
     masks = embedder(checkpoint)(np.full(16, config.mask_id))
@@ -224,7 +224,7 @@ def test_ids_of_a_prompt(bundle: Path) -> None:
         golden = prompts()[case]
         turns = [("system", config.system), ("user", mention(golden["question"], config.vision.placeholder, 1))]
         rendered = "<|startoftext|>" + "".join(
-            f"<|start_header_id|>{role}<|end_header_id|>\n\n{said}<|eot_id|>" for role, said in turns
+            f"<|start_header_id|>{role}<|end_header_id|>\n\n{text_of}<|eot_id|>" for role, text_of in turns
         )
         rendered += "<|start_header_id|>assistant<|end_header_id|>\n\n"
         assert rendered == golden["rendered_prompt"]

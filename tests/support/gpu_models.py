@@ -77,11 +77,13 @@ def passes_of(model: runtime.Runtime, count: int) -> list[ReusePass]:
     made, _ = device(model)
     due = []
     for number, runner in enumerate(made.new_runners([(40, 40)] * count)):
+        window = np.arange(4, 12)
+        inputs = DriftInputs(
+            kind="row", tracked=np.arange(2), window=window, probe_keys=np.arange(runner.slots) < 40,
+            logits_rows=window,
+        )  # fmt: skip
         runner.embed(np.arange(runner.slots) % 200 + number)
-        window, eligible = np.arange(4, 12), np.arange(runner.slots) < 40
-        runner.run_layers(runner.slots, DriftInputs("row", np.arange(2), window, eligible, window))
+        runner.run_layers(runner.slots, inputs)
         runner.embed(np.arange(runner.padded_rows) % 200 + number + 1)
-        due.append(
-            ReusePass(runner, runner.padded_rows, DriftInputs("row", np.arange(2), window, eligible, window), 0.9)
-        )
+        due.append(ReusePass(runner, runner.padded_rows, inputs, 0.9))
     return due

@@ -1,9 +1,8 @@
 """The family Dream, in the format of Dream-org/Dream-v0-Instruct-7B (arXiv 2508.15487).
 
-A Qwen2 transformer whose attention is not causal: biases on Q, K and V, grouped
-key/value heads. It was adapted from a left-to-right model, so the row of a
-position predicts the one after it. Nothing here knows where a checkpoint lies or
-how a layer computes.
+A Qwen2 transformer whose attention is not causal, with biases on Q, K and V and
+grouped key/value heads. It was adapted from a left-to-right model, so the row of
+a position predicts the next position.
 """
 
 from typing import Any
@@ -21,7 +20,7 @@ HARMLESS = frozenset((
 
 
 def read_config(raw: dict[str, Any]) -> ModelConfig:
-    """The numbers of a Dream config.json; raises CheckpointError naming the key that is wrong."""
+    """The `ModelConfig` of a Dream config.json; raises CheckpointError naming the key that is wrong."""
     keys = Keys("dream", raw, llama.REQUIRED, llama.OPTIONAL, FIXED, HARMLESS)
     return ModelConfig(family="dream", **llama.numbers(keys), qkv_bias=True, bias=False, shift=1)
 
@@ -34,7 +33,7 @@ FAMILY = Family(
     weights=llama.weights,
     ignorable=("*.rotary_emb.inv_freq",),
     decoding={"window": 32},  # arXiv 2510.14973
-    length=2048,  # what it was trained on; the config says 131072
+    length=2048,  # positions in training; the config has 131072
     end_of_turn="<|im_end|>",
     # As Qwen2 splits text: contractions, words, single digits, punctuation, line ends, blanks.
     split=(

@@ -1,9 +1,8 @@
 """The family LLaDA, in the format of GSAI-ML/LLaDA-8B-Instruct (arXiv 2502.09992).
 
-LLaDA-8B-Base, LLaDA-8B-Instruct and LLaDA-1.5 are of it. An absent key counts as
-null, and null means what it means to the published config class; a key whose
-null has no implemented meaning is required. Nothing here knows where a
-checkpoint lies, how tensors are stored, or how a layer computes.
+LLaDA-8B-Base, LLaDA-8B-Instruct and LLaDA-1.5 belong to it. An absent key counts
+as null, and null has the meaning of the published config class; a key whose null
+has no implemented meaning is required.
 """
 
 import json
@@ -13,7 +12,7 @@ from engines.config import ModelConfig
 from export.checkpoint import Family, Weight
 from export.checkpoint.config_keys import Keys, expect
 
-# Keys that are read; the first group is never guessed.
+# Keys that are read; those of the first group have no default.
 REQUIRED = (
     "d_model", "n_heads", "n_layers", "vocab_size", "max_sequence_length", "rope_theta", "rms_norm_eps",
     "weight_tying", "mask_token_id", "eos_token_id", "block_type", "activation_type", "layer_norm_type", "rope",
@@ -30,7 +29,7 @@ FIXED: dict[str, Any] = {
     "scale_logits": False, "layer_norm_with_affine": True, "block_group_size": 1, "rope_scaling": None,
 }  # fmt: skip
 
-# What does not change a forward pass: origin, initialisation, training, and details of switches that are off.
+# Keys that do not change a forward pass: origin, initialisation, training, and details of switches that are off.
 HARMLESS = frozenset((
     "model_type", "architectures", "auto_map", "_name_or_path", "transformers_version", "torch_dtype", "dtype",
     "use_cache", "precision", "flash_attention", "init_device", "init_fn", "init_std", "init_cutoff_factor",
@@ -40,7 +39,7 @@ HARMLESS = frozenset((
 
 
 def read_config(raw: dict[str, Any]) -> ModelConfig:
-    """The numbers of a LLaDA config.json; raises CheckpointError naming the key that is wrong."""
+    """The `ModelConfig` of a LLaDA config.json; raises CheckpointError naming the key that is wrong."""
     keys = Keys("llada", raw, REQUIRED, OPTIONAL, FIXED, HARMLESS)
     d_model, heads = keys.count("d_model"), keys.count("n_heads")
     vocab = keys.count("vocab_size")
@@ -54,7 +53,7 @@ def read_config(raw: dict[str, Any]) -> ModelConfig:
     norm_bias = keys.flag("bias_for_layer_norm", bias)
     expect(not norm_bias, "bias_for_layer_norm", norm_bias, "false (null means the value of include_bias)")
     expect(keys.flag("tie_word_embeddings", tied) == tied, "tie_word_embeddings", not tied, "equal to weight_tying")
-    exact = "mlp_hidden_size" in keys.given
+    exact = "mlp_hidden_size" in keys.values
     mlp_size = keys.count("mlp_hidden_size") if exact else keys.count("mlp_ratio", 4) * d_model
     mask_id, eos_id = keys.token("mask_token_id", vocab), keys.token("eos_token_id", vocab)
     expect(mask_id != eos_id, "mask_token_id", mask_id, "another id than eos_token_id")
@@ -111,8 +110,8 @@ def weights(config: ModelConfig, part: str) -> dict[str, Weight]:
 
 
 def _kv_heads(keys: Keys, heads: int) -> int:
-    """Key/value heads: n_kv_heads, which multi_query_attention stands for if absent and must agree with if given."""
-    if "multi_query_attention" not in keys.given:
+    """Key/value heads: n_kv_heads or, if that is absent, what multi_query_attention implies; both must agree."""
+    if "multi_query_attention" not in keys.values:
         kv_heads = keys.count("n_kv_heads", heads)
     else:
         multi_query = keys.flag("multi_query_attention")

@@ -1,11 +1,10 @@
 """The family LLaDA-V, in the published layout of GSAI-ML/LLaDA-V (arXiv 2505.16933).
 
-LLaDA's transformer with its tensors renamed as Llama's, behind a SigLIP tower
-and a projector of two layers. Its config.json says neither the mask's id, which
-the tokenizer does, nor the tower's numbers, which the tower's own config.json
-does where it lies in or beside the checkpoint. The tower's weights are those in
-the checkpoint: they were trained on. Nothing here knows how tensors are stored,
-how a layer computes, or pixels.
+LLaDA's transformer, with tensor names as in Llama, behind a SigLIP tower and a
+projector of two layers. Its config.json has neither the id of the mask, which is
+in the tokenizer, nor the numbers of the tower, which are in the tower's own
+config.json in or beside the checkpoint. The weights of the tower are those in
+the checkpoint, because training changed them.
 """
 
 import json
@@ -30,7 +29,7 @@ FIXED: dict[str, Any] = {
     "mm_vision_select_feature": "patch", "mm_use_im_start_end": False, "mm_use_im_patch_token": False,
     "mm_resampler_type": None, "image_crop_resolution": None, "image_split_resolution": None, "use_mm_proj": True,
 }  # fmt: skip
-# What does not change a forward pass: origin, training, videos. Its bos_token_id is Llama's, not this vocabulary's.
+# Keys that do not change a forward pass: origin, training, videos. bos_token_id is of Llama's vocabulary, not of this.
 HARMLESS = frozenset((
     "model_type", "architectures", "auto_map", "_name_or_path", "transformers_version", "torch_dtype", "dtype",
     "use_cache", "initializer_range", "attention_dropout", "pretraining_tp", "bos_token_id", "pad_token_id",
@@ -52,7 +51,7 @@ TOWER_HARMLESS = frozenset((
     "architectures", "attention_dropout", "torch_dtype", "dtype", "transformers_version", "_name_or_path",
     "vision_use_head",
 ))  # fmt: skip
-SO400M = {  # the published tower, whose numbers are constants of the published code
+SO400M = {  # numbers of the published tower, constants of the published code
     "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
     "image_size": 384, "patch_size": 14,
 }  # fmt: skip
@@ -66,12 +65,12 @@ SYSTEM = (
 
 
 def complete(directory: Path, raw: dict[str, Any]) -> dict[str, Any]:
-    """The keys of config.json with `ADDED` ones; raises CheckpointError where the directory does not say them."""
+    """The keys of config.json and the `ADDED` ones; raises CheckpointError where the directory lacks their sources."""
     ids = {text: special_id(directory, text) for text in (MASK, *SUPPRESSED)}
     for text, number in ids.items():
         if number is None:
             raise CheckpointError(
-                f"{directory}: no tokenizer there has the token {text}, whose id config.json does not say; "
+                f"{directory}: no tokenizer there has the token {text}, and config.json does not have its id; "
                 "download tokenizer.json and tokenizer_config.json beside it"
             )
     agree = raw.get("mask_token_id") in (None, ids[MASK])
@@ -91,7 +90,7 @@ def tower_config(directory: Path, name: Any) -> dict[str, Any] | None:
         if path.is_file():
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-                # A tower that comes with a text model has its keys one level down.
+                # A config of a tower and a text model together has the tower's keys one level down.
                 found: dict[str, Any] = content["vision_config"] if content.get("model_type") == "siglip" else content
                 return dict(found)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -105,10 +104,10 @@ def tower_config(directory: Path, name: Any) -> dict[str, Any] | None:
 
 
 def read_config(raw: dict[str, Any]) -> ModelConfig:
-    """The numbers of a completed config.json; raises CheckpointError naming the key that is wrong."""
+    """The `ModelConfig` of a completed config.json; raises CheckpointError naming the key that is wrong."""
     required = dict.fromkeys((*llama.REQUIRED, *REQUIRED, *ADDED))
     keys = Keys("llada-v", raw, required, llama.OPTIONAL, FIXED, HARMLESS)
-    found, suppressed = llama.numbers(keys), keys.given["suppressed_ids"]
+    found, suppressed = llama.numbers(keys), keys.values["suppressed_ids"]
     vocab, eos_id = found["vocab"], found["eos_id"]
     expect(max(suppressed) < vocab, "vocab_size", vocab, f"more than the tokenizer's ids ({max(suppressed)})")
     expect(eos_id == suppressed[0], "eos_token_id", eos_id, f"{suppressed[0]}, as the tokenizer has {SUPPRESSED[0]}")
@@ -119,9 +118,9 @@ def read_config(raw: dict[str, Any]) -> ModelConfig:
 
 
 def read_vision(keys: Keys) -> VisionConfig:
-    """The tower's numbers and how images are cut for it."""
+    """The `VisionConfig`: the tower's numbers and how images are cut into tiles for it."""
     try:
-        tower = Keys("siglip", keys.given["vision_config"], TOWER_REQUIRED, (), TOWER_FIXED, TOWER_HARMLESS)
+        tower = Keys("siglip", keys.values["vision_config"], TOWER_REQUIRED, (), TOWER_FIXED, TOWER_HARMLESS)
         width, heads = tower.count("hidden_size"), tower.count("num_attention_heads")
         expect(width % heads == 0, "hidden_size", width, f"a multiple of num_attention_heads ({heads})")
         side, patch = tower.count("image_size"), tower.count("patch_size")
@@ -132,13 +131,13 @@ def read_vision(keys: Keys) -> VisionConfig:
     except CheckpointError as error:
         raise CheckpointError(f"the vision tower's {error}") from error
     expect(
-        keys.count("mm_hidden_size") == width, "mm_hidden_size", keys.given["mm_hidden_size"], f"the tower's {width}"
+        keys.count("mm_hidden_size") == width, "mm_hidden_size", keys.values["mm_hidden_size"], f"the tower's {width}"
     )
-    ratio = str(keys.given["image_aspect_ratio"])
+    ratio = str(keys.values["image_aspect_ratio"])
     cap = re.fullmatch(r"anyres_max_([1-9]\d{0,3})", ratio)
-    expect(cap is not None, "image_aspect_ratio", keys.given["image_aspect_ratio"], "anyres_max_N")
+    expect(cap is not None, "image_aspect_ratio", keys.values["image_aspect_ratio"], "anyres_max_N")
     assert cap is not None
-    pinpoints = keys.given["image_grid_pinpoints"]
+    pinpoints = keys.values["image_grid_pinpoints"]
     fine = isinstance(pinpoints, list) and pinpoints and all(_resolution(pair, side) for pair in pinpoints)
     expect(bool(fine), "image_grid_pinpoints", pinpoints, f"a list of [width, height], each a multiple of {side}")
     return VisionConfig(

@@ -1,4 +1,4 @@
-"""On a real GPU: TensorRT decides as eager PyTorch does. Skipped, with the reason, where there is none."""
+"""On a real GPU: TensorRT makes the decisions of eager PyTorch. Skipped, with the reason, where there is none."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ PROMPT = np.arange(1, 25)
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo checkpoint in fp16, compiled for the GPU at hand."""
+    """The demo checkpoint in fp16, compiled for this GPU."""
     try:
         cuda = Cuda()
     except BackendError as error:
@@ -53,8 +53,8 @@ def test_tokens_of_every_policy(bundle: Path) -> None:
         print(line)
 
 
-def test_optimistic_walk(model: runtime.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The graph's pass and stopping at the first drift give the same tokens, triggers and drift numbers."""
+def test_optimistic_passes(model: runtime.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A captured pass and stopping at the first drift give the same tokens, triggers and drift numbers."""
     make, runs = model.model.new_runner, []
     for optimistic in (False, True):
 
@@ -75,11 +75,11 @@ def test_optimistic_walk(model: runtime.Runtime, monkeypatch: pytest.MonkeyPatch
 def test_a_graph_is_captured(model: runtime.Runtime) -> None:
     model.generate(PROMPT, gen_length=64, gamma=0.0)
     (batch,) = model.model.batches.values()  # type: ignore[attr-defined]
-    assert batch.runners[0].pass_queue.graphs["row", 0] is not None
+    assert batch.runners[0].pass_queue.graphs["row", 0, True] is not None
 
 
 def test_a_batch_decides_as_its_sequences_alone(model: runtime.Runtime) -> None:
-    """Ragged, with refreshes; only a decision that half precision may settle either way may fall otherwise."""
+    """Different lengths, with refreshes; only a decision so close that half precision may change it may differ."""
     ragged = [PROMPT[:count] for count in (24, 3, 17, 9, 1)]
     outs = model.generate_batch(ragged, gen_length=64, gamma=0.95)
     for prompt, ours in zip(ragged, outs, strict=True):

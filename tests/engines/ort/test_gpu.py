@@ -1,4 +1,4 @@
-"""ONNX Runtime on a GPU, on the stand-in for its memory: same decisions as on the CPU, one wait a reuse pass."""
+"""ONNX Runtime on a GPU, on the fake: the decisions of the CPU, and one wait for each reuse pass."""
 
 from collections.abc import Iterator
 from pathlib import Path

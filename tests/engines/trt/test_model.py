@@ -53,7 +53,7 @@ def test_verify_compares_every_part(bundle: Path) -> None:
 
 
 def test_no_gpu(bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Without a driver the error names it, and `auto` takes ONNX Runtime and notes why."""
+    """Without a driver the error names it, and `auto` takes ONNX Runtime and a warning says why."""
     cuda = pytest.importorskip("cuda.bindings.runtime")
     monkeypatch.setattr(cuda, "cudaGetDeviceCount", lambda: (cuda.cudaError_t.cudaErrorNoDevice, None))
     with refused(DeviceError, "no NVIDIA GPU 0", "install its driver", "--backend onnxruntime"):

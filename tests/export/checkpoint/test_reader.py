@@ -8,7 +8,6 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -18,50 +17,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from engines.errors import CheckpointError, OptionError
+from engines.errors import CheckpointError
 from export.checkpoint.families.llada import FAMILY as LLADA
-from export.checkpoint.families.llada import FIXED, HARMLESS, OPTIONAL, REQUIRED, read_config
+from export.checkpoint.families.llada import read_config
 from export.checkpoint.reader import INDEX, SINGLE, Checkpoint, open_checkpoint
-from export.checkpoint.registry import find_family
-from scripts.experiments.make_random_checkpoint import COMMON, SHAPES, Normals, make_checkpoint
+from scripts.experiments.make_random_checkpoint import COMMON, SHAPES, make_checkpoint
 from tests.support.cases import GOLDEN
+from tests.support.checkpoints import as_single, edit, rewrite, stored
 
 TINY: dict[str, Any] = {**COMMON, **SHAPES["tiny"]}
 LAYER_1_Q = "model.transformer.blocks.1.q_proj.weight"
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change a JSON file in place."""
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-@pytest.fixture
-def sharded(tmp_path: Path) -> Path:
-    """A tiny checkpoint of four shards, one a part."""
-    return make_checkpoint(tmp_path / "sharded", SHAPES["tiny"], shard_bytes=1)
-
-
-@pytest.fixture
-def single(tmp_path: Path) -> Path:
-    """A tiny checkpoint of one file, without an index."""
-    return as_single(make_checkpoint(tmp_path / "single", SHAPES["tiny"]))
-
-
-def as_single(directory: Path) -> Path:
-    (directory / INDEX).unlink()
-    next(directory.glob("*.safetensors")).rename(directory / SINGLE)
-    return directory
-
-
-def rewrite(directory: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    """Change the tensors of a checkpoint of one file."""
-    tensors = {name: tensor.clone() for name, tensor in load_file(directory / SINGLE).items()}
-    change(tensors)
-    save_file(tensors, directory / SINGLE)
 
 
 def refused(directory: Path, *words: str) -> CheckpointError:
@@ -71,11 +38,6 @@ def refused(directory: Path, *words: str) -> CheckpointError:
     assert all(word in message for word in words), message
     assert "\n" not in message and "; " in message, "one sentence with a remedy"
     return caught.value
-
-
-def stored(directory: Path) -> dict[str, torch.Tensor]:
-    files = set(json.loads((directory / INDEX).read_text())["weight_map"].values())
-    return {name: tensor for file in files for name, tensor in load_file(directory / file).items()}
 
 
 def assert_reads_everything(checkpoint: Checkpoint) -> None:
@@ -214,26 +176,6 @@ def test_unknown_part(sharded: Path) -> None:
         open_checkpoint(sharded).part("layer_02")
 
 
-def test_generation_defaults(sharded: Path) -> None:
-    """What the checkpoint says about decoding is read; other defaults in the file are not ours."""
-    path = sharded / "generation_config.json"
-    assert open_checkpoint(sharded).decoding() == {"window": 16}
-    path.write_text('{"eos_token_id": 62, "elastic": {"threshold": 0.7, "window": 4}}')
-    assert open_checkpoint(sharded).decoding() == {"threshold": 0.7, "window": 4}
-    for content, words in (("[]", "no JSON object"), ("{", "no JSON object"), ('{"elastic": {"colour": 1}}', "colour")):
-        path.write_text(content)
-        with pytest.raises(CheckpointError, match=words):
-            open_checkpoint(sharded).decoding()
-
-
-def test_tokenizer_files(sharded: Path) -> None:
-    assert open_checkpoint(sharded).tokenizer_files() == []
-    for name in ("generation_config.json", "tokenizer.json", "README.md", "merges.txt"):
-        (sharded / name).write_text("{}")
-    found = open_checkpoint(sharded).tokenizer_files()
-    assert found == [sharded / "tokenizer.json", sharded / "generation_config.json"], "the pair is for want of it"
-
-
 def test_identity(sharded: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(sharded)
     assert re.fullmatch("[0-9a-f]{64}", checkpoint.identity)
@@ -278,101 +220,6 @@ def test_a_tensor_that_changes_during_a_build(single: Path) -> None:
         CheckpointError, match=f"{SINGLE} changed while it was read .{re.escape(LAYER_1_Q)}.; run the build again"
     ):
         checkpoint.part("layer_01")
-
-
-# What config.json may say
-
-
-@pytest.mark.parametrize(
-    ("keys", "field", "value"),
-    [
-        ({"n_kv_heads": None}, "kv_heads", 4),
-        ({"n_kv_heads": None, "multi_query_attention": True}, "kv_heads", 1),
-        ({"n_kv_heads": 1, "multi_query_attention": True}, "kv_heads", 1),
-        ({"n_kv_heads": None, "multi_query_attention": False}, "kv_heads", 4),
-        ({"mlp_hidden_size": None, "mlp_ratio": 3}, "mlp_size", 96),
-        ({"mlp_hidden_size": None, "mlp_ratio": None}, "mlp_size", 128),
-        ({"embedding_size": None}, "vocab", 64),
-        ({"rope_theta": 500000}, "rope_theta", 500000.0),
-        ({"include_qkv_bias": None}, "qkv_bias", False),
-        ({"include_bias": True}, "qkv_bias", True),
-        ({"transformers_version": "4.46.3", "attention_dropout": 0.1, "_name_or_path": "x"}, "layers", 2),
-        ({"a_key_of_tomorrow": None}, "layers", 2),
-        ({"bias_for_layer_norm": None}, "bias", False),
-        ({"tie_word_embeddings": False}, "tied", False),
-    ],
-)
-def test_config_defaults(keys: dict[str, Any], field: str, value: Any) -> None:
-    config = read_config(TINY | keys)
-    assert getattr(config, field) == value and type(getattr(config, field)) is type(value)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("alibi", True), ("attention_layer_norm", True), ("block_type", "sequential"), ("layer_norm_type", "default"),
-        ("activation_type", "swiglu"), ("input_emb_norm", True), ("scale_logits", True), ("rope", False),
-        ("rope_full_precision", False), ("block_group_size", 2), ("block_group_size", True),
-        ("bias_for_layer_norm", True), ("layer_norm_with_affine", False), ("tie_word_embeddings", True),
-        ("rope_scaling", {"type": "linear", "factor": 2.0}), ("quantization_config", {"bits": 4}),
-        ("sliding_window", 128), ("num_experts", 8),
-        ("d_model", 30), ("d_model", 4), ("d_model", 0), ("d_model", -32), ("d_model", 32.0), ("d_model", "32"),
-        ("d_model", True), ("n_heads", 3), ("n_kv_heads", 3), ("n_kv_heads", 8), ("n_layers", 0),
-        ("mlp_hidden_size", 0), ("max_sequence_length", 0), ("embedding_size", 63), ("multi_query_attention", True),
-        ("mask_token_id", 64), ("mask_token_id", -1), ("mask_token_id", 62), ("mask_token_id", 1.0),
-        ("eos_token_id", 64), ("eos_token_id", [1, 2]), ("rope_theta", 0), ("rope_theta", float("nan")),
-        ("rope_theta", 10**400), ("rms_norm_eps", -1e-5), ("rms_norm_eps", "1e-5"), ("include_bias", 1),
-        ("weight_tying", "no"),
-    ],
-)  # fmt: skip
-def test_config_refusals_name_the_key(key: str, value: Any) -> None:
-    with pytest.raises(CheckpointError, match=rf"^config.json: .*\b{key}\b.*; "):
-        read_config(TINY | {key: value})
-
-
-def test_biases_of_norms_follow_include_bias_when_null() -> None:
-    with pytest.raises(CheckpointError, match="bias_for_layer_norm is true, expected false"):
-        read_config(TINY | {"include_bias": True, "bias_for_layer_norm": None})
-
-
-@pytest.mark.parametrize("key", REQUIRED)
-def test_required_keys(key: str) -> None:
-    for raw in (TINY | {key: None}, {k: v for k, v in TINY.items() if k != key}):
-        with pytest.raises(CheckpointError, match=f"config.json: {key} missing or null"):
-            read_config(raw)
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-    max_leaves=4,
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.dictionaries(st.sampled_from(sorted({*REQUIRED, *OPTIONAL, *FIXED, *HARMLESS})), json_values, max_size=3))
-def test_any_config_is_read_or_refused(keys: dict[str, Any]) -> None:
-    try:
-        config = find_family(TINY | keys).read_config(TINY | keys)
-    except CheckpointError:
-        return
-    assert config.d_model == config.heads * config.head_size and config.heads % config.kv_heads == 0
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [{"model_type": "llama"}, {"model_type": None}, {"model_type": ["llada"]},
-     {"architectures": ["LLaDAMoEModelLM"]}, {"architectures": []}, {"architectures": "LLaDAModelLM"}],
-)  # fmt: skip
-def test_unknown_families_are_told_the_known_ones(keys: dict[str, Any]) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"use a checkpoint of a known family \(.*llada: 'llada' with LLaDAModelLM"
-    ):
-        find_family(TINY | keys)
-
-
-def test_family_without_architectures() -> None:
-    assert find_family({"model_type": "llada"}) is LLADA
 
 
 # What the folder may hold
@@ -554,32 +401,3 @@ def test_the_command_against_pickles_works(sharded: Path, tmp_path: Path) -> Non
     wanted, came = open_checkpoint(sharded), open_checkpoint(folder)
     for part in wanted.config.parts:
         assert all(torch.equal(tensor, came.part(part)[local]) for local, tensor in wanted.part(part).items())
-
-
-# The maker of random checkpoints
-
-
-def test_random_checkpoints_are_seeded(tmp_path: Path) -> None:
-    def identity(name: str, seed: int) -> str:
-        return open_checkpoint(make_checkpoint(tmp_path / name, SHAPES["tiny"], seed=seed)).identity
-
-    assert identity("a", 1) == identity("b", 1) != identity("c", 2)
-
-
-def test_random_checkpoints_do_not_overwrite(sharded: Path) -> None:
-    with pytest.raises(OptionError, match="is not empty"):
-        make_checkpoint(sharded, SHAPES["tiny"])
-
-
-def test_shard_size(tmp_path: Path) -> None:
-    out = make_checkpoint(tmp_path / "c", SHAPES["tiny"] | {"n_layers": 5}, shard_bytes=80_000)
-    sizes = [path.stat().st_size for path in sorted(out.glob("*.safetensors"))]
-    assert len(sizes) == 4 and max(sizes) <= 80_000
-    index = json.loads((out / INDEX).read_text())
-    assert index["metadata"]["total_size"] == sum(t.nbytes for t in stored(out).values())
-
-
-def test_large_tensors_have_distinct_rows() -> None:
-    tensor = Normals(0, torch.float16).draw((1200, 1024), 0.5)
-    assert len(torch.unique(tensor[:, :8], dim=0)) == 1200
-    assert float(tensor.float().std()) == pytest.approx(0.5, rel=0.01)

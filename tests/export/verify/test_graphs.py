@@ -114,6 +114,8 @@ def test_what_cannot_be_compared(golden_bundle: Path, tmp_path: Path, monkeypatc
     with refused(OptionError, "bf16", "on a CPU", "verify a back end"):
         list(verify(half, GRAPHS, 1e-3))
     bundle = Bundle.open(golden_bundle)
+    for name in ("export.verify.graphs", "export.verify.runners"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "polygraphy.comparator", None)
     with refused(BackendError, "polygraphy.comparator", "not installed", "pip install 'elastic-diffusion[export,cpu]'"):
         list(verify(bundle, GRAPHS, 1e-3))

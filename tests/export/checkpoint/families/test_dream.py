@@ -1,35 +1,31 @@
-"""Families: what each says of itself, the second against published data, and a third that only a file makes known."""
+"""The family Dream against published data: its config, logits, schedules, and a build for TensorRT."""
 
 import json
 import shutil
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from safetensors.torch import load_file
 
 import export
 import runtime
 from engines.bundle import Bundle
 from engines.errors import CheckpointError
-from export.checkpoint import families
 from export.checkpoint.families.dream import FAMILY as DREAM
-from export.checkpoint.reader import open_checkpoint
-from export.checkpoint.registry import find_family, known
+from export.checkpoint.registry import find_family
 from export.verify import verify as verify_parts
 from runtime.evaluation.parity import verify as verify_tokens
-from scripts.experiments.make_random_checkpoint import make_checkpoint
-from tests.support.cases import refused, write_tokenizer
+from tests.support.cases import refused
 from tests.support.comparison import BACKENDS, NOISE, compare
 from tests.support.goldens import DATA, confidence_gap, trajectory_difference
 from tests.support.oracle import Oracle
 
 GOLDEN = DATA / "dream-tiny"
+
+
 PUBLISHED = {  # Dream-org/Dream-v0-Instruct-7B
     "architectures": ["DreamModel"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
     "auto_map": {"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
@@ -40,21 +36,8 @@ PUBLISHED = {  # Dream-org/Dream-v0-Instruct-7B
     "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.46.2", "use_cache": True,
     "use_mrope": False, "use_sliding_window": False, "vocab_size": 152064,
 }  # fmt: skip
-PUBLISHED_LLADA = {  # GSAI-ML/LLaDA-8B-Instruct; LLaDA-8B-Base and LLaDA-1.5 have the same numbers
-    "activation_type": "silu", "alibi": False, "alibi_bias_max": 8.0, "architectures": ["LLaDAModelLM"],
-    "attention_dropout": 0.0, "attention_layer_norm": False, "attention_layer_norm_with_affine": True,
-    "auto_map": {"AutoConfig": "configuration_llada.LLaDAConfig", "AutoModel": "modeling_llada.LLaDAModelLM",
-                 "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM"},
-    "bias_for_layer_norm": False, "block_group_size": 1, "block_type": "llama", "d_model": 4096,
-    "embedding_dropout": 0.0, "embedding_size": 126464, "eos_token_id": 126081, "flash_attention": False,
-    "include_bias": False, "include_qkv_bias": False, "init_cutoff_factor": None, "init_device": "meta",
-    "init_fn": "mitchell", "init_std": 0.02, "input_emb_norm": False, "layer_norm_type": "rms",
-    "layer_norm_with_affine": True, "mask_token_id": 126336, "max_sequence_length": 4096, "mlp_hidden_size": 12288,
-    "mlp_ratio": 4, "model_type": "llada", "multi_query_attention": None, "n_heads": 32, "n_kv_heads": 32,
-    "n_layers": 32, "pad_token_id": 126081, "precision": "amp_bf16", "residual_dropout": 0.0, "rms_norm_eps": 1e-05,
-    "rope": True, "rope_full_precision": True, "rope_theta": 500000.0, "scale_logits": False,
-    "transformers_version": "4.46.3", "use_cache": False, "vocab_size": 126464, "weight_tying": False,
-}  # fmt: skip
+
+
 NAMES = {  # the golden checkpoint's tensors by the oracle's names
     "model.embed_tokens": "wte", "model.norm": "ln_f", "lm_head": "ff_out", "model.layers": "blocks",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ff_norm", "self_attn.o_proj": "attn_out",
@@ -87,40 +70,6 @@ def oracle() -> Oracle:
         "n_kv_heads": raw["num_key_value_heads"], "include_qkv_bias": True, "shift": 1,
     }  # fmt: skip
     return Oracle(raw | config, tensors)
-
-
-# The first, as it is published
-
-
-def test_a_published_llada_config() -> None:
-    """Every key is known; later versions of the library that saved it add their own."""
-    for extra in ({}, {"bos_token_id": 126080, "dtype": "bfloat16", "transformers_version": "4.57.6"}):
-        config = find_family(PUBLISHED_LLADA | extra).read_config(PUBLISHED_LLADA | extra)
-        assert (config.layers, config.d_model, config.heads, config.kv_heads) == (32, 4096, 32, 32)
-        assert (config.mask_id, config.eos_id, config.vocab, config.max_length) == (126336, 126081, 126464, 4096)
-        assert (config.mlp_size, config.shift, config.qk_norm, config.tied) == (12288, 0, False, False)
-
-
-def test_a_directory_as_published(tmp_path: Path) -> None:
-    """All keys of the config, shards and index, tokenizer, template and generation defaults: built and asked."""
-    small = {"d_model": 64, "n_heads": 4, "n_kv_heads": 4, "n_layers": 2, "mlp_hidden_size": 96, "rope_theta": 5e5}
-    numbers = {"vocab_size": 280, "embedding_size": 280, "mask_token_id": 256, "eos_token_id": 257, "pad_token_id": 257}
-    folder = make_checkpoint(tmp_path / "checkpoint", PUBLISHED_LLADA | small | numbers, "bf16", shard_bytes=1)
-    assert json.loads((folder / "config.json").read_text())["precision"] == "amp_bf16"
-    write_tokenizer(folder)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    settings["added_tokens_decoder"] = {"261": {"content": "<|eot_id|>", "special": True}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    defaults = {"_from_model_config": True, "bos_token_id": 126080, "eos_token_id": 126081}
-    (folder / "generation_config.json").write_text(json.dumps(defaults))
-    bundle = export.build(folder, tmp_path / "bundle", precision="fp16")
-    with runtime.load(bundle, "onnxruntime", threads=1) as loaded:
-        assert loaded.bundle.config.eot_id == 261 and loaded.bundle.manifest.defaults["window"] == 16
-        said = loaded.generate("Hi", gen_length=16, confidence_eos_eot_inf=True)
-        assert said.steps and 256 not in said.sequence[-16:]
-
-
-# The second family
 
 
 def test_a_published_config() -> None:
@@ -241,124 +190,3 @@ def test_it_builds_for_tensorrt(tmp_path: Path) -> None:
     )  # fmt: skip
     engines = Bundle.open(bundle).engines("tensorrt")
     assert {"embed", "layer_00", "layer_03", "head"} <= set(engines["parts"])
-
-
-# A tokenizer in two files
-
-
-SAYINGS = ["It's 2026, isn't it?", "naïve  café\n\n  12345 don't", "  <|im_end|>x<|endoftext|>", "日本語\r\n \t"]
-
-
-def test_a_tokenizer_of_two_files(tmp_path: Path) -> None:
-    """Written as tokenizer.json, it says what a tokenizer made the long way says."""
-    plain = Tokenizer(models.BPE())
-    plain.normalizer = normalizers.NFC()
-    assert DREAM.split is not None
-    from tokenizers import Regex
-
-    plain.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(DREAM.split), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
-    )
-    plain.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    plain.train_from_iterator(SAYINGS * 3, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
-    folder = tmp_path / "dream"
-    folder.mkdir()
-    for path in GOLDEN.iterdir():
-        (folder / path.name).symlink_to(path)
-    plain.model.save(str(folder))
-    special = ["<|endoftext|>", "<|im_end|>"]
-    added = {plain.get_vocab_size() + i: {"content": text, "special": True} for i, text in enumerate(special)}
-    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
-    plain.add_special_tokens(special)
-    bundle = export.build(folder, tmp_path / "bundle", backends=[])
-    with runtime.load(bundle, "eager", threads=1) as loaded:
-        assert loaded.bundle.config.eot_id == plain.token_to_id("<|im_end|>")
-        for text in SAYINGS:
-            assert loaded.text.encode(text).tolist() == plain.encode(text, add_special_tokens=False).ids, text
-        assert loaded.text.decode(loaded.text.encode(SAYINGS[1])) == SAYINGS[1]
-    assert export.build(folder, tmp_path / "bundle", backends=[]) == bundle, "again, and nothing to do"
-    (folder / "merges.txt").write_text("nonsense that is no pair\n")
-    with refused(CheckpointError, "merges.txt", "make no tokenizer", "again"):
-        export.build(folder, tmp_path / "other", backends=[])
-    assert not (tmp_path / "other" / "onnx").exists(), "before any part is made"
-    (folder / "merges.txt").unlink()
-    with refused(CheckpointError, "vocab.json", "no merges.txt"):
-        export.build(folder, tmp_path / "third", backends=[])
-
-
-# A third
-
-
-THIRD = textwrap.dedent('''
-    """A family that nobody else knows: other keys and names, norms of Q and K, a tied head, the next row predicts."""
-
-    from export.checkpoint import Family, Weight
-    from export.checkpoint.config_keys import Keys
-    from engines.config import ModelConfig
-
-    NEEDED = ("width", "depth", "rows", "mask", "end")
-
-
-    def read_config(raw):
-        keys = Keys("made-up", raw, NEEDED, (), {}, ("model_type",))
-        return ModelConfig(
-            family="made-up", layers=keys.count("depth"), d_model=keys.count("width"), heads=4, kv_heads=1,
-            head_size=16, mlp_size=3 * keys.count("width"), vocab=keys.count("rows"), max_length=128, rope_theta=1e4,
-            norm_eps=1e-6, qkv_bias=False, bias=False, tied=True, mask_id=keys.token("mask", 90),
-            eos_id=keys.token("end", 90), shift=1, qk_norm=True,
-        )
-
-
-    def weights(config, part):
-        d = config.d_model
-        if part == "embed":
-            return {"wte.weight": Weight("table", (config.vocab, d), False)}
-        if part == "head":
-            matrix = Weight("table", (config.vocab, d), True)
-            return {"ln_f.weight": Weight("norm", (d,), False), "ff_out.weight": matrix}
-        sizes = {
-            "q_proj": (64, d), "k_proj": (16, d), "v_proj": (16, d), "attn_out": (d, 64), "ff_proj": (3 * d, d),
-            "up_proj": (3 * d, d), "ff_out": (d, 3 * d),
-        }
-        norms = {"attn_norm": d, "ff_norm": d, "q_norm": 16, "k_norm": 16}
-        found = {f"{n}.weight": Weight(f"{part}/{n}", shape, True) for n, shape in sizes.items()}
-        return found | {f"{n}.weight": Weight(f"{part}/{n}", (size,), False) for n, size in norms.items()}
-
-
-    FAMILY = Family("made-up", "madeup", ("MadeUp",), read_config, weights, decoding={"window": 4})
-''')
-
-
-def test_a_third_family_takes_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Built, verified and decoded by the code that is there."""
-    (tmp_path / "families").mkdir()
-    (tmp_path / "families" / "third.py").write_text(THIRD)
-    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path / "families")])
-    raw = {"model_type": "madeup", "width": 48, "depth": 3, "rows": 90, "mask": 89, "end": 88}
-    family = find_family(raw)
-    assert [f.name for f in known()] == ["dream", "llada", "llada-v", "made-up"]
-    config, generator = family.read_config(raw), torch.Generator().manual_seed(3)
-    tensors = {}
-    for part in config.parts:
-        for weight in family.weights(config, part).values():
-            drawn = torch.randn(weight.shape, generator=generator)
-            norm = len(weight.shape) == 1
-            tensors[weight.tensor] = 1 + 0.2 * drawn if norm else drawn * (1.3 / weight.shape[1] ** 0.5)
-    folder = tmp_path / "checkpoint"
-    folder.mkdir()
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(raw))
-    assert open_checkpoint(folder).family.name == "made-up"
-    bundle = export.build(folder, tmp_path / "bundle")
-    assert all(row.max < 5e-4 * row.scale for row in verify_parts(Bundle.open(bundle), "onnxruntime", 5e-4))
-    assert list(verify_tokens(bundle, "onnxruntime", 2))[6] == "[ok] all tokens agree"
-    with runtime.load(bundle, "onnxruntime", threads=1) as loaded:
-        assert loaded.bundle.manifest.defaults["window"] == 4
-        out = loaded.generate([1, 2, 3], gen_length=16, stop_at_eos=False)
-        assert len(out.ids) <= 16 and 89 not in out.sequence
-
-
-def test_an_unknown_family_hears_of_the_known_ones() -> None:
-    with refused(CheckpointError, "no family has model_type 'gpt2'", "dream: 'Dream'", "llada: 'llada'"):
-        find_family({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]})

@@ -103,7 +103,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     folder = copy_checkpoint(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    with refused(CheckpointError, "<|mdm_mask|>", "config.json does not say", "download tokenizer.json"):
+    with refused(CheckpointError, "<|mdm_mask|>", "config.json does not have its id", "download tokenizer.json"):
         open_checkpoint(folder)
 
 
