@@ -15,9 +15,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from runtime.cli.options import markdown_table
+
 ROOT = Path(__file__).resolve().parents[1]
 API = ROOT / "docs" / "api.md"
-MODULES = ("export", "runtime", "engines.errors")
+# Modules, and beside their public names the classes whose fields are keywords of their functions.
+MODULES = {
+    "export": ["export.options.BuildOptions"],
+    "runtime": ["runtime.decoding.request.Request"],
+    "engines.errors": [],
+}
 HEAD = """# Python interface
 
 Written by `python scripts/make_api_docs.py` from the docstrings; do not edit. Axis letters of shapes are those of
@@ -42,8 +49,17 @@ def of_module(name: str) -> Iterator[str]:
             yield from (f"### `{name}.{entry}`", "", *code(value), document(value))
     for entry, value in public.items():
         if inspect.isclass(value):
-            base = f"({value.__bases__[0].__name__})" if issubclass(value, Exception) else ""
-            yield from (f"### `{name}.{entry}{base}`", "", document(value), *of_fields(value), *of_members(value))
+            yield from of_class(f"{name}.{entry}", value)
+    for path in MODULES[name]:
+        yield from of_class(path, getattr(importlib.import_module(path.rpartition(".")[0]), path.rpartition(".")[2]))
+
+
+def of_class(name: str, cls: type) -> Iterator[str]:
+    """Lines about a class: of one that holds options the fields, of others the methods and properties too."""
+    base = f"({cls.__bases__[0].__name__})" if issubclass(cls, Exception) else ""
+    yield from (f"### `{name}{base}`", "", document(cls), *of_fields(cls))
+    if not (dataclasses.is_dataclass(cls) and any(map(help_of, dataclasses.fields(cls)))):
+        yield from of_members(cls)
 
 
 def of_fields(record: type) -> Iterator[str]:
@@ -53,9 +69,9 @@ def of_fields(record: type) -> Iterator[str]:
     rows = [("field", "type", "default", "meaning")]
     for field in dataclasses.fields(record):
         kind = field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
-        kind = re.sub(r"\b(?:\w+\.)+(?=[A-Z])", "", kind)  # names without their modules
-        default = "" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
-        rows.append((f"`{field.name}`", f"`{kind}`", default, help_of(field)))
+        shown = "…" if callable(field.default) else f"`{field.default!r}`"
+        default = "" if field.default is dataclasses.MISSING else shown
+        rows.append((f"`{field.name}`", f"`{short(kind)}`", default, help_of(field)))
     columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
     head, *body = zip(*columns, strict=True)
     yield from (cells(*head), "|" + "---|" * len(columns), *(cells(*row) for row in body), "")
@@ -64,7 +80,7 @@ def of_fields(record: type) -> Iterator[str]:
 def help_of(field: dataclasses.Field[Any]) -> str:
     """What a field's metadata says for a reader."""
     about: Any = {**field.metadata, **field.metadata.get("option", {})}
-    return str(about.get("help", ""))
+    return str(about.get("help", "")).replace("<", r"\<")
 
 
 def of_members(cls: type) -> Iterator[str]:
@@ -81,8 +97,29 @@ def cells(*words: str) -> str:
     return f"| {' | '.join(word.replace('|', chr(92) + '|') for word in words)} |"
 
 
+def short(annotation: str) -> str:
+    """An annotation with names in place of their full paths."""
+    return re.sub(r"\b(?:\w+\.)+(?=[A-Z])", "", annotation)
+
+
 def code(function: Callable[..., Any]) -> Iterator[str]:
-    """The signature of a function as its file has it, without the comments behind its lines."""
+    """The signature of a function as its file has it, without the comments behind its lines.
+
+    Where a decorator changes it, the parameters are listed, a function among their defaults as an ellipsis.
+    """
+    if hasattr(function, "__wrapped__"):
+        signature = inspect.signature(function)
+        listed = [re.sub("<.*>", "...", short(f"    {each},")) for each in signature.parameters.values()]
+        result = short(inspect.formatannotation(signature.return_annotation))
+        yield from (
+            "```python",
+            f"def {function.__name__}(",
+            *(line.replace("'", '"') for line in listed),
+            f") -> {result}",
+            "```",
+            "",
+        )
+        return
     source = textwrap.dedent(inspect.getsource(function))
     (node,) = ast.parse(source).body
     assert isinstance(node, ast.FunctionDef)
@@ -94,39 +131,17 @@ def document(value: Any) -> str:
     return f"{inspect.cleandoc(value.__doc__ or '')}\n"
 
 
-def policies() -> str:
-    """The table of policies: what each computes in a step, and the options it takes."""
-    from runtime.decoding.policies import POLICIES
-
-    lines = ["| policy | what a step computes | options |", "|---|---|---|"]
-    for name, policy in POLICIES.items():
-        options = " ".join(map(flag, dataclasses.fields(policy)))
-        lines.append(cells(f"`{name}`", summary(policy), f"`{options}`"))
-    return "\n".join(lines)
-
-
-def summary(value: Any) -> str:
-    """The first paragraph of a docstring as one line."""
-    return inspect.cleandoc(value.__doc__).split("\n\n")[0].replace("\n", " ")
-
-
-def flag(field: Any) -> str:
-    """The command-line option of a field; a switch that is on has one that turns it off."""
-    name = field.name.replace("_", "-")
-    return f"--no-{name}" if field.default is True else f"--{name}"
-
-
 def between(text: str, name: str, table: str) -> str:
     """`text` with `table` between the comments `name:begin` and `name:end`."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     before, rest = text.split(begin)
-    return f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+    return f"{before}{begin}\n{table}{end}{rest.split(end)[1]}"
 
 
 def main() -> None:
     readme = ROOT / "README.md"
     API.write_text(api())
-    readme.write_text(between(readme.read_text(), "options", policies()))
+    readme.write_text(between(readme.read_text(), "options", markdown_table()))
     print(f"wrote {API.relative_to(ROOT)} and the table of options in {readme.name}")
 
 

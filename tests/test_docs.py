@@ -4,12 +4,16 @@ import ast
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import export.cli
+import runtime
 import runtime.cli
 from engines import __version__
+from runtime.cli.options import markdown_table
+from runtime.decoding import policies
 from scripts import make_api_docs
 from tests.support.cases import ROOT
 
@@ -53,7 +57,7 @@ def test_the_python_interface_is_up_to_date() -> None:
 
 def test_the_table_of_options_is_up_to_date() -> None:
     readme = (ROOT / "README.md").read_text()
-    assert readme == make_api_docs.between(readme, "options", make_api_docs.policies()), OUT_OF_DATE
+    assert readme == make_api_docs.between(readme, "options", markdown_table()), OUT_OF_DATE
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, *FIGURES], ids=lambda path: path.name)
@@ -88,6 +92,17 @@ def test_the_architecture_says_where_things_are() -> None:
 def test_commands_parse(command: str) -> None:
     words = shlex.split(command)[2:]
     PARSERS[words[0]]().parse_args(words[1:])
+
+
+def test_the_example_of_a_policy_decodes(text_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of CONTRIBUTING.md, put into POLICIES, is a policy by name with its option."""
+    (example,) = re.findall(r"```python\n(@dataclass.+?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    names: dict[str, Any] = {**vars(policies.elastic)}
+    exec(compile(example, "CONTRIBUTING.md", "exec"), names)
+    monkeypatch.setitem(policies.POLICIES, "halves", names["Halves"])
+    with runtime.load(text_bundle, "onnxruntime", threads=1) as model:
+        out = model.generate([1, 2, 3], "halves", gen_length=16, least=3, stop_at_eos=False)
+    assert [len(event.committed) for event in out.trace] == [8, 4, 3, 1]
 
 
 def test_the_changelog_has_an_entry_for_this_version() -> None:

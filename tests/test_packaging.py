@@ -2,6 +2,7 @@
 
 import email
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -89,6 +90,12 @@ def test_metadata(wheel: Path) -> None:
     assert found["Requires-Python"] == ">=3.10"
     assert "Operating System :: POSIX :: Linux" in found.get_all("Classifier", [])
     assert set(found.get_all("Provides-Extra", [])) == EXTRAS
+
+
+def test_errors_name_extras_that_exist() -> None:
+    sources = [path.read_text() for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    found = [listed for text in sources for listed in re.findall(r"\bextra=['\"]([\w,]+)['\"]", text)]
+    assert {"cpu", "export"} <= {extra for listed in found for extra in listed.split(",")} <= EXTRAS
 
 
 @pytest.mark.parametrize("command", ["elastic-export", "elastic-run"])
