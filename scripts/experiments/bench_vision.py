@@ -84,7 +84,7 @@ def job(work: Path) -> BuildJob:
 def write(work: Path, folder: str, dtype: str) -> None:
     made = job(work)
     signatures = vision_signatures(made.config, dtype)
-    made.write_parts(Target(folder, dtype, "fp16", made.config, signatures))
+    made.write_parts(Target(folder=folder, dtype=dtype, precision="fp16", config=made.config, signatures=signatures))
 
 
 def finish(work: Path) -> None:
