@@ -8,8 +8,8 @@ these hashes. Nothing in a checkpoint is executed or unpickled.
 
 import hashlib
 import json
+import math
 import os
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from engines.config import ModelConfig
 from engines.errors import CheckpointError
-from export.checkpoint import Family
+from export.checkpoint import Family, pickled
 from export.checkpoint.generation import decoding_defaults
 from export.checkpoint.registry import find_family
 from export.checkpoint.tokenizer import AGAIN, FILES, PAIRS, needs_writing, special_id
@@ -31,7 +31,6 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = ("F32", "F16", "BF16")
 CHUNK = 1 << 22  # elements hashed at a time
-PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,12 @@ class Checkpoint:
         }
 
 
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor Inf; needs no temporary."""
+    low, high = torch.aminmax(values)  # a NaN anywhere makes both NaN
+    return math.isfinite(low) and math.isfinite(high)
+
+
 def open_checkpoint(directory: str | Path) -> Checkpoint:
     """Open a Hugging Face directory, reading headers only; raises CheckpointError for anything unexpected."""
     directory = Path(directory)
@@ -154,7 +159,9 @@ def _index(directory: Path) -> dict[str, str]:
     if single:
         return {}
     if not index:
-        raise CheckpointError(_no_weights(directory))
+        raise CheckpointError(
+            pickled.refusal(directory, SINGLE) or f"{directory} holds neither {SINGLE} nor {INDEX}; {AGAIN}"
+        )
     places = _json_object(directory / INDEX).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{directory / INDEX} has no weight_map of tensor names to files; {AGAIN}")
@@ -165,22 +172,6 @@ def _index(directory: Path) -> dict[str, str]:
                 f"{AGAIN}"
             )
     return places
-
-
-def _no_weights(directory: Path) -> str:
-    """The error for a directory without safetensors files; for pickled weights, with the command that converts them."""
-    for pattern in PICKLES:
-        if any(directory.glob(pattern)):
-            code = (
-                "import sys, pathlib, torch, safetensors.torch as st; d = pathlib.Path(sys.argv[1]); "
-                f"w = [torch.load(f, weights_only=True, map_location='cpu') for f in sorted(d.glob('{pattern}'))]; "
-                f"st.save_file({{k: v.contiguous().clone() for p in w for k, v in p.items()}}, d / '{SINGLE}')"
-            )
-            return (
-                f"{directory} holds pickled weights ({pattern}), which can run code and are never opened; "
-                f'convert them with: python -c "{code}" {shlex.quote(str(directory))}'
-            )
-    return f"{directory} holds neither {SINGLE} nor {INDEX}; {AGAIN}"
 
 
 @contextmanager
@@ -238,8 +229,7 @@ def _digest(values: torch.Tensor, name: str, part: str) -> str:
     """Type and SHA-256 (hex) of a tensor as stored; raises CheckpointError for NaN or Inf. Reads it once."""
     digest = hashlib.sha256()
     for chunk in torch.split(values.reshape(-1), CHUNK):
-        low, high = torch.aminmax(chunk)  # no temporary; a NaN anywhere makes both NaN
-        if not (torch.isfinite(low) and torch.isfinite(high)):
+        if not is_finite(chunk):
             raise CheckpointError(f"{name} of part {part} holds NaN or Inf, expected finite numbers; {AGAIN}")
         digest.update(chunk.view(torch.uint8).numpy().data)
     return f"{values.dtype} {digest.hexdigest()}"

@@ -85,7 +85,7 @@ def write_parts(work: Path, folder: str, dtype: str) -> None:
     """Write the vision parts' graphs or ONNX Runtime engines of a precision."""
     made = job(work)
     signatures = vision_signatures(made.config, dtype)
-    made.write_parts(Target(folder, dtype, "fp16", made.config, signatures))
+    made.write_parts(Target(folder=folder, dtype=dtype, precision="fp16", config=made.config, signatures=signatures))
 
 
 def finish(work: Path) -> None:

@@ -113,7 +113,9 @@ def test_a_side_that_is_no_multiple_of_a_patch(tmp_path: Path) -> None:
     kernel = weights["patch.weight"].t().reshape(-1, 3, 14, 14)
     wanted = torch.nn.functional.conv2d(pixels, kernel, weights["patch.bias"], stride=14).flatten(2).mT
     close("patches", vision.embed(odd, weights, pixels).numpy(), (wanted + weights["positions"]).numpy(), 1e-5)
-    target = Target("onnx", "fp32", "fp32", config, vision_signatures(config, "fp32"))
+    target = Target(
+        folder="onnx", dtype="fp32", precision="fp32", config=config, signatures=vision_signatures(config, "fp32")
+    )
     (tmp_path / STAMPS).mkdir()
     write_weights(tmp_path, "tower", [target], weights, "odd")
     write_graph(tmp_path, target, "tower")
