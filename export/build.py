@@ -39,7 +39,6 @@ from export.job import BuildJob, Sizes
 from export.options import MAX_BATCH, BuildOptions
 
 DEMO = Path(__file__).parent / "demo"
-DEFAULTS = {"policy": "elastic", "threshold": 0.9, "gamma": 0.9, "drift": "row", "track_num": 1}
 Keywords = ParamSpec("Keywords")
 Options = TypeVar("Options")
 Result = TypeVar("Result")
@@ -167,7 +166,7 @@ def make(job: BuildJob) -> None:
     engines = {one.name: one.compile(job) for one in compiling}
     folder.remove_stale(job.root, job.files)
     decoding = source.decoding()
-    defaults = DEFAULTS | decoding | {"window": min(decoding["window"], job.capacity.window)}
+    defaults = decoding | {"window": min(decoding["window"], job.capacity.window)}
     manifest = Manifest(
         model=config.to_json(),
         capacity=dict(vars(job.capacity)),

@@ -39,7 +39,8 @@ class Runtime:
         unknown = unknown_defaults(bundle.manifest.defaults)
         if unknown:
             raise BundleError(
-                f"{bundle.root}: its decoding defaults have unknown options {unknown}; {rebuild(bundle.root)}"
+                f"{bundle.root}: its decoding defaults have unknown options {unknown}; correct "
+                f"generation_config.json of the checkpoint, and {rebuild(bundle.root)}"
             )
         self.bundle = bundle
         self.model = registry.load(bundle, backend, **options)

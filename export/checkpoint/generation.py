@@ -9,16 +9,15 @@ from export.checkpoint import Family
 from export.checkpoint.tokenizer import AGAIN
 
 SCHEDULE = "alg", "alg_temp", "eps"  # keys of generation_config.json itself, as published drivers read them
-DECODING = (  # keys of its object `elastic`: options of the policy elastic
-    "threshold", "gamma", "drift", "track_num", "window", "max_masks", "window_span", "block_caching", "refresh_scope",
-)  # fmt: skip
 WINDOW: dict[str, Any] = {"window": 16}  # where neither the family nor the checkpoint has one
 
 
 def decoding_defaults(directory: Path, family: Family) -> dict[str, Any]:
     """The decoding options that a bundle of the checkpoint has as defaults; `window` is always among them.
 
-    Raises CheckpointError for a generation_config.json that is no JSON object, or an unknown option in it.
+    The object `elastic` of generation_config.json is taken as it is: the runtime,
+    which has the options, checks its names when it loads the bundle. Raises
+    CheckpointError for a generation_config.json that is no JSON object.
     """
     path = directory / "generation_config.json"
     found: dict[str, Any] = {}
@@ -26,12 +25,7 @@ def decoding_defaults(directory: Path, family: Family) -> dict[str, Any]:
         try:
             content = json.loads(path.read_text())
             found = dict(content.get("elastic", {}))
-            unknown = sorted(set(found) - set(DECODING))
             found |= {name: content[name] for name in SCHEDULE if content.get(name) is not None}
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{path} is no JSON object of generation defaults ({error}); {AGAIN}") from error
-        if unknown:
-            raise CheckpointError(
-                f"{path}: elastic has unknown options {unknown}, expected some of {', '.join(DECODING)}; remove them"
-            )
     return WINDOW | dict(family.decoding) | found
