@@ -26,6 +26,7 @@ FORMAT = "elastic-bundle"
 VERSION = 5
 MANIFEST = "manifest.json"
 STAMPS = "stamps"
+LOCK = ".lock"  # held by the build that writes the folder
 CALIBRATION = "calibration.json"
 
 
@@ -157,7 +158,7 @@ def read_manifest(root: Path) -> Manifest:
             raise BundleError(
                 f"{root} is a checkpoint and not a bundle; build one with `python -m export build --checkpoint {root}`"
             ) from error
-        if not (root / STAMPS).is_dir():
+        if not (root / STAMPS).is_dir() and not (root / LOCK).is_file():
             raise BundleError(f"{root} holds no {MANIFEST} and is no bundle; give a bundle's folder") from error
         raise BundleError(f"{root} holds no {MANIFEST}: its build was not finished; {rebuild(root)}") from error
     except PermissionError as error:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from engines.bundle import CALIBRATION, MANIFEST, STAMPS, Bundle, Manifest
+from engines.bundle import CALIBRATION, LOCK, MANIFEST, STAMPS, Bundle, Manifest
 from engines.errors import BundleError, NewerBundleError
 from engines.files import describe
 from export import compilers
@@ -19,8 +19,6 @@ from export.checkpoint import tokenizer
 from export.job import BuildJob
 from export.options import BuildOptions, engine_options
 from export.stamps import Files
-
-LOCK = ".lock"
 
 
 @contextmanager

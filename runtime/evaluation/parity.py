@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from engines.errors import OptionError, ParityError
+from engines.options import values_of
 from engines.registry import REFERENCE
 from runtime.api import load
 from runtime.decoding.generate import Output
@@ -46,7 +47,8 @@ def verify(bundle: Path, backend: str, prompts: int, seed: int = 0) -> Iterator[
                 step = first_difference(ours, theirs)
                 if step is None or weights:
                     continue
-                margin = decision_margin(theirs, step, reference)
+                gamma = values_of(reference.resolve(policy, {})[0]).get("gamma", 0.0)
+                margin = decision_margin(theirs, step, gamma)
                 if margin > NOISE:
                     raise ParityError(
                         f"{backend} and {REFERENCE} diverge at step {step} of policy {policy}, where the smallest "
@@ -68,11 +70,10 @@ def first_difference(ours: Output, theirs: Output) -> int | None:
     return None if ours.sequence == theirs.sequence else min(len(ours.trace), len(theirs.trace))
 
 
-def decision_margin(run: Output, step: int, model: Any) -> float:
-    """The smallest margin of a decision in the trace, up to and including `step`."""
-    defaults = model.bundle.manifest.defaults
+def decision_margin(run: Output, step: int, gamma: float) -> float:
+    """The smallest margin of a decision in the trace, up to and including `step`; `gamma` is the drift test's."""
     distances = [1.0]
     for event in run.trace[: step + 1]:
-        distances += [abs(sigma - defaults["gamma"]) for sigma in event.sigma]
+        distances += [abs(sigma - gamma) for sigma in event.sigma]
         distances.append(event.margin)
     return min(distances)

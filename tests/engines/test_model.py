@@ -118,7 +118,7 @@ def test_numbers_that_are_none(golden: runtime.Runtime, monkeypatch: pytest.Monk
     """NaN confidences commit nothing: without an error decoding would never end."""
     runner = type(golden.model.new_runner(8))
     monkeypatch.setattr(runner, "head", lambda self, rows: (np.zeros(len(rows), int), np.full(len(rows), np.nan)))
-    with refused(BackendError, "confidences at step 0 are not numbers", "python -m export verify", "--bf16"):
+    with refused(BackendError, "confidences at step 0 are not finite numbers", "python -m export verify", "--bf16"):
         golden.generate(PROMPT, gen_length=8)
 
 

@@ -13,11 +13,11 @@ import pytest
 import export
 import export.checkpoint
 import runtime
-from engines.bundle import CALIBRATION, MANIFEST, VERSION, Bundle, set_defaults
+from engines.bundle import CALIBRATION, LOCK, MANIFEST, VERSION, Bundle, set_defaults
 from engines.errors import BundleError, NewerBundleError
 from export import folder
 from export.build import plan
-from export.folder import LOCK, differences, locked
+from export.folder import differences, locked
 from export.options import BuildOptions
 from tests.support.builds import content, forked, logits
 from tests.support.cases import edit_manifest, refused

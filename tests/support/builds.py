@@ -1,3 +1,5 @@
+from engines.bundle import LOCK
+
 """Builds of bundles in tests: their content, builds in processes of their own, and a disk that is full."""
 
 import builtins
@@ -17,7 +19,6 @@ import export
 import export.checkpoint
 import runtime
 from engines.errors import BundleError
-from export.folder import LOCK
 from tests.support.cases import sentence
 
 IDS = np.random.default_rng(0).integers(0, 60, (2, 40))

@@ -19,6 +19,7 @@ import numpy as np
 
 import export
 import runtime
+from engines.options import values_of
 from engines.ort.model import OnnxRuntimeModel
 from engines.signatures.gpu import DRIFTS
 from export.build import DEMO
@@ -231,8 +232,7 @@ def demo_prompts(count: int, checkpoint: str | Path = "demo") -> Iterator[Compar
     with TemporaryDirectory() as folder, ExitStack() as stack:
         models = loaded(stack, export.build(checkpoint, Path(folder) / "bundle"))
         oracle = Oracle.read(DEMO if checkpoint == "demo" else checkpoint)
-        defaults = {**models[0].bundle.manifest.defaults, "gen_length": GEN_LENGTH}
-        assert defaults.pop("policy") == "elastic"
+        defaults = {**values_of(models[0].resolve("elastic", {})[0]), "gen_length": GEN_LENGTH}
         drawn = [problems(models[0], family, -(-count // len(FAMILIES))) for family in FAMILIES]
         for number in range(count):
             problem = drawn[number % len(FAMILIES)][number // len(FAMILIES)]

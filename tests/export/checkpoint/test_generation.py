@@ -14,7 +14,7 @@ def test_generation_defaults(sharded: Path) -> None:
     assert open_checkpoint(sharded).decoding() == {"window": 16}
     path.write_text('{"eos_token_id": 62, "elastic": {"threshold": 0.7, "window": 4}}')
     assert open_checkpoint(sharded).decoding() == {"threshold": 0.7, "window": 4}
-    for content, words in (("[]", "no JSON object"), ("{", "no JSON object"), ('{"elastic": {"colour": 1}}', "colour")):
+    for content in ("[]", "{", '{"elastic": [1]}'):
         path.write_text(content)
-        with pytest.raises(CheckpointError, match=words):
+        with pytest.raises(CheckpointError, match="no JSON object"):
             open_checkpoint(sharded).decoding()

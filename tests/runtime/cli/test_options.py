@@ -99,5 +99,5 @@ def test_none_on_the_command_line(model: runtime.Runtime) -> None:
 
 def test_defaults_that_no_policy_has_are_refused(bundle_copy: Path) -> None:
     edit_manifest(bundle_copy, lambda content: content["defaults"].update(horizon=32))
-    with refused(BundleError, "unknown options ['horizon']", "python -m export build"):
+    with refused(BundleError, "unknown options ['horizon']", "generation_config.json", "python -m export build"):
         runtime.load(bundle_copy)

@@ -14,6 +14,7 @@ import export
 import runtime
 from engines.bundle import Bundle
 from engines.errors import CheckpointError
+from engines.options import values_of
 from export.checkpoint.families.dream import FAMILY as DREAM
 from export.checkpoint.registry import find_family
 from export.verify import verify as verify_parts
@@ -171,7 +172,7 @@ def test_generation_defaults_of_its_schedule(tmp_path: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps(content))
     with runtime.load(export.build(folder, tmp_path / "bundle", backends=[]), "eager", threads=1) as loaded:
         chosen, _ = loaded.resolve("timesteps", {})
-        assert vars(chosen) == {"steps": None, "alg": "origin", "alg_temp": 0.0, "eps": 0.001, "cfg_scale": 0.0}
+        assert values_of(chosen) == {"steps": None, "alg": "origin", "alg_temp": 0.0, "eps": 0.001, "cfg_scale": 0.0}
         assert vars(loaded.resolve("timesteps", {"alg": "entropy"})[0])["alg"] == "entropy"
 
 
