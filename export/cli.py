@@ -22,6 +22,7 @@ GIGA = 1e9
 
 
 def parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets `call` to its function."""
     top = Parser(prog=program("export"), description="From a LLaDA checkpoint to a bundle of engines.")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
     make = commands.add_parser("build", help="build the bundle of a checkpoint")
@@ -50,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def build_command(args: argparse.Namespace) -> None:
+    """Build a bundle, or with --dry-run print what would be built."""
     bars = FolderBars()
     job = plan(options.from_arguments(args, bars.show))
     need = estimate(job)
@@ -93,6 +95,7 @@ class FolderBars(Progress):
 
 
 def verify_command(args: argparse.Namespace) -> None:
+    """Compare a bundle with the reference and print a row for each part."""
     bundle = Bundle.open(args.bundle)
     atol = args.atol if args.atol is not None else tolerance(bundle, args.backend)
     title = f"{args.backend} against eager, tolerance {atol:g} of the largest number, or of 1"
@@ -104,6 +107,7 @@ def verify_command(args: argparse.Namespace) -> None:
 
 
 def inspect_command(args: argparse.Namespace) -> None:
+    """Print what a bundle holds."""
     bundle = Bundle.open(args.bundle)
     if args.json:
         print(json.dumps(vars(bundle.manifest), indent=1))
@@ -112,5 +116,6 @@ def inspect_command(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's); returns the exit code."""
     args = parser().parse_args(argv)
     return run(args.call, args, "interrupted; run the same command again to go on where it stopped")

@@ -71,8 +71,8 @@ def refuse_other_bundle(job: BuildJob, bundle: Bundle) -> None:
 def differences(job: BuildJob, manifest: Manifest) -> list[str]:
     """The options of a bundle that differ from the job's; an engine option that the job leaves out does not differ."""
     had = {"precision": manifest.precision} | manifest.capacity
-    asked = {"precision": job.options.precision} | vars(job.capacity)
-    found = [f"{name} {value}" for name, value in had.items() if name != "rows" and value != asked[name]]
+    planned = {"precision": job.options.precision} | vars(job.capacity)
+    found = [f"{name} {value}" for name, value in had.items() if name != "rows" and value != planned[name]]
     for name, entry in manifest.engines.items():
         for option in engine_options() if name in job.backends else ():
             wanted = getattr(job.options, option)
@@ -92,7 +92,7 @@ def is_whole(job: BuildJob, bundle: Bundle) -> bool:
 
 
 def extended(options: BuildOptions, manifest: Manifest) -> BuildOptions:
-    """`options` with the engines that a bundle has, compiled as they were, before those asked for."""
+    """`options` with the engines that a bundle has, compiled as they were, before those of `options`."""
     assert options.backends is not None
     kept = {
         name: entry[name]

@@ -184,9 +184,10 @@ def store(
         }
         for name, tensor in tensors.items() if files else ():
             for chunk in chunks(part, name, tensor, TORCH[precision]):
-                as_bytes = {dtype: raw(chunk.to(TORCH[dtype])) for dtype in set(dtypes.values())}
-                for path, file in files.items():
-                    file.write(as_bytes[dtypes[path]])
+                for dtype in set(dtypes.values()):
+                    content = raw(chunk.to(TORCH[dtype]))
+                    for path in (path for path in files if dtypes[path] == dtype):
+                        files[path].write(content)
     return {path: file.entry for path, file in files.items()}
 
 

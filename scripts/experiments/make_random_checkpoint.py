@@ -3,9 +3,8 @@
     python scripts/experiments/make_random_checkpoint.py --shape llada-8b --out DIR --dtype fp16
     python scripts/experiments/make_random_checkpoint.py --shape tiny --out DIR --layers 3 --kv-heads 4
 
-For tests and for timing: the numbers of every shape are LLaDA's, and so are the
-cost and the flow of a run, but no model knowledge is in the weights. The same
-arguments give the same bytes. Knows no tokenizer and no back end.
+For tests and timing: every shape has LLaDA's layout, so a run costs the same, but
+its answers mean nothing. The same arguments produce the same bytes.
 """
 
 import argparse
@@ -51,8 +50,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# Standard deviation of a matrix is its gain over sqrt(in). Chosen so that attention is neither flat nor a single key,
-# and the confidences of masked positions spread over about 0.1 to 0.99.
+# The standard deviation of a matrix is its gain over sqrt(in). With these gains attention is neither flat nor on a
+# single key, and the confidences of masked positions spread over about 0.1 to 0.99.
 GAINS = {"q_proj": 1.7, "k_proj": 1.7, "v_proj": 1.2, "attn_out": 1.2, "ff_proj": 1.3, "up_proj": 1.3, "ff_out": 1.2}
 HEAD_GAIN = 4.5
 
@@ -62,7 +61,7 @@ def make_checkpoint(
 ) -> Path:
     """Write the checkpoint whose config.json is `COMMON` with the keys of `shape`; returns its directory.
 
-    One shard at a time is in memory: as many parts as fit `shard_bytes`, at least one.
+    One shard at a time is in memory: as many parts as `shard_bytes` holds, at least one.
     Raises OptionError if `out` is not empty, CheckpointError for a shape that is not implemented.
     """
     raw = {**COMMON, **shape, "torch_dtype": str(DTYPES[dtype]).removeprefix("torch.")}
@@ -120,10 +119,11 @@ def _tensor(config: ModelConfig, part: str, local: str, shape: tuple[int, ...], 
 
 
 class Normals:
-    """Seeded N(0, deviation²) numbers; a large tensor is one chunk of them over and over, begun anywhere.
+    """Seeded N(0, deviation²) numbers; a large tensor repeats one chunk of them from a random start.
 
-    Drawing the eight thousand million numbers of LLaDA-8B takes minutes, copying a chunk takes
-    as long as writing. As the chunk's length is a prime, no two rows of a matrix are the same.
+    To draw the 8 billion numbers of LLaDA-8B takes minutes; to copy a chunk takes no
+    longer than to write it. The chunk's length is a prime, so no two rows of a matrix
+    are the same.
     """
 
     CHUNK = 1_048_573
@@ -158,12 +158,12 @@ def main() -> None:
     for option, key in overrides.items():
         parser.add_argument(f"--{option}", type=int, dest=key, metavar="N", help=f"{key} other than the shape's")
     options = vars(parser.parse_args())
-    given = {key: options[key] for key in overrides.values() if options[key] is not None}
-    if vocab := given.get("vocab_size"):
-        given |= {"embedding_size": vocab, "mask_token_id": vocab - 1}
-        given |= {"eos_token_id": vocab - 2, "pad_token_id": vocab - 2}
+    changed = {key: options[key] for key in overrides.values() if options[key] is not None}
+    if vocab := changed.get("vocab_size"):
+        changed |= {"embedding_size": vocab, "mask_token_id": vocab - 1}
+        changed |= {"eos_token_id": vocab - 2, "pad_token_id": vocab - 2}
     try:
-        out = make_checkpoint(options["out"], SHAPES[options["shape"]] | given, options["dtype"], options["seed"])
+        out = make_checkpoint(options["out"], SHAPES[options["shape"]] | changed, options["dtype"], options["seed"])
     except ElasticError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
