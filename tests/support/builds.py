@@ -1,5 +1,3 @@
-from engines.bundle import LOCK
-
 """Builds of bundles in tests: their content, builds in processes of their own, and a disk that is full."""
 
 import builtins
@@ -18,6 +16,7 @@ import pytest
 import export
 import export.checkpoint
 import runtime
+from engines.bundle import LOCK
 from engines.errors import BundleError
 from tests.support.cases import sentence
 
