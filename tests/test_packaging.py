@@ -69,6 +69,7 @@ def metadata(wheel: Path) -> Message:
         return email.message_from_bytes(archive.read(name))
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == files(ROOT)
@@ -98,11 +99,13 @@ def test_errors_name_extras_that_exist() -> None:
     assert {"cpu", "export"} <= {extra for listed in found for extra in listed.split(",")} <= EXTRAS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["elastic-export", "elastic-run"])
 def test_commands_print_the_version_of_the_wheel(run: Run, command: str) -> None:
     assert __version__ in run(command, "--version").split()
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_builds_and_answers(run: Run) -> None:
     assert "[ok]" in run("elastic-export", "build")
     prompt = "Tom has 10 pens.\na buys 05\nHow many pens?"
