@@ -77,6 +77,7 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> Non
     assert {f"{package}/py.typed" for package in PACKAGES} | demo <= names
 
 
+@pytest.mark.slow
 def test_the_licence_is_in_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("LICENSE"))
@@ -84,6 +85,7 @@ def test_the_licence_is_in_the_wheel(wheel: Path) -> None:
     assert metadata(wheel)["License-Expression"] == "Apache-2.0"
 
 
+@pytest.mark.slow
 def test_metadata(wheel: Path) -> None:
     found = metadata(wheel)
     assert (found["Name"], found["Version"]) == ("elastic-diffusion", __version__)
@@ -112,6 +114,7 @@ def test_an_installed_wheel_builds_and_answers(run: Run) -> None:
     assert "tokens/s" in run("elastic-run", "generate", "--prompt", prompt, "--gen-length", "32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["export", "runtime"])
 def test_packages_run_as_modules(run: Run, package: str) -> None:
     assert __version__ in run(sys.executable, "-m", package, "--version").split()

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 import runtime
 from engines.errors import BackendError
 from tests.support.cases import refused
