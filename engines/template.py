@@ -17,6 +17,7 @@ from jinja2 import nodes, pass_context
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
@@ -143,6 +144,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         spend(1)
+        if isinstance(function, LoopContext):  # of a recursive loop
+            args = tuple(counted(context, items) for items in args)
         if isinstance(getattr(function, "__self__", None), str):
             check_widths(args, kwargs)
         return bounded(super().call(context, function, *args, **kwargs))

@@ -56,7 +56,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Questions are answered in this process, so that transformers is imported once."""
     import transformers
 
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     monkeypatch.setattr(tokenizer, "ask", lambda request: canonical.answer(request, lambda: None))
 
 
@@ -242,10 +242,10 @@ def test_a_base_model(name: str, plain: Path, made: Made, tmp_path: Path, caplog
     [("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "too often"),
      ("{{ 'a' * 10**10 }}", "too large"), ("{{ '{:>9999999999}'.format(1) }}", "fails")],
 )  # fmt: skip
-def test_a_template_without_an_end(template: str, said: str, plain: Path, made: Made, tmp_path: Path) -> None:
-    """Our rendering is bounded, and that of transformers by the time and memory of its process."""
+def test_a_template_without_bounds(template: str, said: str, plain: Path, made: Made, tmp_path: Path) -> None:
+    """Our rendering is bounded, and its process has bounds of time and memory."""
     folder = bent(plain, tmp_path, folders.settings(chat_template=template))
-    with refused(CheckpointError, str(folder), "chat template"):
+    with refused(CheckpointError, str(folder), "chat template", said):
         made(folder)
 
 
@@ -308,6 +308,21 @@ def test_transformers_is_not_installed(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with refused(BackendError, "transformers", "not installed", "elastic-diffusion[export]"):
         made(plain)
+
+
+@pytest.mark.parametrize(
+    ("signal", "said"),
+    [("XCPU", "the chat template does not come to an end"), ("KILL", "cannot be read (status -9)")],
+)
+def test_a_process_that_is_killed(
+    signal: str, said: str, plain: Path, model: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nkill -{signal} $$\n", encoding="ascii")
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+    with refused(CheckpointError, str(plain), said):
+        tokenizer.canonical(plain, LLADA, model)
 
 
 def test_a_process_that_gives_no_answer(plain: Path, model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
