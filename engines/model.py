@@ -57,7 +57,7 @@ class Model(ABC):
 
     def reuse(self, passes: list[ReusePass]) -> list[ReuseResult]:
         """Run the reuse passes of runners of one `new_runners`; each result is what the runner alone would give."""
-        return [due.runner.reuse(due.rows, due.watch, due.gamma) for due in passes]
+        return [due.runner.reuse(due.rows, due.drift_inputs, due.gamma) for due in passes]
 
     def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """The plain full forward pass of ids [B, P] within the vocabulary: logits [B, P, V] in float32."""

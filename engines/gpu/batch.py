@@ -65,17 +65,17 @@ class Batch:
         running = {id(runner) for runner in self.runners if not runner.idle}
         return (
             {id(due.runner) for due in passes} == running
-            and len({due.watch.kind for due in passes}) == 1
+            and len({due.drift_inputs.kind for due in passes}) == 1
             and all(runner_of(due).has_captured_shape(due) for due in passes)
             and all(runner_of(due).input_embeddings is None for due in passes)
         )
 
     def reuse(self, passes: list[ReusePass]) -> list[ReuseResult]:
         """Run passes that can join: one upload, one launch and one wait for all of them."""
-        kind, count = passes[0].watch.kind, pass_size(len(passes), len(self.runners))
+        kind, count = passes[0].drift_inputs.kind, pass_size(len(passes), len(self.runners))
         self._move_to_front(count)
         for due in passes:
-            runner_of(due).set_targets(due.watch)
+            runner_of(due).set_targets(due.drift_inputs)
         self._upload_control(count)
         self.pass_queue.batch = count
         self.pass_queue.replay((kind, count), lambda: self.pass_queue.reuse(self.rows, kind, self.rows))

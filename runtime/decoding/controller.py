@@ -68,7 +68,7 @@ class Controller:
         try:
             due = next(stages)
             while True:
-                due = stages.send(due.runner.reuse(due.rows, due.watch, due.gamma))
+                due = stages.send(due.runner.reuse(due.rows, due.drift_inputs, due.gamma))
         except StopIteration as end:
             event: StepEvent = end.value
             return event
@@ -88,12 +88,12 @@ class Controller:
             active = len(plan.active)
             count = self._pad(plan.active)
             self._embed(count)
-            watch = self._drift_inputs(plan)
-            if watch is None or plan.drift_test is None:
+            drift_inputs = self._drift_inputs(plan)
+            if drift_inputs is None or plan.drift_test is None:
                 self.runner.run_layers(count, None, logits_rows=self._logits_rows(plan.candidates))
                 result, rows = ReuseResult([], None, []), active * self.runner.config.layers
             else:
-                result = yield ReusePass(self.runner, count, watch, plan.drift_test.gamma)
+                result = yield ReusePass(self.runner, count, drift_inputs, plan.drift_test.gamma)
                 rows = self._refresh(plan, result, active)
         tokens, confidence = self._predict(plan)
         if not np.isfinite(confidence).all():

@@ -58,9 +58,9 @@ class Ranking:
 class Sampler:
     """Draws tokens from logits and ranks the candidates.
 
-    `excluded` ids are never drawn, but count in the softmax. `hidden` ids have
+    `excluded` ids are never drawn, but count in the softmax. `forbidden` ids have
     logits of minus infinity, so they have no probability either; `suppressed` ids
-    likewise, which the model's head hides itself. Candidates whose token is one of
+    likewise, which the model's head leaves out itself. Candidates whose token is one of
     `late` rank lowest. Everything random comes from `seed`.
     """
 
@@ -69,7 +69,7 @@ class Sampler:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int | None = None
-    hidden: tuple[int, ...] = ()
+    forbidden: tuple[int, ...] = ()
     suppressed: tuple[int, ...] = ()
     late: tuple[int, ...] = ()
     seed: int | None = None
@@ -81,7 +81,7 @@ class Sampler:
     def greedy(self) -> bool:
         """Whether the arg-max and its probability suffice, which the head computes."""
         drawn = self.temperature > 0 or self.filters or self.ranking.by_chance
-        return not drawn and self.ranking.kind == "probability" and not self.hidden
+        return not drawn and self.ranking.kind == "probability" and not self.forbidden
 
     @property
     def filters(self) -> bool:
@@ -98,7 +98,7 @@ class Sampler:
 
     def _draw(self, logits: Floats) -> tuple[Tokens, Floats]:
         plain: Floats = logits.astype(np.float64)
-        plain[:, [*self.hidden, *self.suppressed]] = -np.inf
+        plain[:, [*self.forbidden, *self.suppressed]] = -np.inf
         tempered = plain / self.temperature if self.temperature else plain
         allowed: Floats = tempered.copy()
         allowed[:, list(self.excluded)] = -np.inf

@@ -61,7 +61,7 @@ def difference(got: Run, expected: Run) -> str | None:
 
 
 def sigma_gap(got: Run, expected: Run) -> float:
-    """The largest difference of a drift similarity between two runs with equal decisions."""
+    """The largest difference of a sigma between two runs with equal decisions."""
     gaps = (
         abs(a - b)
         for ours, theirs in zip(got.steps, expected.steps, strict=True)
@@ -104,7 +104,7 @@ class Comparison:
     """One prompt decoded by the oracle and every back end.
 
     `margins` are the oracle's smallest margins of a decision, by kind; `diverged` maps a back end to the place where it
-    left the oracle's run; `sigma` is the largest difference of a drift similarity among the others.
+    left the oracle's run; `sigma` is the largest difference of a sigma among the others.
     """
 
     name: str

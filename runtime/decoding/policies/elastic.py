@@ -83,8 +83,8 @@ class Elastic(PolicyOptions):
             window = window[window < window[0] + self.window_span]
         active = refresh = None
         if step > 0:
-            ahead = window if self.block_caching else sequence.open
-            active = union(len(sequence), tracked, sequence.last, ahead, *shifted_rows(sequence, window))
+            masks = window if self.block_caching else sequence.open
+            active = union(len(sequence), tracked, sequence.last, masks, *shifted_rows(sequence, window))
             if self.refresh_scope == "near":
                 far = np.setdiff1d(sequence.masked, active)
                 refresh = np.setdiff1d(np.arange(len(sequence)), far)
