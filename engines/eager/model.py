@@ -61,7 +61,7 @@ class EagerModel(Model):
 
     @torch.inference_mode()
     def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The plain full forward pass of all sequences at once: ids [B, P] -> logits [B, P, V]."""
+        """The plain forward of all sequences at once: ids [B, P] -> logits [B, P, V]."""
         batch, length = ids.shape
         positions = torch.arange(length, device=self.torch_device).expand(batch, -1)
         mask = torch.ones(batch, length, dtype=torch.bool, device=self.torch_device)

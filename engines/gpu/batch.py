@@ -1,8 +1,8 @@
 """Several sequences on a GPU whose reuse passes run as one, so that the weights are read once for all of them.
 
-A pass of B sequences runs the first B batch rows. So that a batch does not compute for sequences that are over, the
-others are moved to the front, as the slots of an active set are. Idle batch rows among the first B are computed too;
-nothing reads what that writes. Only a few values of B are used, because each has its own captured graph.
+A pass of B sequences runs the first B batch rows. Unfinished sequences are moved to the first batch rows, so that
+finished ones cost nothing. Only a few values of B are used, because each has its own captured graph; idle batch rows
+that this adds are computed too, and nothing reads what they write.
 """
 
 import math
@@ -20,7 +20,7 @@ from engines.weights import SIZES
 
 
 def pass_size(count: int, batch: int) -> int:
-    """How many of `batch` batch rows a pass of `count` sequences runs: 2, 3, 4, 6, 8, 12, 16, …, or all of them."""
+    """Batch rows that a pass of `count` sequences runs: `count` rounded up to 2, 3, 4, 6, 8, 12, …, at most `batch`."""
     sizes = (size for power in range(1, 64) for size in (1 << power, 3 << power - 1))
     return min(batch, next(size for size in sizes if size >= count))
 

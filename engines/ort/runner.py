@@ -31,7 +31,7 @@ class OnnxRuntimeRunner(SequenceRunner):
         self.embeddings: NDArray[np.float32] | None = None  # [n, d]
         self.ids: Slots | None = None  # [A] of the first slots, if these have entered no layer but the first
         self.embedded = True  # whether H of the first layer holds the embeddings of `ids`
-        # Of the last run of all parts: logits rows, tokens and confidences, [W] each.
+        # Of the last run of the reuse graph: logits rows, tokens and confidences, [W] each.
         self.prediction: tuple[Slots, Slots, NDArray[np.float32]] | None = None
         self.row_of, self.slot_at = np.arange(limit), np.arange(limit)  # slot -> row of the caches, and back
         self.has_reuse_graph = "reuse" in workspace.sessions
@@ -84,7 +84,7 @@ class OnnxRuntimeRunner(SequenceRunner):
         self.ids, self.prediction, self.embedded = ids, None, False
 
     def _embed_pending(self) -> bool:
-        """Embed `ids` unless that was done; returns whether they were embedded now, and so are in `hidden_0`, too."""
+        """Embed `ids` if still pending. Returns True if this call did; `hidden_0` then holds them [1, A, d]."""
         if self.ids is None or self.embedded:
             return False
         vocab, ids = self.config.vocab, self.ids
@@ -125,12 +125,14 @@ class OnnxRuntimeRunner(SequenceRunner):
         return slots
 
     def _probe_inputs(self, keys: NDArray[np.bool_]) -> dict[str, BoundArray]:
-        """Which keys may be tracked, slots here and rows of the caches there, and how many are."""
+        """The probe's inputs: `keys` [slots] reordered from slots to cache rows, and K as `track_num` [1]."""
         return {"probe_keys": self.work.put("keys", keys[self.slot_at[: self.length]]), "track_num": self.track_num}
 
     def reuse(self, rows: int, drift_inputs: DriftInputs, gamma: float) -> ReuseResult:
-        """See `SequenceRunner.reuse`. All layers run: what is wasted is part of a reuse pass, before a refresh that
-        costs many times as much."""
+        """See `SequenceRunner.reuse`. All layers run.
+
+        Those after the trigger run in vain, which costs little beside the refresh.
+        """
         c, work, tracked = self.config, self.work, drift_inputs.tracked
         previous = work.take("attention_prev", c.layers, c.heads, len(tracked), self.length)
         sigma = work.take("sigma", c.layers)
@@ -144,7 +146,7 @@ class OnnxRuntimeRunner(SequenceRunner):
         return ReuseResult.of(sigma.array.tolist(), probes, gamma)
 
     def _reuse_graph_fits(self, rows: int) -> bool:
-        """Whether the graph of all parts can run these rows: it begins with their ids."""
+        """Whether the reuse graph can run these rows: its inputs are their ids."""
         return self.has_reuse_graph and self.embeddings is None and self.ids is not None and len(self.ids) == rows
 
     def _row_inputs(self, rows: int) -> dict[str, BoundArray]:
@@ -173,7 +175,8 @@ class OnnxRuntimeRunner(SequenceRunner):
             hidden.array[0] = self.h[first].take(self.row_of[:rows], axis=0)
         inputs = self._row_inputs(rows)
         inputs |= {"tracked_rows": work.put("tracked_rows", tracked), "window_rows": work.put("window_rows", window)}
-        # All layers are bound before any is run: while a layer runs, the caches of the processor forget Python's code.
+        # All layers are bound before any is run: running a layer evicts the interpreter's code from the CPU caches,
+        # which slows binding.
         for index in range(first, end):
             inputs["hidden"] = hidden
             hidden = work.take(f"hidden_{(index + 1 - first) % 2}", 1, rows, c.d_model)
@@ -189,7 +192,7 @@ class OnnxRuntimeRunner(SequenceRunner):
         return attention, window_attention
 
     def _run_reuse_graph(self, rows: int, drift_inputs: DriftInputs) -> tuple[BoundArray, Probes]:
-        """Run all parts over the first `rows` slots; the attention [L, H, T, S] of the tracked rows, and the probes."""
+        """Run the reuse graph over the first `rows` slots; the tracked rows' attention [L, H, T, S], and the probes."""
         c, work = self.config, self.work
         assert self.ids is not None
         counted = work.take("counted", rows)
@@ -235,5 +238,5 @@ class OnnxRuntimeRunner(SequenceRunner):
 
 
 def _copied(outputs: dict[str, BoundArray]) -> tuple[Slots, NDArray[np.float32]]:
-    """Token and confidence [W] out of the memory that the next run overwrites."""
+    """Copies of token (int64) and confidence (float32), [W]; the next run overwrites the originals."""
     return outputs["token"].array[0].copy(), outputs["confidence"].array[0].copy()

@@ -25,7 +25,10 @@ def choose(confidence: Floats, threshold: float | None, commits: int | None) -> 
 
 
 def margin(confidence: Floats, threshold: float | None, commits: int | None) -> float:
-    """The smallest distance of a candidate to the other side of the decision; below float noise it may flip."""
+    """The smallest change of one confidence that would change the choice, 1.0 if none would.
+
+    If it is below float noise, back ends may differ.
+    """
     ranked = sorted(confidence.tolist(), reverse=True)  # for few numbers faster than an array
     if commits is not None:
         return float(ranked[commits - 1] - ranked[commits]) if 0 < commits < len(ranked) else 1.0
@@ -51,6 +54,7 @@ class Ranking:
 
     @property
     def by_chance(self) -> bool:
+        """Whether ranks are random, so that a seed has an effect."""
         return self.kind == "random" or self.temperature > 0
 
 
@@ -85,6 +89,7 @@ class Sampler:
 
     @property
     def filters(self) -> bool:
+        """Whether top-k or top-p restricts the tokens that can be drawn."""
         return self.top_p < 1 or self.top_k is not None
 
     def draw(self, logits: Floats) -> tuple[Tokens, Floats]:

@@ -1,5 +1,6 @@
 """Plots of a run agree with its events."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ def test_what_each_layer_computed(golden: runtime.Runtime) -> None:
         last = layers - 1 if event.trigger is None else event.trigger
         assert (ran[: last + 1, event.step] == 1).all() and (ran[last + 1 :, event.step] == 2).all()
         assert np.array_equal(~np.isnan(sigma[:, event.step]), np.arange(layers) <= last)
+        assert event.refreshed(layers) == (ran[:, event.step] == 2).any()
+    assert not replace(out.trace[1], trigger=layers - 1).refreshed(layers), "no layer follows the last"
 
 
 def test_drawing(golden: runtime.Runtime, tmp_path: Path) -> None:
