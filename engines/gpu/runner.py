@@ -134,7 +134,7 @@ class GpuRunner(LayerwiseRunner):
         return self.collect(due)
 
     def can_run_ahead(self, due: ReusePass) -> bool:
-        """Whether a pass may run to its end before its drift numbers are read."""
+        """Whether a pass may run to its end before its sigmas are read."""
         return self.runs_ahead and len(due.drift_inputs.window) <= self.capacity.window
 
     def has_captured_shape(self, due: ReusePass) -> bool:

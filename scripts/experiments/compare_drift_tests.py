@@ -4,7 +4,7 @@
 
 Few-shot problems are decoded in eager PyTorch with gamma 0, so that nothing is refreshed, and every drift test is
 computed at every step. The error of a step is the total variation distance between the window's token distributions
-and those of a full forward over the same ids. A good drift test ranks the steps as their errors do.
+and those of a plain forward over the same ids. A good drift test ranks the steps as their errors do.
 """
 
 import math

@@ -54,7 +54,7 @@ def test_tokens_of_every_policy(bundle: Path) -> None:
 
 
 def test_passes_that_run_ahead(model: runtime.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A captured pass and stopping at the first drift give the same tokens, triggers and drift numbers."""
+    """A captured pass and stopping at the first drift give the same tokens, triggers and sigmas."""
     make, runs = model.model.new_runner, []
     for runs_ahead in (False, True):
 

@@ -24,7 +24,7 @@ def golden_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_passes_that_run_ahead(
     golden_on_gpu: Path, backend: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Running all layers first gives the tokens, drift numbers and caches of stopping at the first drift."""
+    """Running all layers first gives the tokens, sigmas and caches of stopping at the first drift."""
     with (
         fake_gpu(),
         runtime.load(golden_on_gpu, backend, **({} if backend == "tensorrt" else {"threads": 1})) as loaded,
