@@ -78,6 +78,7 @@ def strings(tree: ast.AST) -> Iterator[str]:
 # Without the packages of a build
 
 
+@pytest.mark.slow
 def test_every_module_imports_without_the_packages_of_a_build() -> None:
     names = [name for name in trees("engines", "runtime") if name not in NEED_THEM and "__main__" not in name]
     assert len(names) > 20 and {"engines.ort.model", "engines.trt.model", "runtime.cli"} < set(names)
@@ -116,6 +117,7 @@ with runtime.load(sys.argv[1], threads=1) as model:
     assert runs[0] != runs[1] and not set(loaded) & {*BUILD_ONLY, "export"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [(("export", "build"), 1, ("a build needs torch", "not installed", "pip install 'elastic-diffusion[export]'")),
@@ -182,6 +184,7 @@ def test_each_import_problem_is_found(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_picture_of_the_imports() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "scripts.import_graph"], cwd=ROOT, capture_output=True, text=True, timeout=60

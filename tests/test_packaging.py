@@ -69,6 +69,7 @@ def metadata(wheel: Path) -> Message:
         return email.message_from_bytes(archive.read(name))
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == files(ROOT)
@@ -76,6 +77,7 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> Non
     assert {f"{package}/py.typed" for package in PACKAGES} | demo <= names
 
 
+@pytest.mark.slow
 def test_the_licence_is_in_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("LICENSE"))
@@ -83,6 +85,7 @@ def test_the_licence_is_in_the_wheel(wheel: Path) -> None:
     assert metadata(wheel)["License-Expression"] == "Apache-2.0"
 
 
+@pytest.mark.slow
 def test_metadata(wheel: Path) -> None:
     found = metadata(wheel)
     assert (found["Name"], found["Version"]) == ("elastic-diffusion", __version__)
@@ -98,17 +101,20 @@ def test_errors_name_extras_that_exist() -> None:
     assert {"cpu", "export"} <= {extra for listed in found for extra in listed.split(",")} <= EXTRAS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["elastic-export", "elastic-run"])
 def test_commands_print_the_version_of_the_wheel(run: Run, command: str) -> None:
     assert __version__ in run(command, "--version").split()
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_builds_and_answers(run: Run) -> None:
     assert "[ok]" in run("elastic-export", "build")
     prompt = "Tom has 10 pens.\na buys 05\nHow many pens?"
     assert "tokens/s" in run("elastic-run", "generate", "--prompt", prompt, "--gen-length", "32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["export", "runtime"])
 def test_packages_run_as_modules(run: Run, package: str) -> None:
     assert __version__ in run(sys.executable, "-m", package, "--version").split()

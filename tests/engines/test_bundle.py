@@ -72,6 +72,7 @@ def test_identity_names_the_content(golden_bundle: Path, text_bundle: Path, bund
 # Damage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_flipped_byte_in_any_file(text_checkpoint: Path, tmp_path: Path, precision: str) -> None:
     """In each file three bytes, one after the other: the bundle does not load, whoever would read that file."""
@@ -97,6 +98,7 @@ def test_every_back_end_checks_every_file(bundle_copy: Path) -> None:
             runtime.load(bundle_copy, backend)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.data())
 def test_any_change_of_the_manifest(text_bundle: Path, tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:

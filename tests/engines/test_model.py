@@ -139,6 +139,7 @@ def test_the_default_number_of_threads(value: str | None, threads: int, monkeypa
     assert default_threads() == threads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnxruntime", "eager"])
 def test_omp_num_threads(golden_bundle: Path, backend: str) -> None:
     """In a process of its own, for ONNX Runtime makes its pool once."""

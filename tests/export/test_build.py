@@ -173,6 +173,7 @@ def test_a_disk_that_is_full_at_any_file(
     assert left - step < files <= left, "all of the build was tried"
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_while_replacing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The old bundle, half overwritten, does not load as either of the two."""
     new = content(export.build(tiny_checkpoint, tmp_path / "new", window=8, force=True))
@@ -187,6 +188,7 @@ def test_a_disk_that_is_full_while_replacing(tiny_checkpoint: Path, tmp_path: Pa
         assert {n: c for n, c in content(out).items() if not n.endswith(".tmp")} == new
 
 
+@pytest.mark.slow
 def test_killed_builds(tiny_checkpoint: Path, tmp_path: Path, undisturbed: np.ndarray) -> None:
     """SIGKILL anywhere: what is there does not load, or is whole; the same build again completes.
 

@@ -18,6 +18,7 @@ def build(call: Call) -> Call:
     return lambda *argv: call(export.cli.main, "build", *argv)
 
 
+@pytest.mark.slow
 def test_interrupted_while_building(tmp_path: Path) -> None:
     """Nothing loads, and the same command goes on where it stopped."""
     checkpoint = make_checkpoint(tmp_path / "deep", SHAPES["tiny"] | {"n_layers": 80})

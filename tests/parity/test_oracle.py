@@ -82,6 +82,7 @@ def test_model(reference: dict[str, Tensor], dtype: torch.dtype) -> None:
 #   masks, or whether the probe may track either. Here, by the text of the algorithm: refreshed; tokens yes, masks no.
 # - the fraction of [MASK] in the softmax, and [MASK] as arg-max: its logit is never high enough.
 # - exact ties, `refresh_scope="near"` and `stop_at_eos` off: not in the runs.
+@pytest.mark.slow
 def test_every_run(oracle: Oracle) -> None:
     worst = 0.0
     for number, golden in enumerate(GOLDEN):

@@ -100,6 +100,7 @@ def test_golden_hidden_states(model: runtime.Runtime) -> None:
     close(model.backend, golden_hidden(model))
 
 
+@pytest.mark.slow
 def test_published_trajectories(model: runtime.Runtime) -> None:
     """Token for token, step by step, with as many rows in each forward as in the published loops."""
     worst, forwards, wasted = 0.0, 0, 0
@@ -113,6 +114,7 @@ def test_published_trajectories(model: runtime.Runtime) -> None:
     assert worst < NOISE
 
 
+@pytest.mark.slow
 def test_golden_elastic_runs(model: runtime.Runtime) -> None:
     worst = 0.0
     for number, (options, prompt, expected) in enumerate(elastic_runs()):
@@ -133,10 +135,12 @@ def passes(what: str, runs: Iterator[Comparison]) -> None:
     assert tally.counts()["steps"] > tally.counts()["refreshes"] > 0
 
 
+@pytest.mark.slow
 def test_random_models_three_ways() -> None:
     passes("random models", random_models(MODELS))
 
 
+@pytest.mark.slow
 def test_demo_prompts_three_ways() -> None:
     passes("demo prompts", demo_prompts(PROMPTS))
 
@@ -155,6 +159,7 @@ COMMITS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, 249), min_size=1, max_size=40), OPTIONS, COMMITS)
 def test_any_options_three_ways(
@@ -196,6 +201,7 @@ def block_rows(policy: str, out: Output, prompt_length: int, options: dict[str, 
         masked = [p for p in masked if p not in event.committed]
 
 
+@pytest.mark.slow
 def test_baselines_agree_and_run_the_rows_they_should(pair: list[runtime.Runtime]) -> None:
     config, rng = pair[0].bundle.config, random.Random(0)
     ambiguous, worst = 0, 0.0

@@ -191,6 +191,7 @@ def test_a_message_too_long_by_itself(model: runtime.Runtime) -> None:
     assert len(chat.turns) == 2
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 280), st.integers(0, 60), st.booleans()), max_size=8), st.booleans())
 def test_what_is_remembered(model: runtime.Runtime, turns: list[tuple[int, int, bool]], spoken: bool) -> None:
     """The prompt is as many of the last turns as fit, the system first; only turns that ended are turns."""

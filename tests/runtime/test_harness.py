@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 def test_the_same_score(tmp_path: Path) -> None:
     bundle = export.build("demo", tmp_path / "bundle")
     command = [
@@ -38,6 +39,7 @@ def test_the_same_score(tmp_path: Path) -> None:
     assert theirs == ours["exact_match"]
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "runtime.harness", "--model", "elastic", "--model_args",
                f"bundle={tmp_path}", "--include_path", "scripts/tasks", "--tasks", "elastic_sums"]  # fmt: skip

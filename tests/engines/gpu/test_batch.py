@@ -38,6 +38,7 @@ prompts = st.lists(st.lists(st.integers(0, 249), min_size=1, max_size=40), min_s
 # Decisions of each sequence
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(prompts, options)
 @example([[1], [2, 3], [4] * 9], {"gen_length": 16, "window": 4, "gamma": 0.9, "block_caching": False})
@@ -51,6 +52,7 @@ def test_ragged_batches(either: runtime.Runtime, prompts: list[list[int]], optio
             assert_same(out, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DRIFTS)
 def test_every_drift_test(either: runtime.Runtime, kind: str) -> None:
     """With refreshes in between, each of one sequence."""
@@ -63,6 +65,7 @@ def test_every_drift_test(either: runtime.Runtime, kind: str) -> None:
     print(kind, [[e.trigger for e in out.trace[1:9]] for out in outs])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorrt", "onnxruntime"])
 def test_rows_that_predict_the_next_position(
     dream: Path, backend: str, load: Callable[[Path, str], runtime.Runtime]
@@ -75,6 +78,7 @@ def test_rows_that_predict_the_next_position(
             assert_same(ours, alone)
 
 
+@pytest.mark.slow
 def test_input_embeddings(either: runtime.Runtime) -> None:
     """Rows of the embedding table in place of their ids: the same runs, alone and side by side; the memory is freed."""
     table = load_file(next(either.bundle.root.glob("onnx/embed*.safetensors")))["wte.weight"]
@@ -97,6 +101,7 @@ def test_input_embeddings(either: runtime.Runtime) -> None:
     assert len(cuda.owned) <= owned
 
 
+@pytest.mark.slow
 def test_draws_and_policies_without_a_drift_test(either: runtime.Runtime) -> None:
     drawn: dict[str, Any] = {"temperature": 0.8, "seed": 3, "window": 4}
     ways: dict[str, dict[str, Any]] = {"elastic": drawn, "prefix": {}, "dual": {}}
@@ -106,6 +111,7 @@ def test_draws_and_policies_without_a_drift_test(either: runtime.Runtime) -> Non
         assert [out.sequence for out in outs] == [out.sequence for out in alone]
 
 
+@pytest.mark.slow
 def test_caches_are_those_of_sequences_alone(model: runtime.Runtime) -> None:
     """Passes leave the same caches behind, not only the same tokens."""
     chosen: dict[str, Any] = {"gen_length": 12, "window": 4, "gamma": 0.5, "stop_at_eos": False, "tokens_per_step": 2}
@@ -121,6 +127,7 @@ def test_caches_are_those_of_sequences_alone(model: runtime.Runtime) -> None:
 # Launches and waits
 
 
+@pytest.mark.slow
 def test_one_launch_and_one_wait_for_all(model: runtime.Runtime) -> None:
     """Nothing drifts at gamma 0. As many engines run as for one sequence: the weights are read once for all."""
     requests = [Request(prompt, 24, stop_at_eos=False) for prompt in RAGGED]
@@ -137,6 +144,7 @@ def test_one_wait_where_engines_cannot_be_captured(bundle: Path, load: Callable[
     assert len(steps) > 10 and (steps[:, :4] == [1, 0, 6, 6]).all(), steps
 
 
+@pytest.mark.slow
 def test_one_wait_where_rows_differ(model: runtime.Runtime) -> None:
     """Without block caching the masks ahead are active too: more rows than are captured, until few are left."""
     requests = [Request(prompt, length, stop_at_eos=False) for prompt, length in zip(RAGGED, (40, 8, 40, 20, 30, 40),
@@ -158,6 +166,7 @@ def test_sizes_of_a_pass() -> None:
 # Sequences that are over, and those that wait
 
 
+@pytest.mark.slow
 def test_sequences_that_end_early(model: runtime.Runtime) -> None:
     """They are not computed any more: the others move to the front, and passes get smaller until one is left."""
     lengths = 4, 30, 8, 22, 12, 36
@@ -177,6 +186,7 @@ def test_sequences_that_end_early(model: runtime.Runtime) -> None:
                                           stop_at_eos=False))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_idle_batch_rows_affect_no_other(model: runtime.Runtime) -> None:
     """A pass of 5 runs 6 batch rows: the sixth's caches are filled with NaN."""
     chosen: dict[str, Any] = {"gen_length": 16, "window": 4, "gamma": 0.95}
@@ -235,6 +245,7 @@ def test_predictions_of_a_batched_pass_are_kept(model: runtime.Runtime) -> None:
     assert cuda.counts["run"] == runs - cuda.counts["launch"] + 3
 
 
+@pytest.mark.slow
 def test_a_failure_within_a_batch_frees_the_model(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_gpu(), runtime.load(bundle, "tensorrt") as model:
         expected = model.generate_batch(RAGGED, gen_length=8, gamma=0.9)

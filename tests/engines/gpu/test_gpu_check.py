@@ -1,9 +1,12 @@
 """The figures of `scripts/gpu_check.py`, on the fake GPU."""
 
+import pytest
+
 import runtime
 from scripts.gpu_check import batch_figures
 
 
+@pytest.mark.slow
 def test_the_figures_of_a_gpu_check(model: runtime.Runtime) -> None:
     """The measurement of batches runs: every size, equal tokens, and a size that the engines do not take."""
     found = batch_figures(model, (1, 2, 4), 80, 4, 6)

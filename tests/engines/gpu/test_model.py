@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 import runtime
 from engines.errors import BackendError
 from tests.support.cases import refused
@@ -10,6 +12,7 @@ from tests.support.gpu_models import RAGGED, device, passes_of
 from tests.support.runs import assert_same
 
 
+@pytest.mark.slow
 def test_memory_serves_one_batch_after_the_other(bundle: Path) -> None:
     """Memory grows with the largest batch, and the smaller one's is freed; smaller batches use the first batch rows."""
     with fake_gpu(), runtime.load(bundle, "tensorrt") as model:

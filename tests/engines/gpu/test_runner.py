@@ -19,6 +19,7 @@ def golden_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_golden(tmp_path_factory.mktemp("runner") / "bundle")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "tensorrt"])
 @pytest.mark.parametrize("options", OPTIONS[:6], ids=str)
 def test_passes_that_run_ahead(

@@ -23,6 +23,7 @@ def test_plain_forward(model: runtime.Runtime, reference: runtime.Runtime) -> No
     assert gap.max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_decides_as_onnxruntime_does(
     model: runtime.Runtime, reference: runtime.Runtime, options: dict[str, Any]
@@ -34,6 +35,7 @@ def test_decides_as_onnxruntime_does(
     assert gap.max() < 1e-5
 
 
+@pytest.mark.slow
 def test_memory_serves_one_sequence_after_the_other(model: runtime.Runtime) -> None:
     first = model.generate(PROMPT, gen_length=32)
     held = len(device(model)[1].owned)

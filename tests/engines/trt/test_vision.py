@@ -34,6 +34,7 @@ def test_on_the_fake_gpu(tmp_path: Path) -> None:
         assert {"tower", "projector"} <= {row.part for row in verify(built, "tensorrt", 5e-4)}
 
 
+@pytest.mark.slow
 def test_it_builds_for_tensorrt(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx, which builds without a GPU, is not installed")
     built = export.build(

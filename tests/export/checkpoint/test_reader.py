@@ -386,6 +386,7 @@ def test_pickles_are_never_loaded(sharded: Path, tmp_path: Path, name: str) -> N
     assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.slow
 def test_the_command_against_pickles_works(sharded: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     folder.mkdir()

@@ -65,6 +65,7 @@ THIRD = textwrap.dedent('''
 ''')
 
 
+@pytest.mark.slow
 def test_a_new_family_takes_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Built, verified and decoded by the code that is there."""
     (tmp_path / "families").mkdir()

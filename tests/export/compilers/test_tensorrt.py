@@ -76,6 +76,7 @@ def test_profiles() -> None:
     assert general == {"B": (1, 1, 1), "A": (1, 16, 116)}
 
 
+@pytest.mark.slow
 def test_one_engine_for_every_part(rtx_bundle: Path) -> None:
     bundle = Bundle.open(rtx_bundle)
     bundle.check()
@@ -91,6 +92,7 @@ def test_one_engine_for_every_part(rtx_bundle: Path) -> None:
     assert entry["slots"] == [32 + bundle.capacity.rows]
 
 
+@pytest.mark.slow
 def test_plans_are_made_once_and_never_stale(rtx_bundle: Path, wide: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(rtx_bundle, copy)
@@ -117,6 +119,7 @@ def test_several_capabilities_and_profiles_are_in_the_plan(rtx: TensorRTPackage,
     assert sizes[0] < sizes[1] and sizes[0] < sizes[2]
 
 
+@pytest.mark.slow
 def test_bf16(rtx: TensorRTPackage, wide: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(build_rtx(wide, tmp_path / "b", "8.9", precision="bf16"))
     assert "KV_CACHE_UPDATE" in bundle.engines("tensorrt")["parts"]["layer_01"]["layers"]

@@ -17,6 +17,7 @@ def test_prompts_are_filled_with_solved_problems(model: runtime.Runtime) -> None
     assert [list(ids) for ids, _ in prompts(model, 4, 300)] == [list(ids) for ids, _ in drawn]
 
 
+@pytest.mark.slow
 def test_every_case_runs_every_problem(model: runtime.Runtime) -> None:
     measured = cases([model], ["full-greedy", "elastic"])
     assert list(bench(measured, 2, 150, 32)) == [1, 2]

@@ -15,6 +15,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export.build(CHECKPOINT, tmp_path_factory.mktemp("images") / "bundle", max_length=512, window=16)
 
 
+@pytest.mark.slow
 def test_the_bench(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The image comes first, then the first commit, then the answer."""
     argv = ["bench", str(bundle), "--image", str(FILES["waves"]), "--gen-length", "32", "--threads", "1", "--limit"]

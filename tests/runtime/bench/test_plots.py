@@ -25,12 +25,14 @@ def test_what_each_layer_computed(golden: runtime.Runtime) -> None:
     assert not replace(out.trace[1], trigger=layers - 1).refreshed(layers), "no layer follows the last"
 
 
+@pytest.mark.slow
 def test_drawing(golden: runtime.Runtime, tmp_path: Path) -> None:
     out = golden.generate([3, 1, 4], gen_length=16, window=8)
     plot_trace(out.trace, golden.bundle.config.layers, 0.9, tmp_path / "deep" / "trace.png")
     assert (tmp_path / "deep" / "trace.png").read_bytes().startswith(b"\x89PNG\r\n")
 
 
+@pytest.mark.slow
 def test_the_command(text_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, events = tmp_path / "t.png", tmp_path / "t.jsonl"
     argv = ["trace", str(text_bundle), "--backend", "onnxruntime", "--prompt", "a", "--gen-length", "8"]

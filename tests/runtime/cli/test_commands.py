@@ -244,6 +244,7 @@ def test_a_refused_request_keeps_an_older_trace(generate: Call, text_bundle: Pat
         assert trace.read_text() == "of yesterday"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["/dev/full", "closed", "narrow"])
 def test_standard_output(text_bundle: Path, target: str) -> None:
     """A full disk is an error in one sentence, a reader who left is none, and a narrow encoding loses nothing."""
@@ -344,6 +345,7 @@ def test_quantised_tokens_are_shown_and_not_judged(call: Call, tiny_checkpoint: 
 # eval
 
 
+@pytest.mark.slow
 def test_eval_goes_on_where_it_stopped(call: Call, text_bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "deep" / "results"
     argv = ("eval", text_bundle, "--task", "sums", "--gen-length", 16, "--json", file)
@@ -365,6 +367,7 @@ def test_eval_goes_on_where_it_stopped(call: Call, text_bundle: Path, tmp_path: 
     assert json.loads(file.read_text().splitlines()[-1])["key"]["window"] == 4, "other options, other results"
 
 
+@pytest.mark.slow
 def test_eval_compares_two_policies(call: Call, text_bundle: Path, tmp_path: Path) -> None:
     argv = ("eval", text_bundle, "--task", "sums", "--gen-length", 16, "--limit", 2, "--json", tmp_path / "results")
     code, printed, _ = call(runtime.cli.main, *argv, "--policy", "full", "--against", "full")

@@ -31,6 +31,7 @@ options = st.fixed_dictionaries(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(prompts, options)
 def test_ragged_batches(golden: runtime.Runtime, prompts: list[list[int]], options: dict[str, Any]) -> None:

@@ -135,6 +135,7 @@ def test_masks_by_chance(golden: runtime.Runtime) -> None:
 # Embeddings in place of ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", list(POLICIES))
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_given_embeddings_are_as_good_as_ids(golden_bundle: Path, policy: str, backend: str) -> None:

@@ -22,6 +22,7 @@ def model(bundle_copy: Path) -> Any:
         yield loaded
 
 
+@pytest.mark.slow
 def test_the_setting_keeps_the_target_and_becomes_the_default(model: runtime.Runtime) -> None:
     trials = list(calibrate(model, 0.05, ASKED, 24))
     chosen = trials[-1]

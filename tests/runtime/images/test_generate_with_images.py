@@ -53,6 +53,7 @@ def trajectories() -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_published_generations(model: runtime.Runtime) -> None:
     """Token for token from the image's file on: schedules, guidance, ends, two images, text alone."""
     for golden in trajectories():
@@ -111,6 +112,7 @@ def test_a_question_becomes_the_published_prompt(model: runtime.Runtime, case: s
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", list(POLICIES))
 def test_back_ends_agree_on_every_policy(bundle: Path, policy: str) -> None:
     """The image's tokens are cached, tracked and refreshed as the prompt's."""
@@ -126,6 +128,7 @@ def test_back_ends_agree_on_every_policy(bundle: Path, policy: str) -> None:
     assert policy != "elastic" or any(runs[0].sequence[position] >= 512 for position in tracked), "an image's token"
 
 
+@pytest.mark.slow
 def test_elastic_against_full(model: runtime.Runtime) -> None:
     """The same code path; random weights agree by chance, so tokens are reported and not judged."""
     for case in CASES:

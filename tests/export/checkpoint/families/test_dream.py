@@ -107,6 +107,7 @@ def test_golden_logits_and_hidden_states(model: runtime.Runtime) -> None:
         assert gap.max() < 5e-4, f"layer {index}"
 
 
+@pytest.mark.slow
 def test_published_trajectories(model: runtime.Runtime) -> None:
     """Its schedule, and its block caches, which commit the first mask of a block alone."""
     content = json.loads((DATA / "trajectories_dream-tiny.json").read_text())
@@ -136,6 +137,7 @@ def test_published_trajectories(model: runtime.Runtime) -> None:
     assert len(content["trajectories"]) == 18 and worst < NOISE
 
 
+@pytest.mark.slow
 def test_elastic_against_the_oracle(model: runtime.Runtime) -> None:
     """The rows that predict the window are always fresh; drift, refreshes and all else as ever."""
     decoder, rng = oracle(), np.random.default_rng(5)
@@ -176,12 +178,14 @@ def test_generation_defaults_of_its_schedule(tmp_path: Path) -> None:
         assert vars(loaded.resolve("timesteps", {"alg": "entropy"})[0])["alg"] == "entropy"
 
 
+@pytest.mark.slow
 def test_both_verify(bundle: Path) -> None:
     assert all(row.max < 5e-4 * row.scale for row in verify_parts(Bundle.open(bundle), "onnxruntime", 5e-4))
     *lines, last = verify_tokens(bundle, "onnxruntime", 2)
     assert len(lines) == 6 and all("of 2 runs equal" in line for line in lines) and "all tokens agree" in last
 
 
+@pytest.mark.slow
 def test_it_builds_for_tensorrt(tmp_path: Path) -> None:
     """Grouped heads, biases and all: native layers, or the build would fail."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx, which builds without a GPU, is not installed")

@@ -130,6 +130,7 @@ def test_required_keys(key: str) -> None:
             read_config(raw)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted({*REQUIRED, *OPTIONAL, *FIXED, *HARMLESS})), json_values, max_size=3))
 def test_any_config_is_read_or_refused(keys: dict[str, Any]) -> None:
