@@ -73,7 +73,7 @@ def test_a_new_family_takes_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path / "families")])
     raw = {"model_type": "madeup", "width": 48, "depth": 3, "rows": 90, "mask": 89, "end": 88}
     family = find_family(raw)
-    assert [f.name for f in known()] == ["dream", "llada", "llada-v", "made-up"]
+    assert {"dream", "llada", "made-up"} < {f.name for f in known()}
     config, generator = family.read_config(raw), torch.Generator().manual_seed(3)
     tensors = {}
     for part in config.parts:
