@@ -166,7 +166,7 @@ def check_file(file: Path | None) -> None:
     if file is None or not file.exists():
         return
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict) or "command" not in content:
@@ -177,4 +177,4 @@ def write(figures: dict[str, Any], file: Path) -> None:
     """Write figures as indented JSON; raises OptionError if the file cannot be written."""
     with writing(file, "choose another --json"):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(figures, indent=1) + "\n")
+        file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -35,11 +35,15 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     prompt = command.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", help="the user's text; - reads it from standard input")
     prompt.add_argument("--prompt-ids", type=Path, help="a file of ids: a JSON list, or numbers separated by space")
-    prompt.add_argument("--prompts", type=Path, help="a file of prompts, one a line, decoded side by side")
+    prompt.add_argument(
+        "--prompts", type=Path, help="a file of prompts, decoded side by side: one a line, as text or as a JSON object"
+    )
     command.add_argument("--image", type=Path, action="append", default=[], metavar="FILE",
                          help="an image for the prompt (repeatable; for models with a vision tower)")  # fmt: skip
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.add_argument("--trace", type=Path, help="write a JSON line for each step to this file")
+    command.add_argument("--out", type=Path, metavar="FILE", help="also write each answer of --prompts to this file")
+    command.add_argument("--resume", action="store_true", help="answer the prompts that --out has no answer to yet")
     add_policy_options(command)
     add_request_options(command)
     command.set_defaults(call=do.generate_command)

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,7 +16,9 @@ from engines.files import writing
 from runtime.api import Runtime, load
 from runtime.bench.plots import plot_trace
 from runtime.cli.options import given_options, policy_of
+from runtime.cli.prompts import Results, answers, read_lines, read_prompt, read_prompts
 from runtime.decoding.controller import StepEvent
+from runtime.decoding.generate import Output
 from runtime.decoding.policies.elastic import Elastic
 from runtime.evaluation import calibrate
 from runtime.evaluation.exact_match import compare, evaluate, key_of, summary
@@ -29,20 +31,6 @@ console = screen()
 def opened(args: argparse.Namespace) -> Runtime:
     """Load the bundle on the back end that the arguments name."""
     return load(args.bundle, args.backend, threads=args.threads, provider=args.provider)
-
-
-def read_prompt(args: argparse.Namespace) -> Any:
-    """The prompt's text or ids, from the arguments, standard input or a file; raises PromptError."""
-    if args.prompt_ids is None:
-        try:
-            return sys.stdin.read() if args.prompt == "-" else args.prompt
-        except UnicodeError as error:
-            raise PromptError(f"standard input is not text ({error}); save the prompt as UTF-8") from error
-    try:
-        text = args.prompt_ids.read_text()
-        return json.loads(text) if text.lstrip().startswith("[") else [int(word) for word in text.split()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise PromptError(f"cannot read ids from {args.prompt_ids} ({error}); write them as [1, 2, 3]") from error
 
 
 class Trace:
@@ -60,7 +48,7 @@ class Trace:
         if self.path is None:
             return
         with writing(self.path, "choose another file for the trace"):
-            self.file = self.file or self.path.open("w")
+            self.file = self.file or self.path.open("w", encoding="utf-8")
             print(json.dumps(event.to_json()), file=self.file, flush=True)
 
     def __exit__(self, *_: object) -> None:
@@ -72,10 +60,14 @@ class Trace:
 def generate_command(args: argparse.Namespace) -> None:
     """Answer a prompt, or a file of prompts."""
     if args.prompts is not None:
-        return generate_all(args, read_lines(args.prompts))
-    prompt = read_prompt(args)
+        return generate_all(args)
+    if args.out is not None or args.resume:
+        raise OptionError("--out and --resume are for a file of prompts; give --prompts, or leave them out")
+    prompt, options = read_prompt(args.prompt, args.prompt_ids), given_options(args)
+    if "image_layout" in options and not args.image:
+        raise OptionError("--image-layout has no effect without an image; give --image, or leave it out")
     with opened(args) as model, Trace(args.trace) as trace:
-        for event in model.stream(prompt, policy_of(args), args.image, **given_options(args)):
+        for event in model.stream(prompt, policy_of(args), args.image, **options):
             if isinstance(event, StepEvent):
                 trace.write(event)
         assert not isinstance(event, StepEvent)
@@ -90,35 +82,53 @@ def generate_command(args: argparse.Namespace) -> None:
         )
 
 
-def generate_all(args: argparse.Namespace, prompts: list[str]) -> None:
-    """Answer the prompts of a file, as many side by side as the bundle was built for."""
+def generate_all(args: argparse.Namespace) -> None:
+    """Answer the prompts of a file, as many side by side as the bundle was built for.
+
+    A prompt that cannot be answered has its error in a line, and an error at the end says how many there were.
+    """
     if args.image:
         raise OptionError("--image belongs to one prompt; give --prompt, or leave --image out")
     if args.trace is not None:
         raise OptionError("--trace writes the steps of one prompt; give --prompt, or leave --trace out")
-    if not prompts:
-        raise PromptError(f"{args.prompts} holds no prompt; write one a line")
-    with opened(args) as model:
-        size, tokens, began = model.bundle.capacity.max_batch, 0, time.perf_counter()
-        for start in range(0, len(prompts), size):
-            outs = model.generate_batch(prompts[start : start + size], policy_of(args), **given_options(args))
-            tokens += sum(out.tokens for out in outs)
-            for number, out in enumerate(outs, start + 1):
-                if args.json:
-                    print(json.dumps({"prompt": number} | out.to_json() | {"backend": model.backend}))
-                else:
-                    print(f"[{number}] {out.text}")
+    prompts, policy, options = read_prompts(args.prompts), policy_of(args), given_options(args)
+    with closing(Results(args.out, args.resume)) as results, opened(args) as model:
+        model.check(policy, options)  # what concerns all prompts is refused before the first
+        keys = {one.number: one.key(model.bundle.identity, policy, options) for one in prompts}
+        results.expect({*keys.values()})
+        left = [one for one in prompts if keys[one.number] not in results.done]
+        tokens, refused, began = 0, [], time.perf_counter()  # type: int, list[str], float
+        for one, out in answers(model, left, policy, options):
+            record = {"prompt": one.number} | ({} if one.id is None else {"id": one.id})
+            if isinstance(out, Output):
+                record |= out.to_json() | {"backend": model.backend}
+                tokens += out.tokens
+            else:
+                record |= {"line": one.line, "error": out}
+                refused.append(str(one.number))
+            results.write(record | {"key": keys[one.number]})
+            if args.json:
+                print(json.dumps(record), flush=True)
+            elif isinstance(out, Output):
+                print(f"[{one.number}] {out.text}", flush=True)
+            else:
+                print(f"error: prompt {one.number} (line {one.line}): {out}", file=sys.stderr)
         seconds = time.perf_counter() - began
         if not args.json:
             console.print(
-                f"[{model.backend}] {len(prompts)} prompts, {tokens} tokens in {seconds:.3f} s, "
+                f"[{model.backend}] {len(left) - len(refused)} prompts, {tokens} tokens in {seconds:.3f} s, "
                 f"{tokens / seconds:.1f} tokens/s"
+                + (f"; {len(prompts) - len(left)} were answered before" if len(left) < len(prompts) else "")
             )
+    if refused:
+        raise PromptError(
+            f"{len(refused)} of {len(prompts)} prompts were not answered: {', '.join(refused)}; correct them"
+        )
 
 
 def trace_command(args: argparse.Namespace) -> None:
     """Decode one prompt with a policy that tests for drift, and draw its steps."""
-    prompt = read_prompt(args)
+    prompt = read_prompt(args.prompt, None)
     with opened(args) as model, Trace(args.json) as trace:
         options = given_options(args)
         chosen, _ = model.resolve(policy_of(args) or Elastic.name, options)
@@ -179,17 +189,6 @@ def calibrate_command(args: argparse.Namespace) -> None:
             calibrate.keep(model, args.target_agreement, trials, args.gen_length, len(asked))
     what = "would be the default of" if args.dry_run else "is now the default of"
     console.print(f"[ok] {trials[-1].options} {what} {args.bundle}")
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a file, or of standard input for -, that are not blank; raises PromptError."""
-    try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text()
-        return [line for line in text.splitlines() if line.strip()]
-    except OSError as error:
-        raise PromptError(f"cannot read prompts from {path} ({error.strerror}); check the path") from error
-    except UnicodeError as error:
-        raise PromptError(f"{path} holds no text ({error}); write the prompts one a line, as UTF-8") from error
 
 
 def verify_command(args: argparse.Namespace) -> None:

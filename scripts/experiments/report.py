@@ -39,7 +39,7 @@ def resumed(file: Path | None, empty: dict[str, Any]) -> dict[str, Any]:
     if file is None or not file.exists():
         return empty
     check_file(file)
-    found: dict[str, Any] = json.loads(file.read_text())
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 

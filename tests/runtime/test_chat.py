@@ -278,7 +278,7 @@ def test_characters_whose_bytes_are_not_all_there(model: runtime.Runtime, words:
     hidden = [data.draw(st.lists(st.booleans(), min_size=n, max_size=n)) for n in (len(c.encode()) for c in words)]
     tokens = model.text.encode(words)
     shown = frame(
-        np.where(np.array([gap for gaps in hidden for gap in gaps], bool), MASK_ID, tokens), MASK_ID, EOS, model.text
+        np.where(np.array([gap for gaps in hidden for gap in gaps], bool), MASK_ID, tokens), MASK_ID, (EOS,), model.text
     )
     wanted = (MASK * sum(gaps) if any(gaps) else c for c, gaps in zip(words, hidden, strict=True))
     assert shown.replace("\ufffd", "") == "".join(wanted)
@@ -287,7 +287,7 @@ def test_characters_whose_bytes_are_not_all_there(model: runtime.Runtime, words:
 
 @given(st.lists(st.sampled_from([*range(0, 260, 7), MASK_ID, MASK_ID, EOS, 258, 263]), min_size=1, max_size=30))
 def test_any_ids_can_be_shown(model: runtime.Runtime, tokens: list[int]) -> None:
-    shown = frame(np.array(tokens), MASK_ID, EOS, model.text)
+    shown = frame(np.array(tokens), MASK_ID, (EOS,), model.text)
     before = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
     assert shown.count(MASK) == before.count(MASK_ID) and "<|" not in shown
     shown.encode()
