@@ -142,8 +142,8 @@ class Runtime:
         requests = [self.request(prompt, (), given, mask) for prompt, mask in zip(prompts, masks, strict=True)]
         return stream_batch(self.model, requests, chosen, self.decode)
 
-    def check(self, policy: str | Policy | None, options: Mapping[str, Any]) -> Request:
-        """The request that `options` make for any prompt; raises OptionError where none could be decoded with them."""
+    def check_options(self, policy: str | Policy | None, options: Mapping[str, Any]) -> Request:
+        """A request without a prompt; raises OptionError for options with which none could be decoded."""
         chosen, given = self.resolve(policy, options)
         request = Request((), **given)
         within("gen_length", request.gen_length, 1, self.bundle.capacity.max_length, "the bundle's length")

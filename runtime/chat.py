@@ -79,7 +79,7 @@ class Chat:
                 f"{model.bundle.root} has no tokenizer.json, needed to chat; use generate with --prompt-ids"
             )
         self.model, self.policy, self.options = model, policy, options or {}
-        self.request = model.check(policy, self.options)
+        self.request = model.check_options(policy, self.options)
         self.limit = model.bundle.capacity.max_length
         self.system = [] if system is None else [{"role": "system", "content": system}]
         self.turns: list[tuple[str, str]] = []  # (user, assistant) of the finished turns

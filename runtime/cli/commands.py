@@ -93,7 +93,7 @@ def generate_all(args: argparse.Namespace) -> None:
         raise OptionError("--trace writes the steps of one prompt; give --prompt, or leave --trace out")
     prompts, policy, options = read_prompts(args.prompts), policy_of(args), given_options(args)
     with closing(Results(args.out, args.resume)) as results, opened(args) as model:
-        model.check(policy, options)  # what concerns all prompts is refused before the first
+        model.check_options(policy, options)  # what concerns all prompts is refused before the first
         keys = {one.number: one.key(model.bundle.identity, policy, options) for one in prompts}
         results.expect({*keys.values()})
         left = [one for one in prompts if keys[one.number] not in results.done]
