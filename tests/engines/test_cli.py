@@ -78,7 +78,7 @@ def test_a_wrong_option_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as ended:
         Parser(prog="python -m runtime").parse_args(["--colour"])
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "error: unrecognized arguments: --colour; see `python -m runtime --help`\n"
+    assert capsys.readouterr().err == "error: unknown option --colour; see `python -m runtime --help`\n"
 
 
 @pytest.mark.parametrize(

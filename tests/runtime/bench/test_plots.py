@@ -33,7 +33,7 @@ def test_drawing(golden: runtime.Runtime, tmp_path: Path) -> None:
 def test_the_command(text_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, events = tmp_path / "t.png", tmp_path / "t.jsonl"
     argv = ["trace", str(text_bundle), "--backend", "onnxruntime", "--prompt", "a", "--gen-length", "8"]
-    assert main([*argv, "--plot", str(file), "--json", str(events)]) == 0
+    assert main([*argv, "--plot", str(file), "--out", str(events)]) == 0
     assert "steps" in capsys.readouterr().out and file.stat().st_size > 1000 and events.read_text().count("\n") > 0
     assert main([*argv, "--policy", "full"]) == 2
     assert "trace draws the policy elastic" in capsys.readouterr().err

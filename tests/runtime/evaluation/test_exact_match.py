@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 import runtime
 from engines.errors import OptionError
@@ -14,7 +13,6 @@ from runtime.evaluation.exact_match import append, compare, entries, evaluate, r
 from scripts.experiments.summarize_eval import collect, summarize
 from tests.support.cases import refused
 
-QUIET = Console(quiet=True)
 KEY = {
     "checkpoint": "c", "precision": "fp32", "backend": "onnxruntime", "weights": None, "family": "sums", "few_shot": 0,
     "gen_length": 8,
@@ -30,7 +28,7 @@ def test_nothing_runs_without_the_statistics_library(golden: runtime.Runtime, mo
     monkeypatch.setitem(sys.modules, "statsmodels", None)
     monkeypatch.setattr(golden, "generate", lambda *_, **__: pytest.fail("a problem ran"))
     with refused(OptionError, "evaluation needs statsmodels", "pip install 'elastic-diffusion[eval]'"):
-        evaluate(golden, "sums", 1, None, {}, None, QUIET)
+        evaluate(golden, "sums", 1, None, {})
 
 
 def test_a_line_that_was_cut_short_is_skipped(tmp_path: Path) -> None:
