@@ -462,7 +462,7 @@ def test_eval_refuses(call: Call, text_bundle: Path, tmp_path: Path, monkeypatch
 
 
 def subparsers(main: Any) -> dict[str, Any]:
-    parser = {export.cli.main: export.cli.parser, runtime.cli.main: runtime.cli.parser}[main]()
+    parser: Any = {export.cli.main: export.cli.parser, runtime.cli.main: runtime.cli.parser}[main]()
     (commands,) = parser._subparsers._group_actions
     return dict(commands.choices)
 
