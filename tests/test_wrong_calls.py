@@ -34,7 +34,6 @@ CALL = {
 }  # fmt: skip
 WRONG_BUILDS = """
 --out C
---out B
 --out notes.md
 --out mine
 --out notes.md/new
@@ -238,7 +237,6 @@ def test_wrong_calls(
             raise AssertionError(f"{shown}: a traceback") from error
         assert code in (1, 2), (shown, code, out, err)
         (said,) = (line for line in err.splitlines() if line.startswith("error: "))
-        print(f"{shown}\n    {said}")
         sentence(said)
         assert err.endswith(said + "\n"), (shown, err)
         after = files(tmp_path)

@@ -1,13 +1,20 @@
 """Plots of a run agree with its events."""
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import runtime
-from runtime.bench.plots import computed, plot_trace, similarity
+from engines.errors import OptionError
+from runtime.bench.cases import plot
+from runtime.bench.plots import check_plot, computed, plot_trace, similarity
 from runtime.cli import main
+from runtime.decoding.controller import StepEvent
+from tests.support.cases import refused
 
 
 def test_what_each_layer_computed(golden: runtime.Runtime) -> None:
@@ -20,6 +27,61 @@ def test_what_each_layer_computed(golden: runtime.Runtime) -> None:
         last = layers - 1 if event.trigger is None else event.trigger
         assert (ran[: last + 1, event.step] == 1).all() and (ran[last + 1 :, event.step] == 2).all()
         assert np.array_equal(~np.isnan(sigma[:, event.step]), np.arange(layers) <= last)
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, draw: Any) -> Any:
+    """The matplotlib figure that `draw` would save."""
+    kept: list[Any] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: kept.append(self))
+    draw()
+    kept[0].draw_without_rendering()
+    return kept[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [1, 4, 32])
+def test_a_trace_is_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int) -> None:
+    """For any number of layers: every panel has a title and labels, and no legend lies on a panel."""
+    trace = [
+        StepEvent(n, 8, [0.9] * (layers if n else 0), None, [4, 5], [4], [1], [1.0], [2], 8, 1.0, 1.0) for n in range(6)
+    ]
+    figure = drawn(monkeypatch, lambda: plot_trace(trace, layers, 0.9, tmp_path / "trace.png"))
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert len(panels) == 4 and all(axes.get_xlabel() and axes.get_ylabel() for axes in panels)
+    assert figure.get_suptitle() == "6 steps, 0 with a refresh"
+    (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    box = legend.get_window_extent()
+    assert not any(axes.patch.get_window_extent().overlaps(box) for axes in figure.axes)
+    (scale,) = [axes for axes in figure.axes if axes.get_ylabel() == "layer" and axes not in panels]
+    assert 1 <= len(scale.get_yticks()) <= 8, "a scale of colours in place of a line for each layer"
+
+
+@pytest.mark.slow
+def test_bars_have_the_quartiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"problems": 3, "tokens_per_second": 70.0, "exact_match": 0.5}
+    rows = [
+        row | {"case": f"case {n}", "times_faster": 2.0 * n, "times_faster_quartiles": [n, 3.0 * n]} for n in (1, 2)
+    ]
+    figures = {"cases": rows, "baseline": "case 1", "prompt_length": 500, "gen_length": 64}
+    figure = drawn(monkeypatch, lambda: plot(figures, tmp_path / "bench.png"))
+    (axes,) = figure.axes
+    assert axes.get_title() == "3 problems, prompts of 500 tokens, 64 masks" and "case 1" in axes.get_xlabel()
+    (errors,) = axes.collections
+    assert sorted(segment[:, 0].tolist() for segment in errors.get_segments()) == [[1.0, 3.0], [2.0, 6.0]]
+    width = figure.canvas.get_width_height()[0]
+    assert all(text.get_window_extent().x1 < width for text in axes.texts), "labels are not cut off"
+
+
+def test_plots_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in (None, tmp_path / "a.png", tmp_path / "below" / "a.svg", tmp_path / "a.pdf"):
+        check_plot(file)
+    (tmp_path / "mine.png").write_text("# mine")
+    for name, words in (("a.txt", "ending '.txt'"), ("a", "ending ''"), ("mine.png", "something else")):
+        with refused(OptionError, name, words, "choose another --plot, ending in .png, .svg, .pdf"):
+            check_plot(tmp_path / name)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with refused(OptionError, "plots need matplotlib", "pip install 'elastic-diffusion[plot]'"):
+        check_plot(tmp_path / "a.png")
 
 
 @pytest.mark.slow
