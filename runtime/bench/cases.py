@@ -189,7 +189,7 @@ def plot(figures: dict[str, Any], file: Path) -> None:
         f"{rows[0]['problems']} problems, prompts of {figures['prompt_length']} tokens, {figures['gen_length']} masks"
     )
     axes.set_xlabel(f"times faster than {figures['baseline']}: median and quartiles of the problems")
-    axes.margins(x=0.35)
+    axes.margins(x=0.6, y=0.02)
     save(chart, file)
 
 

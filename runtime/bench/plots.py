@@ -69,23 +69,17 @@ def similarity(trace: list[StepEvent], layers: int) -> NDArray[np.float64]:
 def plot_trace(trace: list[StepEvent], layers: int, gamma: float, file: Path) -> None:
     """Draw four panels over the steps: layers computed, sigma, positions, and commits."""
     chart = figure(11, 7)
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import BoundaryNorm
-
-    refreshed = sum(event.trigger is not None for event in trace)
-    chart.suptitle(f"{len(trace)} steps, {refreshed} with a refresh")
+    triggers = [(event.step, event.trigger) for event in trace if event.trigger is not None]
+    chart.suptitle(f"{len(trace)} steps, {len(triggers)} with a refresh")
     (upper, right), (lower, last) = chart.subplots(2, 2)
     steps = np.arange(len(trace))
     upper.imshow(computed(trace, layers), aspect="auto", cmap="Blues", vmin=0, vmax=2, interpolation="nearest")
     upper.set(title="layers run over the active rows (light) and over all (dark)", xlabel="step", ylabel="layer")
-    colours = colormaps["viridis"].resampled(layers)
-    for layer, sigma in enumerate(similarity(trace, layers)):
-        right.plot(steps, sigma, marker=".", color=colours(layer))
-    right.axhline(gamma, color="black", linestyle="--", linewidth=1)
-    right.set(title=f"drift similarity, and gamma {gamma:g} (dashed)", xlabel="step", ylabel="sigma")
-    scale = ScalarMappable(BoundaryNorm(np.arange(layers + 1) - 0.5, layers), colours)
-    chart.colorbar(scale, ax=right, label="layer", ticks=np.unique(np.linspace(0, layers - 1, 8).round()))
+    sigma = similarity(trace, layers)
+    image = right.imshow(sigma, aspect="auto", vmin=np.nanmin(sigma, initial=gamma), vmax=1, interpolation="nearest")
+    chart.colorbar(image, ax=right, label="sigma")
+    right.plot(*zip(*triggers, strict=True) if triggers else ([], []), "rx", markersize=5)
+    right.set(title=f"drift similarity (red: below gamma {gamma:g})", xlabel="step", ylabel="layer")
     for event in trace:
         lower.vlines(event.step, event.window[0], event.window[-1], color="C0", alpha=0.3, linewidth=4)
         lower.plot([event.step] * len(event.tracked), event.tracked, "C1x", markersize=4)

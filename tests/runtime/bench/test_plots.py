@@ -42,18 +42,21 @@ def drawn(monkeypatch: pytest.MonkeyPatch, draw: Any) -> Any:
 @pytest.mark.parametrize("layers", [1, 4, 32])
 def test_a_trace_is_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int) -> None:
     """For any number of layers: every panel has a title and labels, and no legend lies on a panel."""
+    steps = [([], None), ([0.95] * layers, None), ([0.95, 0.8][-layers:], min(1, layers - 1))]
     trace = [
-        StepEvent(n, 8, [0.9] * (layers if n else 0), None, [4, 5], [4], [1], [1.0], [2], 8, 1.0, 1.0) for n in range(6)
+        StepEvent(n, 8, sigma, trigger, [4, 5], [4], [1], [1.0], [2], 8, 1.0, 1.0)
+        for n, (sigma, trigger) in enumerate(steps)
     ]
     figure = drawn(monkeypatch, lambda: plot_trace(trace, layers, 0.9, tmp_path / "trace.png"))
     panels = [axes for axes in figure.axes if axes.get_title()]
     assert len(panels) == 4 and all(axes.get_xlabel() and axes.get_ylabel() for axes in panels)
-    assert figure.get_suptitle() == "6 steps, 0 with a refresh"
+    assert figure.get_suptitle() == "3 steps, 1 with a refresh"
     (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
     box = legend.get_window_extent()
     assert not any(axes.patch.get_window_extent().overlaps(box) for axes in figure.axes)
-    (scale,) = [axes for axes in figure.axes if axes.get_ylabel() == "layer" and axes not in panels]
-    assert 1 <= len(scale.get_yticks()) <= 8, "a scale of colours in place of a line for each layer"
+    (right,) = [axes for axes in panels if axes.get_title() == "drift similarity (red: below gamma 0.9)"]
+    assert right.images[0].get_array().shape == (layers, 3) and len(right.lines) == 1, "rows, not a line for each layer"
+    assert right.lines[0].get_xydata().tolist() == [[2, min(1, layers - 1)]]
 
 
 @pytest.mark.slow
