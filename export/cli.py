@@ -26,7 +26,7 @@ RESUMES = "interrupted; run the same command again to go on where it stopped"
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets `call` to its function."""
-    top = Parser(prog=program("export"), description="From a LLaDA checkpoint to a bundle of engines.")
+    top = Parser(prog=program("export"), description="Build, verify and inspect bundles of diffusion language models.")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
 
     def command(name: str, help: str, call: Callable[[argparse.Namespace], None], example: str) -> Parser:

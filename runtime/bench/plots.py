@@ -58,7 +58,7 @@ def computed(trace: list[StepEvent], layers: int) -> NDArray[np.int64]:
     return found
 
 
-def similarity(trace: list[StepEvent], layers: int) -> NDArray[np.float64]:
+def sigma_by_layer(trace: list[StepEvent], layers: int) -> NDArray[np.float64]:
     """[L, steps] float64: sigma, NaN if the layer was not tested."""
     found = np.full((layers, len(trace)), np.nan)
     for event in trace:
@@ -70,16 +70,16 @@ def plot_trace(trace: list[StepEvent], layers: int, gamma: float, file: Path) ->
     """Draw four panels over the steps: layers computed, sigma, positions, and commits."""
     chart = figure(11, 7)
     triggers = [(event.step, event.trigger) for event in trace if event.trigger is not None]
-    chart.suptitle(f"{len(trace)} steps, {len(triggers)} with a refresh")
+    chart.suptitle(f"{len(trace)} steps, {sum(event.refreshed(layers) for event in trace)} with a refresh")
     (upper, right), (lower, last) = chart.subplots(2, 2)
     steps = np.arange(len(trace))
     upper.imshow(computed(trace, layers), aspect="auto", cmap="Blues", vmin=0, vmax=2, interpolation="nearest")
     upper.set(title="layers run over the active rows (light) and over all (dark)", xlabel="step", ylabel="layer")
-    sigma = similarity(trace, layers)
+    sigma = sigma_by_layer(trace, layers)
     image = right.imshow(sigma, aspect="auto", vmin=np.nanmin(sigma, initial=gamma), vmax=1, interpolation="nearest")
     chart.colorbar(image, ax=right, label="sigma")
     right.plot(*zip(*triggers, strict=True) if triggers else ([], []), "rx", markersize=5)
-    right.set(title=f"drift similarity (red: below gamma {gamma:g})", xlabel="step", ylabel="layer")
+    right.set(title=f"drift tests (red: below gamma {gamma:g})", xlabel="step", ylabel="layer")
     for event in trace:
         lower.vlines(event.step, event.window[0], event.window[-1], color="C0", alpha=0.3, linewidth=4)
         lower.plot([event.step] * len(event.tracked), event.tracked, "C1x", markersize=4)

@@ -48,7 +48,7 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     prompt = group.add_mutually_exclusive_group(required=True)
     add_prompt(prompt)
     prompt.add_argument("--prompt-ids", type=Path, help="a file of ids: a JSON list, or numbers separated by space")
-    prompt.add_argument("--prompts", type=Path, help="a file of prompts, one a line, decoded side by side")
+    prompt.add_argument("--prompts", type=Path, help="a file of prompts, one per line, decoded side by side")
     add_system(group)
     group.add_argument("--image", type=Path, action="append", default=[], metavar="FILE",
                        help="an image for the prompt (repeatable; for models with a vision tower)")  # fmt: skip
@@ -102,7 +102,7 @@ def add_calibrate(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("the search")
     group.add_argument("--target-agreement", type=float, default=0.99, metavar="X", help="fraction of equal tokens")
     group.add_argument("--prompts", type=Path, metavar="FILE",
-                       help="a file of prompts, one a line (default: problems of the demo's tasks)")  # fmt: skip
+                       help="a file of prompts, one per line (default: problems of the demo's tasks)")  # fmt: skip
     group.add_argument("--limit", type=int, default=40, metavar="N", help="prompts")
     group.add_argument("--gen-length", type=int, default=192, metavar="N", help="masks to fill")
     group.add_argument("--dry-run", action="store_true", help="leave the bundle as it is")

@@ -120,7 +120,7 @@ def generate_all(args: argparse.Namespace, prompts: list[str]) -> None:
     if args.trace is not None:
         raise OptionError("--trace writes the steps of one prompt; give --prompt, or leave --trace out")
     if not prompts:
-        raise PromptError(f"{args.prompts} holds no prompt; write one a line")
+        raise PromptError(f"{args.prompts} holds no prompt; write one per line")
     with opened(args) as model:
         size, tokens, began = model.bundle.capacity.max_batch, 0, time.perf_counter()
         for start in range(0, len(prompts), size):
@@ -147,4 +147,4 @@ def read_lines(path: Path) -> list[str]:
     except OSError as error:
         raise PromptError(f"cannot read prompts from {path} ({error.strerror}); check the path") from error
     except UnicodeError as error:
-        raise PromptError(f"{path} holds no text ({error}); write the prompts one a line, as UTF-8") from error
+        raise PromptError(f"{path} holds no text ({error}); write one prompt per line, as UTF-8") from error

@@ -40,8 +40,9 @@ def trace_command(args: argparse.Namespace) -> None:
         out = model.generate(prompt, chosen.name, **options)
         for event in out.trace:
             trace.write(event)
-        plot_trace(out.trace, model.bundle.config.layers, chosen.gamma, args.plot)
-    refreshed = sum(event.trigger is not None for event in out.trace)
+        layers = model.bundle.config.layers
+        plot_trace(out.trace, layers, chosen.gamma, args.plot)
+    refreshed = sum(event.refreshed(layers) for event in out.trace)
     if args.json:
         print(json.dumps(out.to_json() | {"refreshes": refreshed, "plot": str(args.plot)}))
         return

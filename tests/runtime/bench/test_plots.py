@@ -1,6 +1,7 @@
 """Plots of a run agree with its events."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 import runtime
 from engines.errors import OptionError
 from runtime.bench.cases import plot
-from runtime.bench.plots import check_plot, computed, plot_trace, similarity
+from runtime.bench.plots import check_plot, computed, plot_trace, sigma_by_layer
 from runtime.cli import main
 from runtime.decoding.controller import StepEvent
 from tests.support.cases import refused
@@ -20,13 +21,15 @@ from tests.support.cases import refused
 def test_what_each_layer_computed(golden: runtime.Runtime) -> None:
     out = golden.generate([3, 1, 4, 1, 5], gen_length=32, window=8, gamma=0.97)
     layers = golden.bundle.config.layers
-    ran, sigma = computed(out.trace, layers), similarity(out.trace, layers)
+    ran, sigma = computed(out.trace, layers), sigma_by_layer(out.trace, layers)
     assert ran.shape == sigma.shape == (layers, out.steps) and (ran[:, 0] == 2).all()
     assert {event.trigger is None for event in out.trace[1:]} == {True, False}, "steps of both kinds"
     for event in out.trace[1:]:
         last = layers - 1 if event.trigger is None else event.trigger
         assert (ran[: last + 1, event.step] == 1).all() and (ran[last + 1 :, event.step] == 2).all()
         assert np.array_equal(~np.isnan(sigma[:, event.step]), np.arange(layers) <= last)
+        assert event.refreshed(layers) == (ran[:, event.step] == 2).any()
+    assert not replace(out.trace[1], trigger=layers - 1).refreshed(layers), "no layer follows the last"
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, draw: Any) -> Any:
@@ -50,11 +53,11 @@ def test_a_trace_is_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, la
     figure = drawn(monkeypatch, lambda: plot_trace(trace, layers, 0.9, tmp_path / "trace.png"))
     panels = [axes for axes in figure.axes if axes.get_title()]
     assert len(panels) == 4 and all(axes.get_xlabel() and axes.get_ylabel() for axes in panels)
-    assert figure.get_suptitle() == "3 steps, 1 with a refresh"
+    assert figure.get_suptitle() == f"3 steps, {int(layers > 2)} with a refresh"
     (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
     box = legend.get_window_extent()
     assert not any(axes.patch.get_window_extent().overlaps(box) for axes in figure.axes)
-    (right,) = [axes for axes in panels if axes.get_title() == "drift similarity (red: below gamma 0.9)"]
+    (right,) = [axes for axes in panels if axes.get_title() == "drift tests (red: below gamma 0.9)"]
     assert right.images[0].get_array().shape == (layers, 3) and len(right.lines) == 1, "rows, not a line for each layer"
     assert right.lines[0].get_xydata().tolist() == [[2, min(1, layers - 1)]]
 
