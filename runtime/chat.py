@@ -6,22 +6,16 @@ The texts to show follow from the prompt's length, the step events and the token
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
-
-import numpy as np
 
 from engines.errors import BundleError
 from engines.vision import Rows
+from runtime.answer import Answer
 from runtime.api import Runtime
 from runtime.decoding.generate import Output
 from runtime.decoding.request import Request
-from runtime.decoding.sequence import Positions, before_first
 from runtime.images.decode import Source
 from runtime.images.prompt import mention
-from runtime.text import Text
-
-MASK = "░"
 
 
 @dataclass(frozen=True)
@@ -121,15 +115,14 @@ class Chat:
                 f"the {what} left out: with more history and gen_length {self.request.gen_length} "
                 f"the prompt would exceed the bundle's length {self.limit}"
             )
-        mask, ends = self.model.bundle.config.mask_id, self.request.end_ids(self.model.bundle.config)
-        answer = np.full(self.request.gen_length, mask)
+        answer = Answer(self.model, len(prompt), self.request)
         steps = self.model.stream(prompt, self.policy, **self.options | {"embeddings": request.embeddings})
         assert isinstance(steps, Generator)
         with closing(steps):  # else the model stays in use
             for event in steps:
                 if not isinstance(event, Output):
-                    answer[np.array(event.committed, np.int64) - len(prompt)] = event.tokens
-                    yield frame(answer, mask, ends, self.model.text)
+                    answer.add(event)
+                    yield answer.frame
         assert isinstance(event, Output)
         self.turns = [*self.turns[dropped:], (text, event.text)]
         self.images, self.waiting = [*self.images[dropped:], self.waiting], []
@@ -144,13 +137,3 @@ class Chat:
             if len(request.prompt_ids) + self.request.gen_length <= self.limit:
                 return dropped, request
         return 0, request  # the stream refuses it
-
-
-def frame(answer: Positions, mask: int, ends: tuple[int, ...], text: Text) -> str:
-    """The text of an answer's ids up to the first EOS: MASK for each mask, and each run between masks decoded alone.
-
-    A character of which some bytes are still masked is shown as U+FFFD.
-    """
-    ids = before_first(answer, ends)
-    runs = ((masked, np.array(list(run))) for masked, run in groupby(ids, lambda token: token == mask))
-    return "".join(MASK * len(run) if masked else text.decode(run) for masked, run in runs)

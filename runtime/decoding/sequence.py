@@ -22,7 +22,7 @@ def union(length: int, *positions: Positions) -> Positions:
 
 @dataclass
 class Sequence:
-    """The ids [N] of prompt and answer; commits fill the masks of the answer.
+    """The ids of prompt and answer, one for each position; commits fill the masks of the answer.
 
     An EOS is any of the ids `ends`. `last` [n] holds the positions of the latest
     commit. With `stops`, `end` is the lowest EOS position of the first step that
@@ -85,6 +85,7 @@ class Sequence:
 
     @property
     def done(self) -> bool:
+        """Whether no mask is left to fill."""
         return len(self.open) == 0
 
     def commit(self, positions: Positions, tokens: Positions) -> None:
