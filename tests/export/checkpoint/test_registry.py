@@ -26,7 +26,7 @@ TINY: dict[str, Any] = {**COMMON, **SHAPES["tiny"]}
 
 
 THIRD = textwrap.dedent('''
-    """A family that nobody else knows: other keys and names, norms of Q and K, a tied head, the next row predicts."""
+    """A made-up family: other keys and names, norms of Q and K, a tied head, the next row predicts."""
 
     from export.checkpoint import Family, Weight
     from export.checkpoint.config_keys import Keys
@@ -66,7 +66,7 @@ THIRD = textwrap.dedent('''
 
 
 @pytest.mark.slow
-def test_a_third_family_takes_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_family_takes_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Built, verified and decoded by the code that is there."""
     (tmp_path / "families").mkdir()
     (tmp_path / "families" / "third.py").write_text(THIRD)
