@@ -29,7 +29,7 @@ WRITE_INDEX = (
     "m = {k: f.name for f in sorted(d.glob('*-of-*.safetensors')) for k in safe_open(f, 'np').keys()}; "
     "(d / sys.argv[2]).write_text(json.dumps({'metadata': {}, 'weight_map': m}))"
 )
-HALVE = (
+TO_FP32 = (
     "import pathlib, sys, torch, safetensors.torch as st; "
     "[st.save_file({k: v.float() if v.dtype == torch.float64 else v.clone() for k, v in st.load_file(f).items()}, f) "
     "for f in pathlib.Path(sys.argv[1]).glob('*.safetensors')]"
@@ -63,6 +63,11 @@ def original(directory: Path, *hints: object, base: str | None = None) -> str:
     """
     found = base or _base(directory / "README.md") or _published([_name(directory), *map(str, hints)])
     return f"download the original with: {download(found)}" if found else "use the checkpoint that it was made from"
+
+
+def known(model: str) -> str | None:
+    """A folder that is here or a name on the hub, for what another machine called `model`; None if neither is known."""
+    return model if Path(model).is_dir() or HUB.fullmatch(model) else _published([model])
 
 
 def again(directory: Path) -> str:

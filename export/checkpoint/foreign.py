@@ -6,6 +6,7 @@ converts it. Nothing is executed or unpickled: pickled files are not even opened
 """
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable
@@ -24,13 +25,7 @@ ADAPTER = "adapter_config.json"
 READ = (".json", ".jinja", ".txt", ".safetensors")  # suffixes of the files that a build may read
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.bin")
 NO_WEIGHTS = ("optimizer.*", "scheduler.*", "rng_state*", "training_args.bin", "scaler.pt", "adapter_model*")
-OTHERS = {
-    "*.h5": "TensorFlow",
-    "*.msgpack": "Flax",
-    "*.onnx": "ONNX",
-    "*.npz": "NumPy",
-    "*.distcp": "a distributed run",
-}
+OTHERS = {"*.h5": "TensorFlow", "*.msgpack": "Flax", "*.onnx": "ONNX", "*.npz": "NumPy", "*.distcp": "PyTorch's DCP"}
 SHARD = re.compile(r".*-(\d{5})-of-(\d{5})\.safetensors")
 METHODS = {  # shell patterns of tensors that only a method's quantised weights have, the most telling first
     "*.g_idx": "GPTQ", "*.qzeros": "AWQ or GPTQ", "*.qweight": "AWQ or GPTQ", "*.SCB": "bitsandbytes in 8 bits",
@@ -45,15 +40,15 @@ UNMERGED = ("*.lora_*", "*.base_layer.*", "*.modules_to_save.*", "*.original_mod
 def check_path(given: str | Path) -> None:
     """Raise CheckpointError unless `given` is a folder."""
     path, hub = Path(given), commands.HUB.fullmatch(str(given))
-    if path.is_dir():
+    if os.path.isdir(path):
         return
-    if path.is_file() and _starts(path, b"GGUF"):
+    if os.path.isfile(path) and _starts(path, b"GGUF"):
         raise CheckpointError(_gguf(path.parent, path))
-    if path.is_file() and (path.parent / "config.json").is_file():
+    if os.path.isfile(path) and (path.parent / "config.json").is_file():
         raise CheckpointError(f"{path} is a file, expected a checkpoint's folder; use {shlex.quote(str(path.parent))}")
-    if hub and not path.exists() and (hub[1] != str(given) or not path.parent.is_dir()):
+    if hub and not os.path.exists(path) and (hub[1] != str(given) or not os.path.isdir(path.parent)):
         raise CheckpointError(
-            f"{given} is not a directory but a name on the Hugging Face hub, and a build uses no network; "
+            f"{given} is not a directory, and a build downloads nothing; if it is a name on the Hugging Face hub, "
             f"download it with: {download(hub[1])}"
         )
     raise CheckpointError(f"{path} is not a directory; give the folder that holds config.json")
@@ -61,8 +56,12 @@ def check_path(given: str | Path) -> None:
 
 def check_files(directory: Path) -> None:
     """Raise CheckpointError for a file that stands for another: a pointer of Git LFS or a web page."""
-    for path in sorted(directory.iterdir()):
-        if path.suffix in READ and path.is_file():
+    try:
+        paths = sorted(directory.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be read ({error.strerror}); give a folder that can be") from error
+    for path in paths:
+        if path.suffix in READ and os.path.isfile(path):
             _check_file(directory, path)
 
 
@@ -77,18 +76,19 @@ def check_adapter(directory: Path) -> None:
         )
     try:
         settings = json.loads((directory / ADAPTER).read_text(encoding="utf-8"))
-        kind, base = str(settings.get("peft_type") or "trained"), settings.get("base_model_name_or_path")
+        kind, base = (_word(settings.get(key)) for key in ("peft_type", "base_model_name_or_path"))
     except (OSError, ValueError, AttributeError, RecursionError):
-        kind, base = "trained", None
-    named = f"{directory} holds a {kind} adapter alone ({ADAPTER}), expected a model's weights"
-    if "TUNING" in kind or "PROMPT" in kind:
-        raise CheckpointError(f"{named}; this kind of adapter cannot be merged into them, so train another kind")
-    if not isinstance(base, str) or not base:
-        raise CheckpointError(f"{named}; merge it into the model that it was trained on")
-    tokenizer = directory if (directory / "tokenizer_config.json").is_file() else base
-    command = python(commands.MERGE, base, directory, tokenizer, f"{directory.resolve().name}-merged")
+        kind, base = None, None
+    named = f"{directory} holds {'an' if kind is None else f'a {kind}'} adapter alone ({ADAPTER}), expected a model"
+    if kind and ("TUNING" in kind or "PROMPT" in kind):
+        raise CheckpointError(f"{named}; this kind of adapter cannot be merged into one, so train another kind")
+    model = commands.known(base) if base else None
+    if model is None:
+        raise CheckpointError(f"{named}; merge it into {base or 'the model that it was trained on'} with peft")
+    tokenizer = directory if (directory / "tokenizer_config.json").is_file() else model
+    command = python(commands.MERGE, model, directory, tokenizer, f"{directory.resolve().name}-merged")
     raise CheckpointError(
-        f"{named}; merge it, where peft and transformers are installed, into {base}, whose own code this runs, with: "
+        f"{named}; merge it, where peft and transformers are installed, into {model}, whose own code this runs, with: "
         f"{command}"
     )
 
@@ -205,13 +205,18 @@ def _is_other(path: Path) -> bool:
     return any(fnmatchcase(path.name, pattern) for pattern in NO_WEIGHTS)
 
 
+def _word(value: Any) -> str | None:
+    """A text of a checkpoint that a message may repeat; None for another value."""
+    return value if isinstance(value, str) and value and value.isprintable() else None
+
+
 def _method(settings: Any) -> str:
     """The name of the method in a config's settings of quantised weights."""
     if not isinstance(settings, dict):
         return "an unknown method"
     bits = next((n for n in (4, 8) if settings.get(f"load_in_{n}bit")), settings.get("bits"))
     loads = any(key.removeprefix("_").startswith("load_in_") for key in settings)
-    method = str(settings.get("quant_method") or ("bitsandbytes" if loads else "an unnamed method"))
+    method = _word(settings.get("quant_method")) or ("bitsandbytes" if loads else "an unnamed method")
     return SPELLED.get(method, method) + (f" in {bits} bits" if type(bits) is int else "")
 
 

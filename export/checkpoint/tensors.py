@@ -95,7 +95,7 @@ def _check_tensor(directory: Path, part: str, tensor: str, shape: tuple[int, ...
             "use the config.json that belongs to these weights"
         )
     if dtype not in DTYPES:
-        convert = f"convert it with: {commands.python(commands.HALVE, directory)}"
+        convert = f"convert it with: {commands.python(commands.TO_FP32, directory)}"
         remedy = convert if dtype == "F64" else commands.original(directory)
         raise CheckpointError(
             f"{tensor} of part {part} is stored as {dtype}, expected one of {', '.join(DTYPES)}; {remedy}"

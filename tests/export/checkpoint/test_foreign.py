@@ -62,7 +62,7 @@ def test_a_name_of_the_hub(given: str, name: str, tmp_path: Path, monkeypatch: p
 def test_a_path_that_is_mistyped_is_no_name_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    for given in ("checkpoints/lada", "nowhere", "a/b/c", "/abs/olute", "../x", "a b/c"):
+    for given in ("checkpoints/lada", "nowhere", "a/b/c", "/abs/olute", "../x", "a b/c", "x" * 300):
         assert "hub" not in message(given, "is not a directory; give the folder that holds config.json")
 
 
@@ -155,7 +155,7 @@ def test_a_shard_without_the_others(sharded: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("tf_model.h5", "TensorFlow"), ("flax_model.msgpack", "Flax"), ("__0_0.distcp", "distributed")]
+    ("name", "kind"), [("tf_model.h5", "TensorFlow"), ("flax_model.msgpack", "Flax"), ("__0_0.distcp", "PyTorch's DCP")]
 )
 def test_weights_of_other_frameworks(single: Path, name: str, kind: str) -> None:
     (single / SINGLE).rename(single / name)
@@ -200,8 +200,20 @@ def test_adapters_that_no_command_merges(single: Path) -> None:
     message(single, "merge it into the model that it was trained on")
     adapter.write_text('{"peft_type": "PROMPT_TUNING", "base_model_name_or_path": "a/b"}')
     message(single, "PROMPT_TUNING", "cannot be merged")
-    adapter.write_text("no JSON")
-    message(single, "adapter alone")
+    for content in ("no JSON", "[]", '{"peft_type": 3, "base_model_name_or_path": "a\\nb"}'):
+        adapter.write_text(content)
+        message(single, "holds an adapter alone", "merge it into the model that it was trained on")
+
+
+def test_the_base_of_an_adapter(single: Path, tmp_path: Path) -> None:
+    """Where training kept it on another machine: by its published name, or not at all."""
+    (single / SINGLE).unlink()
+    for base, remedy in (("/mnt/models/LLaDA-8B-Base", "GSAI-ML/LLaDA-8B-Base"), (str(tmp_path), str(tmp_path))):
+        settings = {"peft_type": "LORA", "base_model_name_or_path": base}
+        (single / "adapter_config.json").write_text(json.dumps(settings))
+        assert message(single).endswith(f'" {remedy} {single} {remedy} single-merged')
+    (single / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "/mnt/run 7"}))
+    assert message(single).endswith("merge it into /mnt/run 7 with peft")
 
 
 def test_an_adapter_inside_the_weights(single: Path) -> None:
@@ -255,7 +267,7 @@ def bnb8(tensors: dict[str, torch.Tensor]) -> None:
      (fp8, {"quant_method": "fp8"}, "fp8"), (bare_fp8, {"quant_method": "fp8"}, "fp8"),
      (bnb4, {"load_in_4bit": True, "load_in_8bit": False}, "bitsandbytes in 4 bits"),
      (bnb8, {"_load_in_8bit": True, "load_in_8bit": True}, "bitsandbytes in 8 bits"),
-     (gptq, {"quant_method": "method-of-tomorrow"}, "method-of-tomorrow")],
+     (gptq, {"quant_method": "method-of-tomorrow"}, "method-of-tomorrow"), (gptq, {"kind": 3}, "an unnamed method")],
 )  # fmt: skip
 def test_quantised_weights(
     single: Path, change: Callable[[dict[str, torch.Tensor]], None], settings: dict[str, Any], name: str

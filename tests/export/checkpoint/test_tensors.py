@@ -16,6 +16,8 @@ from export.checkpoint.families.llada import FAMILY as LLADA
 from export.checkpoint.reader import INDEX, SINGLE, open_checkpoint
 from tests.support.cases import GOLDEN, refused
 from tests.support.checkpoints import edit, rewrite, stored
+from tests.support.goldens import DATA
+from tests.support.vision import copy_checkpoint
 
 LLAMA_KEYS = {
     "hidden_size": "d_model", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
@@ -35,6 +37,15 @@ def renamed(change: Callable[[str], str]) -> Callable[[dict[str, torch.Tensor]],
         tensors.update(found)
 
     return all_of
+
+
+def wrap_all(folder: Path) -> Path:
+    """Put all weights into one file, with the names that DDP and torch.compile leave."""
+    tensors = {f"module._orig_mod.{name}": tensor.clone() for name, tensor in stored(folder).items()}
+    for path in (*folder.glob("model*.safetensors"), folder / INDEX):
+        path.unlink()
+    save_file(tensors, folder / SINGLE)
+    return folder
 
 
 def llama_named(folder: Path) -> dict[str, str]:
@@ -66,6 +77,12 @@ def test_wrapped_names(single: Path, wrap: Callable[[str], str]) -> None:
     wanted = open_checkpoint(single).identity
     rewrite(single, renamed(wrap))
     assert open_checkpoint(single).identity == wanted, "the same model"
+
+
+def test_wrapped_names_of_other_families(tmp_path: Path) -> None:
+    for folder in (Path(shutil.copytree(DATA / "dream-tiny", tmp_path / "dream")), copy_checkpoint(tmp_path)):
+        wanted = open_checkpoint(folder).identity
+        assert open_checkpoint(wrap_all(folder)).identity == wanted
 
 
 def test_wrapped_names_must_all_be_right(single: Path) -> None:
@@ -124,11 +141,7 @@ def test_a_tied_head_with_names_of_llama(single: Path) -> None:
 
 @pytest.mark.slow
 def test_a_bundle_of_wrapped_names_decodes_alike(tmp_path: Path) -> None:
-    other = Path(shutil.copytree(GOLDEN, tmp_path / "other"))
-    tensors = {f"module._orig_mod.{name}": tensor for name, tensor in stored(GOLDEN).items()}
-    for path in (*other.glob("model*.safetensors"), other / INDEX):
-        path.unlink()
-    save_file(tensors, other / SINGLE)
+    other = wrap_all(Path(shutil.copytree(GOLDEN, tmp_path / "other")))
     ids = []
     for checkpoint in (GOLDEN, other):
         with runtime.load(export.build(checkpoint, tmp_path / f"b-{checkpoint.name}", backends=[]), "eager") as model:
