@@ -2,7 +2,8 @@
 
 Recognised by file names, first bytes, keys of config.json, and names and types
 of tensors. Each is named for what it is, with the command that fetches or
-converts it. Nothing is executed or unpickled: pickled files are not even opened.
+converts it. Nothing is executed or unpickled: of a pickled file, no more than the
+first bytes are looked at.
 """
 
 import json
@@ -234,7 +235,7 @@ def _pickled(directory: Path) -> str | None:
         if files:
             names = sorted(path.name for path in files)
             return (
-                f"{directory} holds pickled weights ({pattern}), which can run code and are never opened; "
+                f"{directory} holds pickled weights ({pattern}), which can run code and are never loaded; "
                 f"convert them with: {python(commands.UNPICKLE, directory, SINGLE, *names)}"
             )
     return None
