@@ -61,6 +61,14 @@ class Keys:
         expect(type(value) is int and 0 <= value < vocab, key, value, f"an id below vocab_size ({vocab})")
         return int(value)
 
+    def tokens(self, key: str, vocab: int) -> tuple[int, ...]:
+        """One token id below `vocab`, or a list of some; each once, in their order."""
+        value = self.values[key]
+        listed = value if isinstance(value, list) else [value]
+        fine = bool(listed) and all(type(token) is int and 0 <= token < vocab for token in listed)
+        expect(fine, key, value, f"an id below vocab_size ({vocab}), or a list of such ids")
+        return tuple(dict.fromkeys(listed))
+
     def number(self, key: str) -> float:
         """A positive number."""
         value = self.values[key]

@@ -23,8 +23,8 @@ def numbers(keys: Keys) -> dict[str, Any]:
     kv_heads = keys.count("num_key_value_heads", heads)
     expect(heads % kv_heads == 0, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads ({heads})")
     vocab = keys.count("vocab_size")
-    mask_id, eos_id = keys.token("mask_token_id", vocab), keys.token("eos_token_id", vocab)
-    expect(mask_id != eos_id, "mask_token_id", mask_id, "another id than eos_token_id")
+    mask_id, (eos_id, *more_ends) = keys.token("mask_token_id", vocab), keys.tokens("eos_token_id", vocab)
+    expect(mask_id not in (eos_id, *more_ends), "mask_token_id", mask_id, "another id than eos_token_id")
     return {
         "layers": keys.count("num_hidden_layers"),
         "d_model": d_model,
@@ -39,6 +39,7 @@ def numbers(keys: Keys) -> dict[str, Any]:
         "tied": keys.flag("tie_word_embeddings", False),
         "mask_id": mask_id,
         "eos_id": eos_id,
+        "more_ends": tuple(more_ends),
     }
 
 

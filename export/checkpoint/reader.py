@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ from safetensors import SafetensorError, safe_open
 from engines.config import ModelConfig
 from engines.errors import CheckpointError
 from engines.files import check_access
-from export.checkpoint import Family, pickled
+from export.checkpoint import Family, ends, pickled
 from export.checkpoint.generation import decoding_defaults
 from export.checkpoint.registry import find_family
-from export.checkpoint.tokenizer import AGAIN, FILES, PAIRS, needs_writing, special_id
+from export.checkpoint.tokenizer import AGAIN, FILES, PAIRS, needs_writing
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -117,9 +117,8 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
             check_access(file, CheckpointError)
     raw = _json_object(directory / "config.json")
     family = find_family(raw)
-    config = replace(
-        family.read_config(family.complete(directory, raw)), eot_id=special_id(directory, family.end_of_turn)
-    )
+    keys = family.complete(directory, ends.complete(directory, raw))
+    config = ends.united(family.read_config(keys), directory, family.end_of_turn, keys)
     index = _index(directory)
     shards: dict[str, Path] = {}
     headers: dict[str, tuple[tuple[int, ...], str]] = {}  # tensor -> shape, type
@@ -148,7 +147,7 @@ def _content(path: Path) -> bytes:
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(_content(path).decode("utf-8"))
+        content = json.loads(_content(path).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}); {AGAIN}") from error
     if not isinstance(content, dict):

@@ -55,8 +55,8 @@ def read_config(raw: dict[str, Any]) -> ModelConfig:
     expect(keys.flag("tie_word_embeddings", tied) == tied, "tie_word_embeddings", not tied, "equal to weight_tying")
     exact = "mlp_hidden_size" in keys.values
     mlp_size = keys.count("mlp_hidden_size") if exact else keys.count("mlp_ratio", 4) * d_model
-    mask_id, eos_id = keys.token("mask_token_id", vocab), keys.token("eos_token_id", vocab)
-    expect(mask_id != eos_id, "mask_token_id", mask_id, "another id than eos_token_id")
+    mask_id, (eos_id, *more_ends) = keys.token("mask_token_id", vocab), keys.tokens("eos_token_id", vocab)
+    expect(mask_id not in (eos_id, *more_ends), "mask_token_id", mask_id, "another id than eos_token_id")
     return ModelConfig(
         family="llada",
         layers=keys.count("n_layers"),
@@ -74,6 +74,7 @@ def read_config(raw: dict[str, Any]) -> ModelConfig:
         tied=tied,
         mask_id=mask_id,
         eos_id=eos_id,
+        more_ends=tuple(more_ends),
     )
 
 

@@ -108,9 +108,10 @@ def read_config(raw: dict[str, Any]) -> ModelConfig:
     required = dict.fromkeys((*llama.REQUIRED, *REQUIRED, *ADDED))
     keys = Keys("llada-v", raw, required, llama.OPTIONAL, FIXED, HARMLESS)
     found, suppressed = llama.numbers(keys), keys.values["suppressed_ids"]
-    vocab, eos_id = found["vocab"], found["eos_id"]
+    vocab, ends = found["vocab"], (found["eos_id"], *found["more_ends"])
     expect(max(suppressed) < vocab, "vocab_size", vocab, f"more than the tokenizer's ids ({max(suppressed)})")
-    expect(eos_id == suppressed[0], "eos_token_id", eos_id, f"{suppressed[0]}, as the tokenizer has {SUPPRESSED[0]}")
+    agree = suppressed[0] in ends
+    expect(agree, "eos_token_id", found["eos_id"], f"{suppressed[0]}, as the tokenizer has {SUPPRESSED[0]}")
     return ModelConfig(
         family="llada-v", **found, qkv_bias=False, bias=False, suppressed=tuple(suppressed), system=SYSTEM,
         vision=read_vision(keys),
