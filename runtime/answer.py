@@ -11,7 +11,7 @@ from runtime.decoding.controller import StepEvent
 from runtime.decoding.generate import Output, spell_ids
 from runtime.decoding.request import Request
 from runtime.decoding.sequence import Positions, before_first
-from runtime.decoding.stops import Decode, before, cut
+from runtime.decoding.stops import Decode, complete, cut
 
 MASK = "░"
 
@@ -32,9 +32,10 @@ class Answer:
     @property
     def frame(self) -> str:
         """The text with its masks, up to the first end."""
-        shown = frame(self.ids, self.mask, self.ends, self.decode)
-        finished = before(shown, self.stops)
-        return shown if MASK in finished else finished
+        ids = self._settled_ids
+        if self.stops and complete(ids, self.decode, self.stops):
+            return cut(ids, self.decode, self.stops)[1]
+        return frame(self.ids, self.mask, self.ends, self.decode)
 
     @property
     def settled(self) -> str:
@@ -42,9 +43,14 @@ class Answer:
 
         That is a character of which bytes are missing, and what may be the start of a stop string.
         """
-        text = cut(before_first(self.ids, (self.mask, *self.ends)), self.decode, self.stops)[1].rstrip("\ufffd")
+        ids = self._settled_ids
+        text = (cut(ids, self.decode, self.stops)[1] if self.stops else self.decode(ids)).rstrip("\ufffd")
         begun = (n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
         return text[: len(text) - max(begun, default=0)]
+
+    @property
+    def _settled_ids(self) -> Positions:
+        return before_first(self.ids, (self.mask, *self.ends))
 
 
 def pieces(events: Iterable[StepEvent | Output], answer: Answer) -> Iterator[str | Output]:
@@ -74,6 +80,7 @@ def frame(answer: Positions, mask: int, ends: tuple[int, ...], decode: Decode) -
 
     A character of which some bytes are still masked is shown as U+FFFD.
     """
-    ids = before_first(answer, ends)
-    runs = ((masked, np.array(list(run))) for masked, run in groupby(ids, lambda one: one == mask))
+    runs = (
+        (masked, np.array(list(run))) for masked, run in groupby(before_first(answer, ends), lambda one: one == mask)
+    )
     return "".join(MASK * len(run) if masked else decode(run) for masked, run in runs)

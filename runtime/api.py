@@ -98,8 +98,8 @@ class Runtime:
         `prompt` is a user's text, chat messages, or ids [P]; padded ids need an
         `attention_mask` [P], 1 for ids and 0 for padding. `images` are files, bytes or
         Pillow images, one for each placeholder of the prompt, or in front of it.
-        `policy` is a name or an instance such as `Elastic(window=32)`; `options`
-        are those of the policy and of the request (`runtime.decoding.request`). For
+        `policy` is a name or an instance such as `Elastic(window=32)`; `options` are
+        those of the policy and of the request (`runtime.decoding.request`). For
         `elastic` and `timesteps`, an option that is not given has the bundle's default
         if there is one, else its own. Other policies and the request options have
         their own. UNSET counts as not given, None lifts a limit. `embeddings` [n, d],

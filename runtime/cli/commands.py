@@ -65,18 +65,19 @@ class Trace:
 
 
 def with_system(prompt: Any, system: str | None) -> Any:
-    """The prompt behind a system message, if there is one; raises OptionError for ids."""
+    """The text or the messages behind a system message, if there is one; raises OptionError for ids."""
     if system is None:
         return prompt
-    if not isinstance(prompt, str):
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not (isinstance(turns, list) and turns and isinstance(turns[0], dict)):
         raise OptionError("--system is a message before a text; give --prompt, or leave --system out")
-    return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+    return [{"role": "system", "content": system}, *turns]
 
 
-def told(one: Asked, system: str | None) -> Asked:
-    """A prompt of a file behind a system message, if there is one; ids and messages then have an error."""
+def behind(one: Asked, system: str | None) -> Asked:
+    """A prompt of a file behind a system message; one that cannot be has an error."""
     try:
-        return one if one.error is not None else replace(one, prompt=with_system(one.prompt, system))
+        return one if one.error else replace(one, prompt=with_system(one.prompt, system))
     except OptionError as error:
         return replace(one, error=str(error))
 
@@ -124,7 +125,7 @@ def generate_all(args: argparse.Namespace) -> None:
     if args.trace is not None:
         raise OptionError("--trace writes the steps of one prompt; give --prompt, or leave --trace out")
     check_output(args.out, ANY, "choose another --out")
-    prompts = [told(one, args.system) for one in read_prompts(args.prompts)]
+    prompts = [behind(one, args.system) for one in read_prompts(args.prompts)]
     policy, options = policy_of(args), given_options(args)
     with closing(Results(args.out, args.resume)) as results, opened(args) as model:
         model.check_options(policy, options)  # what concerns all prompts is refused before the first

@@ -40,13 +40,13 @@ def output(text: str) -> Output:
 def test_pieces(model: runtime.Runtime, words: str, rng: Any, group: int, stops: bool) -> None:
     """In whatever order masks are filled: no piece is taken back, and nothing is held that has settled."""
     ids = [*map(int, model.text.encode(words)), EOS, EOS]
-    stop = ("ab",) if stops else None
+    stop = "ab" if stops else None
     text = words.partition("ab")[0] if stops else words
     order = list(range(len(ids)))
     rng.shuffle(order)
     steps = [order[n : n + group + 1] for n in range(0, len(order), group + 1)]
     events = [event([7 + n for n in step], [ids[n] for n in step]) for step in steps]
-    answer = Answer(model, 7, Request((), gen_length=len(ids), stop=stop))
+    answer = Answer(model, 7, Request((), gen_length=len(ids), stop=(stop,) if stop else None))
     *found, out = pieces([*events, output(text)], answer)
     assert "".join(map(str, found)) == text and isinstance(out, Output)
     assert "" not in found

@@ -236,7 +236,7 @@ def test_files_that_are_not_gone_on_with(generate: Call, tmp_path: Path) -> None
         out.write_bytes(content)
         failed(generate("--prompts", file, "--out", out, "--resume"), 2, "something other than answers")
         assert out.read_bytes() == content
-    failed(generate("--prompts", file, "--out", tmp_path, "--resume"), 2, "cannot write", "directory")
+    failed(generate("--prompts", file, "--out", tmp_path, "--resume"), 2, "cannot write", "Is a directory")
     failed(generate("--prompts", file, "--resume"), 2, "--out")
     failed(generate("--prompt", "Hi", "--out", out), 2, "--out and --resume", "--prompts")
     failed(generate("--prompts", file, "--out", file / "out"), 2, "cannot write", "choose another --out")
