@@ -1,24 +1,28 @@
 """What a bundle holds, as text: its model and capacity, its engines by back end, its parts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from engines.bundle import Bundle
+from engines.bundle import CALIBRATION, Bundle
 
 # Layers of a TensorRT network that show which operators stayed whole.
 NATIVE = ("ROTARY_EMBEDDING", "KV_CACHE_UPDATE", "ATTENTION_INPUT", "MATRIX_MULTIPLY", "GATHER", "TOPK", "SOFTMAX")
 
 
 def show(bundle: Bundle, console: Console) -> None:
-    """Print a bundle's model, capacity, engines and parts."""
+    """Print a bundle's model, capacity, defaults with their evidence, engines and parts."""
     manifest = bundle.manifest
     console.print(f"{bundle.root}: {manifest.checkpoint['name']} ({manifest.checkpoint['identity'][:16]}), "
                   f"{manifest.precision}, built with {manifest.tools}")  # fmt: skip
     console.print(f"model {manifest.model}")
     console.print(f"capacity {manifest.capacity}")
+    console.print(f"defaults of decoding {manifest.defaults or 'as the policies have them'}")
+    if CALIBRATION in manifest.files:
+        console.print(f"measured by calibrate: {evidence(bundle)} ({CALIBRATION} has all trials)")
     for name, entry in manifest.engines.items():
         show_engines(name, entry, manifest.files, console)
     table = Table("part", "inputs", "outputs", "MB")
@@ -26,6 +30,13 @@ def show(bundle: Bundle, console: Console) -> None:
         size = sum(manifest.files[part[kind]]["size"] for kind in ("graph", "weights") if part[kind]) / 1e6
         table.add_row(name, tensors(part["inputs"]), tensors(part["outputs"]), f"{size:.2f}")
     console.print(table)
+
+
+def evidence(bundle: Bundle) -> str:
+    """What a calibration measured, and for which setting."""
+    found = json.loads(bundle.file(CALIBRATION).read_bytes())
+    single = {name: value for name, value in found.items() if not isinstance(value, list)}
+    return ", ".join(f"{name} {value}" for name, value in single.items())
 
 
 def tensors(entries: list[dict[str, Any]]) -> str:

@@ -190,7 +190,7 @@ def check(directory: Path, family: Family, config: ModelConfig, found: dict[str,
                 f"{directory}: the mask's id is {mask} by {place} and {config.mask_id} by config.json; correct the one "
                 "that is wrong"
             )
-    if config.mask_id in (config.eos_id, config.eot_id, ids.get("eos_token")):
+    if config.mask_id in (config.eos_id, *config.more_ends, config.eot_id, ids.get("eos_token")):
         raise CheckpointError(f"{directory}: the mask's id {config.mask_id} is also that of an end; correct it")
     files = (generation, json_object(directory / "config.json"))
     padding = {ids.get("pad_token"), *(file.get("pad_token_id") for file in files)} - {None}

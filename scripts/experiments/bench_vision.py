@@ -58,8 +58,8 @@ def make_checkpoint(out: Path) -> None:
     """Write the checkpoint, one shard per part."""
     out.mkdir(parents=True)
     added = {str(number): {"content": text} for number, text in enumerate((MASK, *SUPPRESSED))}
-    (out / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
-    (out / "config.json").write_text(json.dumps(SHAPE, indent=1))
+    (out / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}), encoding="utf-8")
+    (out / "config.json").write_text(json.dumps(SHAPE, indent=1), encoding="utf-8")
     config = FAMILY.read_config(FAMILY.complete(out, SHAPE))
     normals = Normals(0, DTYPES["fp16"])
     shards: dict[str, str] = {}
@@ -70,7 +70,7 @@ def make_checkpoint(out: Path) -> None:
         }
         save_file(stored, out / f"{part}.safetensors")
         shards |= dict.fromkeys(stored, f"{part}.safetensors")
-    (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}), encoding="utf-8")
 
 
 def job(work: Path) -> BuildJob:
@@ -146,7 +146,7 @@ def stage(work: Path, name: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="a new folder; removed at the end")
-    parser.add_argument("--json", type=Path, default=OUT, help="write the figures to this file too")
+    parser.add_argument("--out", type=Path, default=OUT, help="write the figures to this file too")
     parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stage:
@@ -174,7 +174,7 @@ def main() -> None:
         "capability": CAPABILITY, "tiles": 37, "weights": "random",
         "machine": f"{platform.machine()}, no GPU, Python {platform.python_version()}", "versions": versions(),
     }  # fmt: skip
-    write(figures, args.json)
+    write(figures, args.out)
     print(json.dumps(figures))
 
 

@@ -1,6 +1,6 @@
 """The three observations that Elastic-Cache rests on (arXiv 2510.14973, section 3), checked on the demo model.
 
-    python scripts/experiments/paper_observations.py --work DIR [--json FILE] [--plot FILE] [--limit 40]
+    python scripts/experiments/paper_observations.py --work DIR [--out FILE] [--plot FILE] [--limit 40]
 
 Every step is computed in full, in eager PyTorch, and commits as `elastic` does.
 (1) How much attention of the window's rows goes to masks beyond it, by distance.
@@ -36,7 +36,7 @@ FAR = GEN_LENGTH - WINDOW
 def observe(model: Any, prompt: NDArray[np.int64], seen: dict[str, list[Any]]) -> None:
     """Decode one prompt with a full pass per step, and append what the three observations need to `seen`."""
     config = model.config
-    sequence = Sequence.start(prompt, GEN_LENGTH, config.mask_id, config.eos_id)
+    sequence = Sequence.start(prompt, GEN_LENGTH, config.mask_id, config.end_ids)
     runner = model.new_runner(len(sequence))
     before: dict[str, torch.Tensor] = {}
     known_before = np.zeros(0, np.int64)  # tokens known before the last step
