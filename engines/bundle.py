@@ -185,9 +185,12 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
     write_atomically(root / MANIFEST, signed(vars(manifest)))
 
 
-def set_defaults(root: Path, defaults: dict[str, Any], evidence: str, content: dict[str, Any]) -> None:
+def set_defaults(
+    root: Path, defaults: dict[str, Any], evidence: str, content: dict[str, Any], whole: bool = False
+) -> None:
     """Change a bundle's decoding defaults, and keep the measurement behind them as its JSON file `evidence`.
 
+    `defaults` are merged into those that are there; if `whole`, they replace them.
     Raises BundleError if `root` is no bundle or cannot be written.
     """
     manifest = read_manifest(root)
@@ -195,7 +198,9 @@ def set_defaults(root: Path, defaults: dict[str, Any], evidence: str, content: d
     with writing(root, "make it writable", BundleError):
         write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
         files = manifest.files | {evidence: describe(path)}
-        write_manifest(root, replace(manifest, defaults=manifest.defaults | defaults, files=files))
+        write_manifest(
+            root, replace(manifest, defaults=defaults if whole else manifest.defaults | defaults, files=files)
+        )
 
 
 def signed(content: dict[str, Any]) -> bytes:

@@ -1,12 +1,13 @@
 """What a bundle holds, as text: its model and capacity, its engines by back end, its parts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from engines.bundle import Bundle
+from engines.bundle import CALIBRATION, Bundle
 
 # Layers of a TensorRT network that show which operators stayed whole.
 NATIVE = ("ROTARY_EMBEDDING", "KV_CACHE_UPDATE", "ATTENTION_INPUT", "MATRIX_MULTIPLY", "GATHER", "TOPK", "SOFTMAX")
@@ -19,6 +20,9 @@ def show(bundle: Bundle, console: Console) -> None:
                   f"{manifest.precision}, built with {manifest.tools}")  # fmt: skip
     console.print(f"model {manifest.model}")
     console.print(f"capacity {manifest.capacity}")
+    console.print(f"decoding defaults {manifest.defaults}")
+    if CALIBRATION in manifest.files:
+        show_calibration(json.loads(bundle.file(CALIBRATION).read_text(encoding="utf-8")), console)
     for name, entry in manifest.engines.items():
         show_engines(name, entry, manifest.files, console)
     table = Table("part", "inputs", "outputs", "MB")
@@ -26,6 +30,17 @@ def show(bundle: Bundle, console: Console) -> None:
         size = sum(manifest.files[part[kind]]["size"] for kind in ("graph", "weights") if part[kind]) / 1e6
         table.add_row(name, tensors(part["inputs"]), tensors(part["outputs"]), f"{size:.2f}")
     console.print(table)
+
+
+def show_calibration(evidence: dict[str, Any], console: Console) -> None:
+    """Print what calibrated defaults rest on; nothing where the calibration was undone."""
+    if "chosen" in evidence:
+        chosen = evidence["chosen"]
+        console.print(
+            f"calibrated on {evidence['prompts']} prompts, {evidence['gen_length']} masks each, {evidence['backend']} "
+            f"({evidence['device']}): on the confirming half {chosen['agreement']:.1%} of answers as those of full "
+            f"(target {evidence['target_agreement']:.1%}), {1e3 * chosen['seconds']:.0f} ms an answer"
+        )
 
 
 def tensors(entries: list[dict[str, Any]]) -> str:

@@ -81,13 +81,16 @@ def add_eval(command: argparse.ArgumentParser) -> None:
 
 def add_calibrate(command: argparse.ArgumentParser) -> None:
     add_bundle(command)
-    command.add_argument("--target-agreement", type=float, default=0.99, help="fraction of equal tokens (default 0.99)")
+    command.add_argument(
+        "--target-agreement", type=float, default=0.95, help="fraction of answers equal to those of full (default 0.95)"
+    )
     command.add_argument(
         "--prompts", type=Path, help="a file of prompts, one a line (default: problems of the demo's tasks)"
     )
-    command.add_argument("--limit", type=int, default=40, help="prompts (default 40)")
+    command.add_argument("--limit", type=int, default=40, help="prompts, half of them to confirm (default 40)")
     command.add_argument("--gen-length", type=int, default=192, help="masks to fill (default 192)")
     command.add_argument("--dry-run", action="store_true", help="leave the bundle as it is")
+    command.add_argument("--undo", action="store_true", help="take back the last calibration, and do nothing else")
     command.set_defaults(call=do.calibrate_command)
 
 

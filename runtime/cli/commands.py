@@ -166,7 +166,10 @@ def eval_command(args: argparse.Namespace) -> None:
 
 
 def calibrate_command(args: argparse.Namespace) -> None:
-    """Search for the fastest setting that agrees with `full`, and make it the bundle's default."""
+    """Search for the fastest setting that answers as `full` does, and make it the bundle's default; or undo that."""
+    if args.undo:
+        console.print(f"[ok] {calibrate.undo(args.bundle)} are the defaults of {args.bundle} again")
+        return
     with opened(args) as model:
         asked: list[Any] = calibrate.prompts(args.limit)
         if args.prompts:
@@ -174,11 +177,15 @@ def calibrate_command(args: argparse.Namespace) -> None:
         trials = []
         for trial in calibrate.calibrate(model, args.target_agreement, asked, args.gen_length):
             trials.append(trial)
-            console.print(f"{trial.agreement:.2%} of tokens, {1e3 * trial.seconds:.0f} ms an answer: {trial.options}")
+            console.print(
+                f"{trial.half}: {trial.agreement:.1%} of answers, {trial.tokens:.2%} of tokens, "
+                f"{1e3 * trial.seconds:.0f} ms an answer: {trial.options}"
+            )
+        stays = trials[-1].options == calibrate.defaults(model)
         if not args.dry_run:
             calibrate.keep(model, args.target_agreement, trials, args.gen_length, len(asked))
-    what = "would be the default of" if args.dry_run else "is now the default of"
-    console.print(f"[ok] {trials[-1].options} {what} {args.bundle}")
+    what = "stays" if stays else "would be" if args.dry_run else "is now"
+    console.print(f"[ok] {trials[-1].options} {what} the default of {args.bundle}")
 
 
 def read_lines(path: Path) -> list[str]:
