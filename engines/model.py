@@ -57,10 +57,10 @@ class Model(ABC):
 
     def reuse(self, passes: list[ReusePass]) -> list[ReuseResult]:
         """Run the reuse passes of runners of one `new_runners`; each result is what the runner alone would give."""
-        return [due.runner.reuse(due.rows, due.watch, due.gamma) for due in passes]
+        return [due.runner.reuse(due.rows, due.drift_inputs, due.gamma) for due in passes]
 
     def forward(self, ids: NDArray[np.int64], rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """The plain full forward pass of ids [B, P] within the vocabulary: logits [B, P, V] in float32.
+        """The plain forward of ids [B, P] within the vocabulary: logits [B, P, V] in float32.
 
         With `rows` [W] only the logits of these positions are computed: [B, W, V].
         """
@@ -79,7 +79,7 @@ class Model(ABC):
         self.closed = True
 
     def logits(self, ids: Any, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """The plain full forward pass: an integer array [B, P] or [P] -> float32 [B, P, V].
+        """The plain forward: an integer array [B, P] or [P] -> float32 [B, P, V].
 
         With `rows` [W] only the logits of these positions are computed: [B, W, V].
         Raises PromptError for ids that are no such array, lie outside the
@@ -89,9 +89,9 @@ class Model(ABC):
         try:
             array = np.atleast_2d(np.asarray(ids))
         except ValueError as error:
-            raise PromptError("ids have rows of different lengths; give an integer array [B, N]") from error
+            raise PromptError("ids have rows of different lengths; give an integer array [B, P]") from error
         if array.ndim != 2 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
-            raise PromptError(f"ids must be a non-empty integer array [B, N], got {array.dtype} {list(array.shape)}")
+            raise PromptError(f"ids must be a non-empty integer array [B, P], got {array.dtype} {list(array.shape)}")
         check_ids(array, self.config.vocab)
         if array.shape[1] > self.capacity.max_length:
             raise PromptError(

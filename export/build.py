@@ -69,7 +69,7 @@ def build(options: BuildOptions) -> Path:
     fp16, bf16), `backends`, `max_length`, `window`, `track_num`, `max_batch`;
     `flavour` (tensorrt, tensorrt_rtx) and `capabilities` ("8.9", …) of TensorRT;
     `weights` (int8, int4) of ONNX Runtime; `force`; and `progress`, called as
-    progress(what, number, count). Raises CheckpointError, OptionError, BackendError
+    progress(what, number, count) before each part is written. Raises CheckpointError, OptionError, BackendError
     where PyTorch or ONNX is not installed, or BundleError (disk, or another bundle
     in the folder without `force`).
     """

@@ -1,6 +1,6 @@
 """The folder a bundle is built in.
 
-`locked` lets one build at a time into it. `existing_bundle`, `differences`,
+`locked` keeps other builds out. `existing_bundle`, `differences`,
 `is_whole` and `extended` read what lies there and change nothing; `prepare` and
 `remove_stale` change the folder.
 """
@@ -105,7 +105,7 @@ def extended(options: BuildOptions, manifest: Manifest) -> BuildOptions:
 
 
 def calibration(root: Path, manifest: Manifest) -> Files:
-    """The entry of the file that a bundle's calibrated defaults rest on, if it is there and unchanged; else nothing."""
+    """The manifest entry of calibration.json if present and unchanged, else an empty dict."""
     path = root / CALIBRATION
     if path.is_file() and describe(path) == manifest.files.get(CALIBRATION):
         return {CALIBRATION: manifest.files[CALIBRATION]}

@@ -190,7 +190,7 @@ def plan_key(model: onnx.ModelProto, spans: list[Spans], package: TensorRTPackag
 
 @cache
 def code() -> str:
-    """SHA-256 of the code that makes plans, so that no stamp outlives it."""
+    """SHA-256 of the code that makes plans; a change of it makes all stamps of plans invalid."""
     sources = map(inspect.getsource, (sys.modules[__name__], tensorrt_engine))
     return hashlib.sha256("".join(sources).encode()).hexdigest()
 

@@ -105,7 +105,7 @@ def calibrate(model: Runtime, target: float, prompts: list[Any], gen_length: int
     if len(prompts) < LEAST:
         raise OptionError(
             f"calibration needs at least {LEAST} prompts, half of them to confirm, got {len(prompts)}; "
-            "give --prompts a file with more, one a line, and --limit no less"
+            "give --prompts a file with more, one per line, and --limit no less"
         )
     drawn = random.Random(SEED).sample(prompts, len(prompts))
     middle = len(drawn) // 2
