@@ -20,7 +20,7 @@ from typing import Any
 
 from engines.config import Capacity, ModelConfig, strict
 from engines.errors import BundleError, NewerBundleError
-from engines.files import describe, sha256, write_atomically, writing
+from engines.files import check_access, describe, sha256, write_atomically, writing
 
 FORMAT = "elastic-bundle"
 VERSION = 5
@@ -84,6 +84,7 @@ class Bundle:
         path = inside(self.root, name)
         if name not in self._checked:
             expected = self.manifest.files[name]
+            check_access(path, BundleError)
             if not path.is_file():
                 raise BundleError(f"{self.root}: {name} is missing; {rebuild(self.root)}")
             try:
@@ -145,6 +146,7 @@ def inside(root: Path, name: str) -> Path:
 def read_manifest(root: Path) -> Manifest:
     """The manifest of the bundle at `root`; raises BundleError for anything but a complete bundle of this version."""
     path = root / MANIFEST
+    check_access(root, BundleError)
     if os.path.isfile(root):
         raise BundleError(f"{root} is a file and not a bundle; give a bundle's folder")
     if not os.path.isdir(root):

@@ -41,3 +41,15 @@ def sha256(path: Path) -> str:
 def describe(path: Path) -> dict[str, Any]:
     """A file's entry in the manifest: its size in bytes and SHA-256."""
     return {"size": path.stat().st_size, "sha256": sha256(path)}
+
+
+def check_access(path: Path, error_type: type[ElasticError]) -> None:
+    """Raise `error_type` if a file or folder may not be read, or not be looked for; one that is not there passes."""
+    try:
+        os.stat(path)
+        if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(13, "Permission denied")
+    except PermissionError as error:
+        raise error_type(f"{path} may not be read ({error.strerror}); change its permissions") from error
+    except (OSError, ValueError):
+        return

@@ -14,15 +14,15 @@ NATIVE = ("ROTARY_EMBEDDING", "KV_CACHE_UPDATE", "ATTENTION_INPUT", "MATRIX_MULT
 
 
 def show(bundle: Bundle, console: Console) -> None:
-    """Print a bundle's model, capacity, engines and parts."""
+    """Print a bundle's model, capacity, defaults with their evidence, engines and parts."""
     manifest = bundle.manifest
     console.print(f"{bundle.root}: {manifest.checkpoint['name']} ({manifest.checkpoint['identity'][:16]}), "
                   f"{manifest.precision}, built with {manifest.tools}")  # fmt: skip
     console.print(f"model {manifest.model}")
     console.print(f"capacity {manifest.capacity}")
-    console.print(f"decoding defaults {manifest.defaults}")
+    console.print(f"defaults of decoding {manifest.defaults or 'as the policies have them'}")
     if CALIBRATION in manifest.files:
-        show_calibration(json.loads(bundle.file(CALIBRATION).read_text(encoding="utf-8")), console)
+        show_calibration(json.loads(bundle.file(CALIBRATION).read_bytes()), console)
     for name, entry in manifest.engines.items():
         show_engines(name, entry, manifest.files, console)
     table = Table("part", "inputs", "outputs", "MB")

@@ -94,12 +94,8 @@ def prompts(count: int) -> list[str]:
     return [problem.prompt for problem in tasks.in_turn(random.Random(SEED), "train", count)]
 
 
-def calibrate(model: Runtime, target: float, prompts: list[Any], gen_length: int) -> Iterator[Trial]:
-    """Yield every trial, and that of the chosen setting on the confirming half once more as the last.
-
-    Raises OptionError for fewer than LEAST prompts, and where neither a setting that was found nor the bundle's
-    defaults reach the target on both halves.
-    """
+def check(target: float, prompts: list[Any]) -> None:
+    """Raise OptionError for a target that is no fraction, or fewer than LEAST prompts."""
     if not 0 < target <= 1:
         raise OptionError(f"target-agreement must lie in (0, 1], got {target}")
     if len(prompts) < LEAST:
@@ -107,6 +103,15 @@ def calibrate(model: Runtime, target: float, prompts: list[Any], gen_length: int
             f"calibration needs at least {LEAST} prompts, half of them to confirm, got {len(prompts)}; "
             "give --prompts a file with more, one per line, and --limit no less"
         )
+
+
+def calibrate(model: Runtime, target: float, prompts: list[Any], gen_length: int) -> Iterator[Trial]:
+    """Yield every trial, and that of the chosen setting on the confirming half once more as the last.
+
+    Raises OptionError as `check` does, and where neither a setting that was found nor the bundle's defaults reach the
+    target on both halves.
+    """
+    check(target, prompts)
     drawn = random.Random(SEED).sample(prompts, len(prompts))
     middle = len(drawn) // 2
     search = Half("search", model, drawn[:middle], gen_length)
