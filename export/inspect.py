@@ -21,8 +21,9 @@ def show(bundle: Bundle, console: Console) -> None:
     console.print(f"model {manifest.model}")
     console.print(f"capacity {manifest.capacity}")
     console.print(f"defaults of decoding {manifest.defaults or 'as the policies have them'}")
-    if CALIBRATION in manifest.files:
-        show_calibration(json.loads(bundle.file(CALIBRATION).read_bytes()), console)
+    if CALIBRATION in manifest.files and (measured := evidence(bundle)):
+        figures = ", ".join(f"{name} {value}" for name, value in measured.items())
+        console.print(f"measured by calibrate: {figures} ({CALIBRATION} has all trials)")
     for name, entry in manifest.engines.items():
         show_engines(name, entry, manifest.files, console)
     table = Table("part", "inputs", "outputs", "MB")
@@ -32,15 +33,10 @@ def show(bundle: Bundle, console: Console) -> None:
     console.print(table)
 
 
-def show_calibration(evidence: dict[str, Any], console: Console) -> None:
-    """Print what calibrated defaults rest on; nothing where the calibration was undone."""
-    if "chosen" in evidence:
-        chosen = evidence["chosen"]
-        console.print(
-            f"calibrated on {evidence['prompts']} prompts, {evidence['gen_length']} masks each, {evidence['backend']} "
-            f"({evidence['device']}): on the confirming half {chosen['agreement']:.1%} of answers as those of full "
-            f"(target {evidence['target_agreement']:.1%}), {1e3 * chosen['seconds']:.0f} ms an answer"
-        )
+def evidence(bundle: Bundle) -> dict[str, Any]:
+    """What a calibration measured, and for which setting; empty where the calibration was undone."""
+    found = json.loads(bundle.file(CALIBRATION).read_bytes())
+    return {name: value for name, value in found.items() if not isinstance(value, list) and name != "before"}
 
 
 def tensors(entries: list[dict[str, Any]]) -> str:

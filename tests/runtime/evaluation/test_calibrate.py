@@ -140,13 +140,13 @@ def test_kept_and_undone(model: runtime.Runtime, call: Call) -> None:
         assert again.resolve(None, {})[0].gamma == 0.8  # type: ignore[attr-defined]
         keep(again, 0.9, [trial(gamma=0.7, max_masks=64)], 24, COUNT)
     code, out, _ = call(export_main, "inspect", root)
-    assert code == 0 and "calibrated on 40 prompts, 24 masks each, onnxruntime" in out and "'gamma': 0.7" in out
+    assert code == 0 and "measured by calibrate: target_agreement 0.9, prompts 40" in out and "'gamma': 0.7" in out
     Bundle.open(root).check()
     code, out, _ = call(main, "calibrate", root, "--undo")
     assert code == 0 and "'gamma': 0.8" in out and "again" in out
     assert Bundle.open(root).file(CALIBRATION).read_text() == first
     assert undo(root) == before == Bundle.open(root).manifest.defaults
-    assert "calibrated" not in call(export_main, "inspect", root)[1]
+    assert "measured" not in call(export_main, "inspect", root)[1]
     with refused(OptionError, "no calibration to undo"):
         undo(root)
 
