@@ -11,33 +11,24 @@ The manifest holds its own SHA-256 and that of every other file; all of them are
 checked before a model is loaded.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
-import re
 import shlex
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from engines.config import Capacity, ModelConfig, strict
 from engines.errors import BundleError, NewerBundleError
-from engines.files import canonical, describe, sha256, signed, write_atomically, writing
+from engines.files import LOCK, canonical, check_access, sha256, signed, write_atomically
 from engines.record import NEXT, rebuild
 
 FORMAT = "elastic-bundle"
 VERSION = 6
 MANIFEST = "manifest.json"
 STAMPS = "stamps"
-LOCK = ".lock"  # held by what writes the folder: a build, a calibration
-CALIBRATION = "calibration.json"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
@@ -101,13 +92,13 @@ class Bundle:
         path = inside(self.root, name, self.manifest.folder)
         if name not in self._checked:
             expected = self.manifest.files[name]
+            check_access(path, BundleError)
             try:
                 intact = path.stat().st_size == expected["size"] and sha256(path) == expected["sha256"]
             except (FileNotFoundError, NotADirectoryError) as error:
                 raise BundleError(f"{self.root}: {name} is missing; {self.rebuild()}") from error
             except OSError as error:
-                remedy = "check its permissions" if isinstance(error, PermissionError) else self.rebuild()
-                raise BundleError(f"{self.root}: {name} cannot be read ({error.strerror}); {remedy}") from error
+                raise BundleError(f"{self.root}: {name} cannot be read ({error.strerror}); {self.rebuild()}") from error
             if not intact:
                 raise BundleError(
                     f"{self.root}: {name} is not the file that was built (SHA-256 differs); {self.rebuild()}"
@@ -161,26 +152,10 @@ def inside(root: Path, name: str, folder: str = ".") -> Path:
     return root / folder / relative
 
 
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Hold the lock of the folder `root`; raises BundleError while another process does, or without locks, OSError."""
-    with (root / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BundleError(f"another build or calibration is writing {root}; wait until it has ended") from error
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            raise BundleError(
-                f"{root} is on a file system without locks ({error.strerror}); use a folder on another one"
-            ) from error
-        yield
-
-
 def read_manifest(root: Path) -> Manifest:
     """The manifest of the bundle at `root`; raises BundleError for anything but a complete bundle of this version."""
     path = root / MANIFEST
+    check_access(root, BundleError)
     if os.path.isfile(root):
         raise BundleError(f"{root} is a file and not a bundle; give a bundle's folder")
     if not os.path.isdir(root):
@@ -220,29 +195,3 @@ def read_manifest(root: Path) -> Manifest:
 def write_manifest(root: Path, manifest: Manifest) -> None:
     """Write the manifest in one step, with its SHA-256; raises OSError."""
     write_atomically(root / MANIFEST, signed(vars(manifest)))
-
-
-def set_defaults(root: Path, defaults: dict[str, Any], evidence: str, content: dict[str, Any]) -> None:
-    """Change a bundle's decoding defaults, and keep the measurement behind them as its JSON file `evidence`.
-
-    The file gets a name of its own (`calibrations`), so that the old one is whole until the manifest is replaced.
-    Raises BundleError if `root` is no bundle, is being written or cannot be written.
-    """
-    read_manifest(root)  # before a lock is left in a folder that is no bundle
-    with writing(root, "make it writable", BundleError), locked(root):
-        manifest = read_manifest(root)
-        old = calibrations(manifest.files)
-        first = inside(root, evidence, manifest.folder)
-        others = (first.with_stem(f"{first.stem}-{number}") for number in count(2))
-        path = next(path for path in chain([first], others) if not path.exists())
-        write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
-        files = {other: entry for other, entry in manifest.files.items() if other not in old}
-        files[path.name] = describe(path)
-        write_manifest(root, replace(manifest, defaults=manifest.defaults | defaults, files=files))
-        for other in old:
-            path.with_name(other).unlink(missing_ok=True)
-
-
-def calibrations(names: Iterable[str]) -> list[str]:
-    """Those of `names` that are measurements behind calibrated defaults: calibration.json, calibration-2.json, …"""
-    return [name for name in names if re.fullmatch(r"calibration(-\d+)?\.json", name)]

@@ -1,6 +1,7 @@
-"""Writing files: atomically, with hashes, and with errors of the operating system translated in one place."""
+"""Writing files: in one step, under a lock, with hashes, and with errors of the operating system translated."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -10,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engines.errors import ElasticError, OptionError
+from engines.errors import BundleError, ElasticError, OptionError
 
+LOCK = ".lock"  # in a bundle's folder, held by what writes it: a build, a calibration
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
@@ -22,6 +25,23 @@ def writing(path: Path, remedy: str, error_type: type[ElasticError] = OptionErro
         yield
     except OSError as error:
         raise error_type(f"cannot write {path} ({error.strerror or error}); {remedy}") from error
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold the lock of the folder `root`; raises BundleError while another process does, or without locks, OSError."""
+    with (root / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BundleError(f"another build or calibration is writing {root}; wait until it has ended") from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise BundleError(
+                f"{root} is on a file system without locks ({error.strerror}); use a folder on another one"
+            ) from error
+        yield
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -76,3 +96,15 @@ def signed(content: dict[str, Any]) -> bytes:
 def canonical(content: dict[str, Any]) -> bytes:
     """JSON of `content` that does not depend on the order of keys, for hashes."""
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def check_access(path: Path, error_type: type[ElasticError]) -> None:
+    """Raise `error_type` if a file or folder may not be read, or not be looked for; one that is not there passes."""
+    try:
+        os.stat(path)
+        if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(13, "Permission denied")
+    except PermissionError as error:
+        raise error_type(f"{path} may not be read ({error.strerror}); change its permissions") from error
+    except (OSError, ValueError):
+        return

@@ -3,13 +3,15 @@
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from engines.bundle import Bundle
-from engines.cli import Parser, program, run, screen
+from engines.cli import Parser, program, progress, run, screen
 from engines.registry import BACKENDS
 from export import options
 from export.build import estimate, plan
@@ -19,43 +21,53 @@ from export.verify import GRAPHS, TOLERANCES, tolerance, verify
 
 console = screen()
 GIGA = 1e9
+RESUMES = "interrupted; run the same command again to go on where it stopped"
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets `call` to its function."""
     top = Parser(prog=program("export"), description="Build, verify and inspect bundles of diffusion language models.")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
-    make = commands.add_parser("build", help="build the bundle of a checkpoint")
+
+    def command(name: str, help: str, call: Callable[[argparse.Namespace], None], example: str) -> Parser:
+        made: Parser = commands.add_parser(
+            name, help=help, description=f"{help[0].upper()}{help[1:]}.", example=example
+        )
+        made.set_defaults(call=call)
+        return made
+
+    make = command("build", "build the bundle of a checkpoint", build_command,
+                   "--checkpoint path/to/LLaDA-8B-Instruct --fp16 --out bundles/llada")  # fmt: skip
     options.add_arguments(make)
     make.add_argument("--dry-run", action="store_true", help="print parts, disk and memory; write nothing")
-    make.set_defaults(call=build_command)
-    check = commands.add_parser("verify", help="compare parts and the plain forward with eager PyTorch")
-    check.add_argument("bundle", type=Path)
+    make.add_argument("--json", action="store_true", help="print JSON in place of text; progress is on standard error")
+    check = command("verify", "compare parts and the plain forward with eager PyTorch", verify_command,
+                    f"bundles/demo --backend {GRAPHS}")  # fmt: skip
+    check.add_argument("bundle", type=Path, help="a bundle's folder")
+    check.add_argument("--backend", choices=[*BACKENDS, GRAPHS], default="onnxruntime",
+                       help=f"back end to compare, or {GRAPHS}: the exported graphs, run on the CPU")  # fmt: skip
     check.add_argument(
-        "--backend",
-        choices=[*BACKENDS, GRAPHS],
-        default="onnxruntime",
-        help=f"back end to compare, or {GRAPHS}: the exported graphs, run on the CPU (default onnxruntime)",
-    )
-    check.add_argument(
-        "--atol",
-        type=float,
+        "--atol", type=float, metavar="X",
         help=f"tolerance, times a part's largest number where that is more than 1 (default: {TOLERANCES} by precision)",
-    )
-    check.set_defaults(call=verify_command)
-    look = commands.add_parser("inspect", help="show what a bundle holds")
-    look.add_argument("bundle", type=Path)
-    look.add_argument("--json", action="store_true", help="print the manifest")
-    look.set_defaults(call=inspect_command)
+    )  # fmt: skip
+    check.add_argument("--json", action="store_true", help="print JSON, a line for each part, in place of the table")
+    look = command("inspect", "show what a bundle holds", inspect_command, "bundles/demo")
+    look.add_argument("bundle", type=Path, help="a bundle's folder")
+    look.add_argument("--json", action="store_true", help="print the manifest as JSON")
     return top
 
 
 def build_command(args: argparse.Namespace) -> None:
     """Build a bundle, or with --dry-run print what would be built."""
-    bars = FolderBars()
+    console = Console(stderr=True) if args.json else screen()
+    bars = FolderBars(console)
     job = plan(options.from_arguments(args, bars.show))
     need = estimate(job)
     c = job.config
+    if args.json and args.dry_run:
+        planned = {"bundle": str(job.root), "parts": [*c.parts, *c.vision_parts], "backends": list(job.backends)}
+        print(json.dumps(planned | {f"{name}_bytes": round(size) for name, size in need.items()}))
+        return
     console.print(
         f"{job.checkpoint.directory.name}: {c.family}, {c.layers} layers of width {c.d_model}, {c.heads} heads "
         f"({c.kv_heads} key/value), vocabulary {c.vocab}, length {c.max_length}, {job.options.precision}"
@@ -70,15 +82,20 @@ def build_command(args: argparse.Namespace) -> None:
     with bars:
         root = build_planned(job)
     files = Bundle.open(root).manifest.files
-    size = sum(entry["size"] for entry in files.values()) / GIGA
-    how = f"{time.perf_counter() - began:.1f} s" if bars.bars else "up to date"
-    console.print(f"[ok] {root}: {len(files)} files, {size:.3f} GB, {how}")
+    size = sum(entry["size"] for entry in files.values())
+    seconds = time.perf_counter() - began
+    if args.json:
+        done = {"bundle": str(root), "files": len(files), "bytes": size, "seconds": seconds}
+        print(json.dumps(done | {"up_to_date": not bars.bars}))
+        return
+    how = f"{seconds:.1f} s" if bars.bars else "up to date"
+    console.print(f"[ok] {root}: {len(files)} files, {size / GIGA:.3f} GB, {how}")
 
 
 class FolderBars(Progress):
     """A progress bar for each folder that is written; a line for each part where the output is no terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console) -> None:
         super().__init__(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
         )
@@ -90,8 +107,8 @@ class FolderBars(Progress):
         if folder not in self.bars:
             self.bars[folder] = self.add_task(folder, total=count)
         self.update(self.bars[folder], completed=number, total=count, description=f"{folder} {part}")
-        if not console.is_terminal:
-            console.print(f"[{number}/{count}] {what}")
+        if not self.console.is_terminal:
+            self.console.print(f"[{number}/{count}] {what}")
 
 
 def verify_command(args: argparse.Namespace) -> None:
@@ -100,10 +117,23 @@ def verify_command(args: argparse.Namespace) -> None:
     atol = args.atol if args.atol is not None else tolerance(bundle, args.backend)
     title = f"{args.backend} against eager, tolerance {atol:g} of the largest number, or of 1"
     table = Table("part", "max", "mean", "cosine", "largest number", title=title)
-    for row in verify(bundle, args.backend, atol):
-        table.add_row(row.part, f"{row.max:.2e}", f"{row.mean:.2e}", f"{row.cosine:.8f}", f"{row.scale:.4g}")
-    console.print(table)
-    console.print("[ok] all values close")
+    with progress("verify", rows_of(bundle, args.backend)) as done:
+        for number, row in enumerate(verify(bundle, args.backend, atol), 1):
+            done(number)
+            if args.json:
+                print(json.dumps(vars(row)))
+            table.add_row(row.part, f"{row.max:.2e}", f"{row.mean:.2e}", f"{row.cosine:.8f}", f"{row.scale:.4g}")
+    if not args.json:
+        console.print(table)
+        console.print("[ok] all values close")
+
+
+def rows_of(bundle: Bundle, backend: str) -> int:
+    """How many differences `verify` yields: one for each output of a graph; or for each part, forward and newline."""
+    parts = bundle.manifest.parts
+    if backend == GRAPHS:
+        return sum(len(part["outputs"]) for part in parts.values())
+    return len(parts) + 1 + bool(bundle.config.vision)
 
 
 def inspect_command(args: argparse.Namespace) -> None:
@@ -118,4 +148,5 @@ def inspect_command(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's); returns the exit code."""
     args = parser().parse_args(argv)
-    return run(args.call, args, "interrupted; run the same command again to go on where it stopped")
+    resumes = args.command == "build" and not args.dry_run
+    return run(args.call, args, RESUMES if resumes else "interrupted")

@@ -7,9 +7,10 @@ finished build the bundle.
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from engines.bundle import LOCK, MANIFEST, STAMPS, Bundle, Manifest, calibrations, inside
+from engines.bundle import MANIFEST, STAMPS, Bundle, Manifest, inside
+from engines.defaults import calibrations
 from engines.errors import BundleError, NewerBundleError
-from engines.files import describe
+from engines.files import LOCK, describe
 from engines.record import NEXT, read_record, rebuild
 from export.checkpoint import tokenizer
 from export.job import BuildJob

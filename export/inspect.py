@@ -7,18 +7,23 @@ from rich.console import Console
 from rich.table import Table
 
 from engines.bundle import Bundle
+from engines.defaults import calibrations, evidence
 
 # Layers of a TensorRT network that show which operators stayed whole.
 NATIVE = ("ROTARY_EMBEDDING", "KV_CACHE_UPDATE", "ATTENTION_INPUT", "MATRIX_MULTIPLY", "GATHER", "TOPK", "SOFTMAX")
 
 
 def show(bundle: Bundle, console: Console) -> None:
-    """Print a bundle's model, capacity, engines and parts."""
+    """Print a bundle's model, capacity, defaults with their evidence, engines and parts."""
     manifest = bundle.manifest
     console.print(f"{bundle.root}: {manifest.checkpoint['name']} ({manifest.checkpoint['identity'][:16]}), "
                   f"{manifest.precision}, built with {manifest.tools}")  # fmt: skip
     console.print(f"model {manifest.model}")
     console.print(f"capacity {manifest.capacity}")
+    console.print(f"defaults of decoding {manifest.defaults or 'as the policies have them'}")
+    if measured := chosen(bundle):
+        figures = ", ".join(f"{name} {value}" for name, value in measured.items())
+        console.print(f"measured by calibrate: {figures} ({calibrations(manifest.files)[0]} has all trials)")
     for name, entry in manifest.engines.items():
         show_engines(name, entry, manifest.files, console)
     table = Table("part", "inputs", "outputs", "MB")
@@ -26,6 +31,11 @@ def show(bundle: Bundle, console: Console) -> None:
         size = sum(manifest.files[part[kind]]["size"] for kind in ("graph", "weights") if part[kind]) / 1e6
         table.add_row(name, tensors(part["inputs"]), tensors(part["outputs"]), f"{size:.2f}")
     console.print(table)
+
+
+def chosen(bundle: Bundle) -> dict[str, Any]:
+    """What a calibration measured, and for which setting; empty where the calibration was undone."""
+    return {name: value for name, value in evidence(bundle).items() if not isinstance(value, list) and name != "before"}
 
 
 def tensors(entries: list[dict[str, Any]]) -> str:

@@ -18,12 +18,12 @@ from engines import registry
 from engines.bundle import Bundle
 from engines.errors import BundleError, OptionError
 from engines.model import check_ids
-from engines.options import UNSET, document_keywords
+from engines.options import UNSET, document_keywords, within
 from engines.vision import Vision, open_vision
 from runtime.decoding.controller import StepEvent
 from runtime.decoding.generate import Output, stream, stream_batch
 from runtime.decoding.policies import DEFAULT, POLICIES, Policy, make_policy, unknown_defaults
-from runtime.decoding.request import KEYWORDS, Request
+from runtime.decoding.request import KEYWORDS, Request, check_request
 from runtime.images.decode import Source
 from runtime.images.decode import load as load_image
 from runtime.images.prompt import IMAGE, encode, encode_image, mentioned, placeholder_ids
@@ -135,6 +135,16 @@ class Runtime:
         given = {name: value for name, value in options.items() if value is not UNSET}
         own = {name: given.pop(name) for name in KEYWORDS if name in given}
         return make_policy(policy or defaults.get("policy", DEFAULT), given, defaults), own
+
+    def check_options(self, policy: str | Policy | None, options: Mapping[str, Any]) -> Request:
+        """A request without a prompt; raises OptionError for options with which none could be decoded."""
+        chosen, own = self.resolve(policy, options)
+        request = Request((), **own)
+        limit = self.bundle.capacity.max_length
+        within("gen_length", request.gen_length, 1, limit, "the bundle's length")
+        chosen.check(self.bundle.capacity, request.gen_length)
+        check_request(request, chosen, self.model, self.has_text)
+        return request
 
     def request(self, prompt: Prompt, images: Sequence[Source | NDArray[np.float32]], given: dict[str, Any]) -> Request:
         """The request of a prompt: text as ids [P], each image as rows [n, d] with ids beyond the vocabulary."""

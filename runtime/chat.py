@@ -6,23 +6,16 @@ The texts to show follow from the prompt's length, the step events and the token
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
-import numpy as np
-
 from engines.errors import BundleError
-from engines.options import within
 from engines.vision import Rows
+from runtime.answer import Answer
 from runtime.api import Runtime
 from runtime.decoding.generate import Output
-from runtime.decoding.request import Request, check_request
-from runtime.decoding.sequence import Positions
+from runtime.decoding.request import Request
 from runtime.images.decode import Source
 from runtime.images.prompt import mention
-from runtime.text import Text
-
-MASK = "░"
 
 
 @dataclass(frozen=True)
@@ -80,12 +73,8 @@ class Chat:
                 f"{model.bundle.root} has no tokenizer.json, needed to chat; use generate with --prompt-ids"
             )
         self.model, self.policy, self.options = model, policy, options or {}
-        chosen, request = model.resolve(policy, self.options)
-        self.request = Request((), **request)
+        self.request = model.check_options(policy, self.options)
         self.limit = model.bundle.capacity.max_length
-        within("gen_length", self.request.gen_length, 1, self.limit, "the bundle's length")
-        chosen.check(model.bundle.capacity, self.request.gen_length)
-        check_request(self.request, chosen, model.model, model.has_text)
         self.system = [] if system is None else [{"role": "system", "content": system}]
         self.turns: list[tuple[str, str]] = []  # (user, assistant) of the finished turns
         self.images: list[list[Rows]] = []  # of each of them, as rows [tokens, d]
@@ -126,16 +115,14 @@ class Chat:
                 f"the {what} left out: with more history and gen_length {self.request.gen_length} "
                 f"the prompt would exceed the bundle's length {self.limit}"
             )
-        eos = self.model.bundle.config.end_id if self.request.eos_id is None else self.request.eos_id
-        mask = self.model.bundle.config.mask_id
-        answer = np.full(self.request.gen_length, mask)
+        answer = Answer(self.model, len(prompt), self.request)
         steps = self.model.stream(prompt, self.policy, **self.options | {"embeddings": request.embeddings})
         assert isinstance(steps, Generator)
         with closing(steps):  # else the model stays in use
             for event in steps:
                 if not isinstance(event, Output):
-                    answer[np.array(event.committed, np.int64) - len(prompt)] = event.tokens
-                    yield frame(answer, mask, eos, self.model.text)
+                    answer.add(event)
+                    yield answer.frame
         assert isinstance(event, Output)
         self.turns = [*self.turns[dropped:], (text, event.text)]
         self.images, self.waiting = [*self.images[dropped:], self.waiting], []
@@ -150,14 +137,3 @@ class Chat:
             if len(request.prompt_ids) + self.request.gen_length <= self.limit:
                 return dropped, request
         return 0, request  # the stream refuses it
-
-
-def frame(answer: Positions, mask: int, eos: int, text: Text) -> str:
-    """The text of an answer's ids up to the first EOS: MASK for each mask, and each run between masks decoded alone.
-
-    A character of which some bytes are still masked is shown as U+FFFD.
-    """
-    ends = np.flatnonzero(answer == eos)
-    ids = answer[: ends[0]] if len(ends) else answer
-    runs = ((masked, np.array(list(run))) for masked, run in groupby(ids, lambda token: token == mask))
-    return "".join(MASK * len(run) if masked else text.decode(run) for masked, run in runs)

@@ -1,7 +1,7 @@
 """The long checks before a release: ONNX Runtime and eager PyTorch against the oracle on many models and prompts.
 
     python scripts/check.py
-    python scripts/check.py --models 5 --prompts 5 --json check.json
+    python scripts/check.py --models 5 --prompts 5 --out check.json
 
 Random tiny models with many options, and held-out problems of the demo checkpoint with its defaults, are decoded by
 Elastic-Cache on both back ends and by the oracle, and compared decision by decision. A run with a decision whose margin
@@ -53,11 +53,11 @@ def check(args: argparse.Namespace) -> None:
         "seconds": round(time.perf_counter() - began, 1), "holds": all(tally.holds for tally in sets.values()),
         "sets": {name: describe(tally) for name, tally in sets.items()},
     }  # fmt: skip
-    write(report, args.json)
+    write(report, args.out)
     failing = [name for name, tally in sets.items() if not tally.holds]
     if failing:
-        raise ParityError(f"{' and '.join(failing)}: runs diverged, or too many were ambiguous; see {args.json}")
-    console.print(f"[ok] no run diverged; the figures are in {args.json}", markup=False)
+        raise ParityError(f"{' and '.join(failing)}: runs diverged, or too many were ambiguous; see {args.out}")
+    console.print(f"[ok] no run diverged; the figures are in {args.out}", markup=False)
 
 
 def tallied(name: str, runs: Iterator[Comparison], count: int) -> Tally:
@@ -106,7 +106,7 @@ def main() -> int:
     parser.add_argument("--models", type=int, default=50, help=f"random models, {RUNS} runs each (default 50)")
     parser.add_argument("--prompts", type=int, default=50, help="problems for the demo checkpoint (default 50)")
     parser.add_argument("--checkpoint", default="demo", help="a checkpoint with the demo's tokenizer")
-    parser.add_argument("--json", type=Path, default=OUT, help="file of the figures (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=OUT, help="file of the figures (default: %(default)s)")
     return run(check, parser.parse_args(), "interrupted; no figures were written")
 
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from engines.config import ModelConfig
 from engines.errors import CheckpointError
+from engines.files import check_access
 from export.checkpoint import Family, pickled
 from export.checkpoint.generation import decoding_defaults
 from export.checkpoint.registry import find_family
@@ -108,8 +109,12 @@ def is_finite(values: torch.Tensor) -> bool:
 def open_checkpoint(directory: str | Path) -> Checkpoint:
     """Open a Hugging Face directory, reading headers only; raises CheckpointError for anything unexpected."""
     directory = Path(directory)
+    check_access(directory, CheckpointError)
     if not os.path.isdir(directory):
         raise CheckpointError(f"{directory} is not a directory; give the folder that holds config.json")
+    for file in sorted(directory.iterdir()):
+        if file.suffix in (".json", ".jinja", ".safetensors", ".txt"):
+            check_access(file, CheckpointError)
     raw = _json_object(directory / "config.json")
     family = find_family(raw)
     config = replace(

@@ -148,7 +148,7 @@ def plot(found: dict[str, dict[str, float]], file: Path) -> None:
         fraction = np.array([slices[name] for slices in found.values()]) / totals
         axes.barh(labels, fraction, left=left, label=name)
         left += fraction
-    axes.set_xlabel("fraction of a step")
+    axes.set(title="where the time of a step goes", xlabel="fraction of a step")
     axes.invert_yaxis()
     axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.25 - 0.1 / len(found)), frameon=False)
     save(chart, file)

@@ -13,6 +13,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ import numpy as np
 
 from engines.errors import OptionError
 from engines.files import writing
+from engines.options import within
 from engines.registry import versions
 from runtime.api import Runtime
 from runtime.bench import breakdown
 from runtime.bench.plots import figure, save
 from runtime.evaluation import tasks
-from runtime.evaluation.exact_match import few_shot_prompt
+from runtime.evaluation.exact_match import MOST, few_shot_prompt, fitting, room
 
 SEED = 20261122
 BLOCK = 32
@@ -98,28 +100,51 @@ class Case:
 def cases(models: Sequence[Runtime], names: Iterable[str]) -> list[Case]:
     """Combine every named policy case with every model; raises OptionError for an unknown name."""
     found = []
-    for name in names:
-        if name not in POLICY_CASES:
-            raise OptionError(f"unknown bench case {name!r}; choose from {', '.join(POLICY_CASES)}")
+    for name in check_names(names):
         policy, options = POLICY_CASES[name]
         found += [Case(f"{model.backend} {name}", model, policy, options) for model in models]
     return found
 
 
-def prompts(model: Runtime, count: int, length: int, seed: int = 0) -> Iterator[tuple[Any, tasks.Problem]]:
-    """Draw `count` held-out problems, each with the ids [P] of its few-shot prompt of at most `length` tokens."""
+def check_names(names: Iterable[str]) -> list[str]:
+    """The names of policy cases; raises OptionError for one that is unknown."""
+    for name in names:
+        if name not in POLICY_CASES:
+            raise OptionError(f"unknown bench case {name!r}; choose from {', '.join(POLICY_CASES)}")
+    return list(names)
+
+
+def check_lengths(measured: Iterable[Case], prompt_length: int, gen_length: int) -> None:
+    """Raise OptionError unless every case can decode `gen_length` masks behind a prompt of `prompt_length` tokens."""
+    for case in measured:
+        case.model.check_options(case.policy, {**case.options, "gen_length": gen_length})
+        longest = room(case.model, gen_length)
+        within("prompt_length", prompt_length, 1, longest, "the bundle's length, less gen_length")
+
+
+def prompts(
+    model: Runtime, count: int, length: int, seed: int = 0, longest: int | None = None
+) -> Iterator[tuple[Any, tasks.Problem]]:
+    """Draw `count` held-out problems, with the ids [P] of each behind solved ones, of at most `length` tokens.
+
+    A problem alone may be longer than that; it has at most `longest` tokens (default: the bundle's length), else
+    another is drawn. Raises OptionError as `fitting` does.
+    """
     rng = random.Random(SEED + seed)
-    for problem in tasks.in_turn(rng, "test", count):
+    drawn = fitting(model, tasks.in_turn(rng, "test", MOST), longest or model.bundle.capacity.max_length)
+    for problem in islice(drawn, count):
         yield few_shot_prompt(model, problem, length, rng), problem
 
 
 def bench(measured: list[Case], count: int, prompt_length: int, gen_length: int) -> Iterator[int]:
-    """Decode problem by problem; yields the number of finished problems."""
-    if count < 1:
-        raise OptionError(f"limit must be at least 1, got {count}")
+    """Decode problem by problem; yields the number of finished problems. Raises OptionError before the first."""
+    within("limit", count, 1, MOST, "problems")
+    check_lengths(measured, prompt_length, gen_length)
+    first = measured[0].model
     for case in measured:  # else the first problem includes the cost of what is allocated once
         case.warm_up()
-    for number, (prompt, problem) in enumerate(prompts(measured[0].model, count, prompt_length), 1):
+    drawn = prompts(first, count, prompt_length, longest=room(first, gen_length))
+    for number, (prompt, problem) in enumerate(drawn, 1):
         for case in measured:
             case.run(prompt, problem, gen_length)
         yield number
@@ -147,34 +172,29 @@ def machine(models: Sequence[Runtime]) -> dict[str, Any]:
 
 
 def plot(figures: dict[str, Any], file: Path) -> None:
-    """Draw bars of tokens per second with exact match; the breakdown, if measured, goes to a second file."""
+    """Draw bars of times faster, with their quartiles; the breakdown, if measured, goes to a second file."""
     if "breakdown" in figures:
         breakdown.plot(figures["breakdown"], file.with_stem(f"{file.stem}_breakdown"))
     rows = figures["cases"][::-1]
-    chart = figure(8, 0.45 * len(rows) + 1.2)
+    chart = figure(8, 0.45 * len(rows) + 1.5)
     axes = chart.subplots()
-    bars = axes.barh([row["case"] for row in rows], [row["tokens_per_second"] for row in rows], color="tab:blue")
-    labels = [f"{row['times_faster']:.1f}x, {row['exact_match']:.0%} correct" for row in rows]
+    middle = np.array([row["times_faster"] for row in rows])
+    low, high = np.array([row["times_faster_quartiles"] for row in rows]).T
+    bars = axes.barh(
+        [row["case"] for row in rows], middle, xerr=[middle - low, high - middle], color="tab:blue", capsize=3
+    )
+    labels = [f"{row['tokens_per_second']:.0f} tokens/s, {row['exact_match']:.0%} correct" for row in rows]
     axes.bar_label(bars, labels, padding=4)
-    axes.set_xlabel(f"tokens per second, ratios to {figures['baseline']}")
-    axes.margins(x=0.25)
+    axes.set_title(
+        f"{rows[0]['problems']} problems, prompts of {figures['prompt_length']} tokens, {figures['gen_length']} masks"
+    )
+    axes.set_xlabel(f"times faster than {figures['baseline']}: median and quartiles of the problems")
+    axes.margins(x=0.6, y=0.02)
     save(chart, file)
-
-
-def check_file(file: Path | None) -> None:
-    """Raise OptionError for an existing file that does not hold figures: it would be overwritten."""
-    if file is None or not file.exists():
-        return
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict) or "command" not in content:
-        raise OptionError(f"{file} holds something else than figures of a bench; choose another --json")
 
 
 def write(figures: dict[str, Any], file: Path) -> None:
     """Write figures as indented JSON; raises OptionError if the file cannot be written."""
-    with writing(file, "choose another --json"):
+    with writing(file, "choose another --out"):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(figures, indent=1) + "\n")
+        file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

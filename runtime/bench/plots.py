@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from engines.errors import INSTALL, OptionError
 from engines.files import writing
 from runtime.decoding.controller import StepEvent
+from runtime.outputs import PLOTS, check_output
 
-REMEDY = "choose another --plot, ending in .png"
+REMEDY = f"choose another --plot, ending in {', '.join(PLOTS)}"
 
 
 def figure(width: float, height: float) -> Any:
@@ -28,18 +29,22 @@ def figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def check_plot(file: Path | None) -> None:
+    """Raise OptionError unless a plot can be drawn to `file`: matplotlib is there, and so is a place for it."""
+    if file is None:
+        return
+    figure(1, 1)
+    if file.suffix not in PLOTS:
+        raise OptionError(f"cannot write {file} (no plot has the ending {file.suffix!r}); {REMEDY}")
+    check_output(file, PLOTS[file.suffix], REMEDY)
+
+
 def save(chart: Any, file: Path) -> None:
     """Write a figure in the format of the file's ending; raises OptionError if it cannot be written."""
-    if not file.suffix:
-        raise OptionError(f"cannot write {file} (its name has no ending); {REMEDY}")
-    try:
-        with writing(file, REMEDY):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            chart.savefig(file, dpi=130)
-    except ValueError as error:  # matplotlib has no such format
-        if isinstance(error, OptionError):
-            raise
-        raise OptionError(f"cannot write {file} ({error}); {REMEDY}") from error
+    check_plot(file)
+    with writing(file, REMEDY):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        chart.savefig(file, dpi=130)
 
 
 def computed(trace: list[StepEvent], layers: int) -> NDArray[np.int64]:
@@ -64,21 +69,26 @@ def sigma_by_layer(trace: list[StepEvent], layers: int) -> NDArray[np.float64]:
 def plot_trace(trace: list[StepEvent], layers: int, gamma: float, file: Path) -> None:
     """Draw four panels over the steps: layers computed, sigma, positions, and commits."""
     chart = figure(11, 7)
+    triggers = [(event.step, event.trigger) for event in trace if event.trigger is not None]
+    chart.suptitle(f"{len(trace)} steps, {sum(event.refreshed(layers) for event in trace)} with a refresh")
     (upper, right), (lower, last) = chart.subplots(2, 2)
     steps = np.arange(len(trace))
     upper.imshow(computed(trace, layers), aspect="auto", cmap="Blues", vmin=0, vmax=2, interpolation="nearest")
     upper.set(title="layers run over the active rows (light) and over all (dark)", xlabel="step", ylabel="layer")
-    for layer, sigma in enumerate(sigma_by_layer(trace, layers)):
-        right.plot(steps, sigma, marker=".", label=f"layer {layer}", color=f"C{layer % 10}")
-    right.axhline(gamma, color="black", linestyle="--", linewidth=1, label=f"gamma {gamma:g}")
-    right.set(title="drift tests", xlabel="step", ylabel="sigma")
-    right.legend(fontsize=7, ncols=2)
+    sigma = sigma_by_layer(trace, layers)
+    image = right.imshow(sigma, aspect="auto", vmin=np.nanmin(sigma, initial=gamma), vmax=1, interpolation="nearest")
+    chart.colorbar(image, ax=right, label="sigma")
+    right.plot(*zip(*triggers, strict=True) if triggers else ([], []), "rx", markersize=5)
+    right.set(title=f"drift tests (red: below gamma {gamma:g})", xlabel="step", ylabel="layer")
     for event in trace:
         lower.vlines(event.step, event.window[0], event.window[-1], color="C0", alpha=0.3, linewidth=4)
         lower.plot([event.step] * len(event.tracked), event.tracked, "C1x", markersize=4)
         lower.plot([event.step] * len(event.committed), event.committed, "C2.", markersize=4)
     marks = (("C0-", "window"), ("C2.", "committed"), ("C1x", "tracked afterwards"))
-    lower.legend([lower.plot([], [], style)[0] for style, _ in marks], [name for _, name in marks], fontsize=7)
+    lower.legend(
+        [lower.plot([], [], style)[0] for style, _ in marks], [name for _, name in marks], fontsize=7, ncols=3,
+        loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False,
+    )  # fmt: skip
     lower.set(title="positions", xlabel="step", ylabel="position")
     last.bar(steps, [len(event.committed) for event in trace])
     last.set(title="commits", xlabel="step", ylabel="tokens")

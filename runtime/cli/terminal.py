@@ -1,6 +1,7 @@
 """The command `chat`: at a terminal, answers are redrawn in place while masks are filled; in a pipe, they are printed.
 
-`runtime.chat` yields the texts to show.
+`runtime.chat` yields the texts to show. A message is a line, what is pasted at a terminal, or what stands between two
+`\"\"\"`.
 """
 
 import argparse
@@ -14,19 +15,25 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from engines.errors import BackendError, OptionError, PromptError
-from runtime.chat import MASK, Chat, Note
+from engines.errors import BackendError, ElasticError, OptionError, PromptError
+from runtime.answer import MASK
+from runtime.chat import Chat, Note
 from runtime.cli.commands import opened
 from runtime.cli.options import given_options, policy_of
 from runtime.decoding.generate import Output
 
-PROMPT = "> "
-HELP = {
+PROMPT, MORE = "> ", ". "
+QUOTES = '"""'
+COMMANDS = {
     "/image": "FILE: attach an image to the next message (vision models)",
     "/reset": "forget the conversation; the figures and --system stay",
     "/stats": "totals of the answers: tokens, steps, seconds",
     "/help": "this list",
-    "/exit": "end the chat, as Ctrl-D does; Ctrl-C stops an answer and drops its turn",
+    "/exit": "end the chat, as Ctrl-D does; Ctrl-C stops an answer or drops what is typed, and the chat goes on",
+}
+HELP = COMMANDS | {
+    "//": "starts a message with a slash",
+    QUOTES: f"starts a message of several lines, which the next {QUOTES} ends; pasted lines are one message",
 }
 # Control characters could move the cursor or change the terminal: their Unicode pictures are drawn instead.
 PICTURES: dict[int, int | None] = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
@@ -91,14 +98,29 @@ def without_echo() -> Iterator[None]:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
-def lines(prompt: str) -> Iterator[str]:
-    """The lines of standard input."""
-    while True:
-        try:
-            yield input(prompt)
-        except EOFError:
-            print(end="\n" if prompt else "")
-            return
+def next_line(prompt: str) -> str | None:
+    """The next line of standard input, or lines that are pasted at once; None at its end."""
+    try:
+        return input(prompt)
+    except EOFError:
+        print(end="\n" if prompt else "")
+        return None
+
+
+def next_message(prompts: tuple[str, str]) -> tuple[str, bool] | None:
+    """The next message, and whether it is a line that may be a command; None at the end of the input."""
+    line = next_line(prompts[0])
+    if line is None:
+        return None
+    if not line.lstrip().startswith(QUOTES):
+        return line, "\n" not in line.strip()
+    text = line.lstrip()[len(QUOTES) :]
+    while not text.rstrip().endswith(QUOTES):
+        more = next_line(prompts[1])
+        if more is None:
+            return text, False
+        text += f"\n{more}"
+    return text.rstrip().removesuffix(QUOTES).strip("\n"), False
 
 
 def run_command(chat: Chat, line: str) -> None:
@@ -118,44 +140,77 @@ def run_command(chat: Chat, line: str) -> None:
     elif line == "/help":
         print("\n".join(f"{name:8}{meaning}" for name, meaning in HELP.items()), flush=True)
     else:
-        print(f"error: unknown command {line}; choose from {', '.join(HELP)}", file=sys.stderr)
+        print(f"error: unknown command {line}; choose from {', '.join(COMMANDS)}, or write /{line}", file=sys.stderr)
 
 
 def converse(chat: Chat, console: Console) -> None:
-    """Answer line by line; a prompt that cannot be decoded, and Ctrl-C at a terminal, end only that turn."""
+    """Answer message by message until the input ends.
+
+    A prompt that cannot be decoded ends only its turn; at a terminal, so do Ctrl-C and any other error.
+    """
     typed, drawing = sys.stdin.isatty(), sys.stdout.isatty()
     # A dumb terminal cannot redraw a line, and an ASCII one cannot show the mask.
     able = drawing and not console.is_dumb_terminal and not console.options.ascii_only
-    if typed and drawing:
-        with suppress(ImportError):
-            import readline  # noqa: F401  # line editing of input()
-        print(f"[{chat.model.backend}] /help lists the commands, Ctrl-D ends")
-    for line in lines(PROMPT if typed and drawing else ""):
-        word = line.strip()
-        if word == "/exit":
-            return
+
+    def answer(text: str) -> None:
+        with closing(chat.say(text)) as shown:
+            if able and typed:
+                with without_echo():
+                    draw(shown, console)
+            elif able:
+                draw(shown, console)
+            else:
+                write(shown)
+
+    def take_turn() -> bool:
+        """Take one message; False at the end."""
         try:
-            if word.startswith("/"):
+            try:
+                found = next_message((PROMPT, MORE) if typed and drawing else ("", ""))
+            except KeyboardInterrupt:
+                if not typed:
+                    raise
+                print("\nnothing is sent; Ctrl-D or /exit ends the chat", file=sys.stderr)
+                return True
+            if found is None:
+                return False
+            text, may_be_command = found
+            word = text.strip()
+            if may_be_command and word.startswith("//"):
+                answer(text.replace("//", "/", 1))
+            elif may_be_command and word.startswith("/"):
+                if word == "/exit":
+                    return False
                 run_command(chat, word)
             elif word:
-                with closing(chat.say(line)) as shown:
-                    if able and typed:
-                        with without_echo():
-                            draw(shown, console)
-                    elif able:
-                        draw(shown, console)
-                    else:
-                        write(shown)
-        except PromptError as error:
+                answer(text)
+        except ElasticError as error:
+            if not typed and not isinstance(error, PromptError):
+                raise
             print(f"error: {error}", file=sys.stderr)
+        return True
+
+    if typed and drawing:
+        with suppress(ImportError):
+            import readline  # line editing of input()
+
+            readline.parse_and_bind("set enable-bracketed-paste on")
+        print(f"[{chat.model.backend}] /help lists the commands, Ctrl-D ends")
+    while True:
+        try:
+            if not take_turn():
+                return
         except KeyboardInterrupt:
             if not typed:
                 raise
-            print("stopped", file=sys.stderr)
+            with suppress(KeyboardInterrupt):  # pressed twice
+                print("stopped", file=sys.stderr)
 
 
 def chat_command(args: argparse.Namespace) -> None:
     """Load the bundle and chat until standard input ends."""
+    if sys.stdin is None:
+        raise PromptError("standard input is closed, and chat reads its messages there; give it a terminal or a pipe")
     if isinstance(sys.stdin, io.TextIOWrapper):  # a line that is not valid text must not end the chat
         sys.stdin.reconfigure(errors="surrogateescape")
     with opened(args) as model:

@@ -7,20 +7,19 @@ options. A problem whose line is in the file is not run again.
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from engines.errors import OptionError
 from engines.files import writing
-from engines.options import values_of
+from engines.options import values_of, within
 from runtime.api import Runtime
 from runtime.evaluation import intervals, tasks
 from runtime.evaluation.intervals import agreement
 from runtime.evaluation.tasks import STEPS
+from runtime.outputs import ANY, check_output
 
 SEED = 20251014
 SHOT_STEPS = 2, 5  # least and most worked steps of the solved problems in a few-shot prompt
@@ -29,70 +28,98 @@ MOST = 100_000  # problems
 PATIENCE = 100  # problems that may be skipped for each one that fits
 
 
-def problems(model: Runtime, family: str, count: int) -> list[tasks.Problem]:
-    """Draw the first `count` held-out problems of a family whose prompts have at most 128 tokens.
+def problems(model: Runtime, family: str, count: int, longest: int = LONGEST_PROMPT) -> list[tasks.Problem]:
+    """Draw the first `count` held-out problems of a family whose prompts have at most `longest` tokens, or 128.
 
-    Raises OptionError if the tokenizer fits fewer than one problem in 100.
+    Raises OptionError as `fitting` does.
     """
     rng = random.Random(f"{SEED}/{family}")
-    drawn: list[tasks.Problem] = []
-    skipped = 0
-    while len(drawn) < count:
-        problem = tasks.generate(family, rng, "test", rng.randint(*STEPS[family]))
-        if len(model.text.prompt(problem.prompt)) <= LONGEST_PROMPT:
-            drawn.append(problem)
+    drawn = iter(lambda: tasks.generate(family, rng, "test", rng.randint(*STEPS[family])), None)
+    return list(islice(fitting(model, drawn, min(longest, LONGEST_PROMPT)), count))
+
+
+def fitting(model: Runtime, drawn: Iterable[tasks.Problem], longest: int) -> Iterator[tasks.Problem]:
+    """Those problems whose prompts have at most `longest` tokens.
+
+    Raises OptionError if fewer than about one in 100 has.
+    """
+    fit = skipped = 0
+    for problem in drawn:
+        if len(model.text.prompt(problem.prompt)) <= longest:
+            fit += 1
+            yield problem
         else:
             skipped += 1
-        if skipped > PATIENCE * (len(drawn) + 1):
+        if skipped > PATIENCE * (fit + 1):
+            remedy = "choose another --task" if longest == LONGEST_PROMPT else "give a smaller --gen-length"
             raise OptionError(
-                f"the bundle's tokenizer needs more than {LONGEST_PROMPT} tokens for almost every problem of {family}; "
-                "choose another --task, or a bundle whose tokenizer has longer tokens"
+                f"the bundle's tokenizer needs more than {longest} tokens for almost every problem of "
+                f"{problem.family}; {remedy}, or another bundle"
             )
-    return drawn
+
+
+def room(model: Runtime, gen_length: int) -> int:
+    """The tokens that a prompt may have beside `gen_length` masks; raises OptionError for none."""
+    length = model.bundle.capacity.max_length
+    within("gen_length", gen_length, 1, length - 1, "the bundle's length, less a prompt")
+    return length - gen_length
+
+
+def check(limit: int, few_shot: int, file: Path | None) -> None:
+    """Check what an evaluation needs before a model is loaded; raises OptionError as `evaluate` does."""
+    intervals.require()
+    within("limit", limit, 1, MOST, "all problems are drawn before the first run")
+    if few_shot < 0:
+        raise OptionError(f"few_shot must be a number of tokens, or 0 for none, got {few_shot}")
+    check_output(file, ANY, "choose another --out")
+    if file is not None and file.exists():
+        any(entries(file))
 
 
 def evaluate(
-    model: Runtime, family: str, limit: int, policy: str | None, options: dict[str, Any], file: Path | None,
-    console: Console, few_shot: int = 0,
+    model: Runtime, family: str, limit: int, policy: str | None, options: dict[str, Any], file: Path | None = None,
+    few_shot: int = 0, done: Callable[[int], None] = lambda number: None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Run those of the first `limit` problems that have no result yet; return all results, in order.
 
-    With `few_shot`, a prompt is filled up to that many tokens with solved problems. Raises OptionError for numbers out
-    of range, a file that cannot be read or written, and without the library that `summary` needs.
+    With `few_shot`, a prompt is filled up to that many tokens with solved problems. `done` is called with the number
+    of finished problems. Raises OptionError for numbers out of range, options with which no problem can be decoded, a
+    file that cannot be read or written, and without the library that `summary` needs.
     """
-    intervals.require()
-    if not 1 <= limit <= MOST:
-        raise OptionError(f"limit must lie in 1 … {MOST:,} (all problems are drawn before the first run), got {limit}")
-    if few_shot < 0:
-        raise OptionError(f"few-shot must be a number of tokens, or 0 for none, got {few_shot}")
+    check(limit, few_shot, file)
+    longest = room(model, model.check_options(policy, options).gen_length)
+    within("few_shot", few_shot, 0, longest, "the bundle's length, less gen_length")
     key = key_of(model, family, policy, options, few_shot)
     results = read(file, key)
-    hidden = not console.is_terminal
-    drawn = problems(model, family, limit)
     shots = random.Random(f"{SEED}/shots/{family}")
-    for number, problem in enumerate(track(drawn, f"{family} {policy or ''}", console=console, disable=hidden)):
+    for number, problem in enumerate(problems(model, family, limit, longest)):
         prompt = few_shot_prompt(model, problem, few_shot, shots) if few_shot else problem.prompt
-        if number in results:
-            continue
-        out = model.generate(prompt, policy, **options)
-        results[number] = {
-            "number": number, "correct": tasks.grade(out.text, problem), "steps": out.steps, "tokens": out.tokens,
-            "seconds": out.seconds, "computed_fraction": out.computed_fraction, "ids": out.ids,
-        }  # fmt: skip
-        if file is not None:
-            append(file, {"key": key, "result": results[number]})
+        if number not in results:
+            out = model.generate(prompt, policy, **options)
+            results[number] = {
+                "number": number, "correct": tasks.grade(out.text, problem), "steps": out.steps, "tokens": out.tokens,
+                "seconds": out.seconds, "computed_fraction": out.computed_fraction, "ids": out.ids,
+            }  # fmt: skip
+            if file is not None:
+                append(file, {"key": key, "result": results[number]})
+        done(number + 1)
     return [results[number] for number in range(limit)]
 
 
 def few_shot_prompt(model: Runtime, problem: tasks.Problem, length: int, rng: random.Random) -> Any:
-    """The ids [P] of a problem's prompt, after as many solved problems as fit into `length` tokens."""
+    """The ids [P] of a problem's prompt behind as many solved problems as fit into `length` tokens.
+
+    A chat template that leaves out earlier turns ends the search.
+    """
     turns = [{"role": "user", "content": problem.prompt}]
+    ids = model.text.prompt(turns)
     while True:
         shot = tasks.generate(problem.family, rng, "train", rng.randint(*SHOT_STEPS))
-        solved = [{"role": "user", "content": shot.prompt}, {"role": "assistant", "content": shot.solution}]
-        if len(model.text.prompt([*solved, *turns])) > length:
-            return model.text.prompt(turns)
-        turns = [*solved, *turns]
+        turns = [{"role": "user", "content": shot.prompt}, {"role": "assistant", "content": shot.solution}, *turns]
+        longer = model.text.prompt(turns)
+        if not len(ids) < len(longer) <= length:
+            return ids
+        ids = longer
 
 
 def key_of(
@@ -154,7 +181,7 @@ def entries(file: Path) -> Iterator[dict[str, Any]]:
     except (OSError, UnicodeError) as error:
         raise OptionError(f"cannot read results from {file} ({error}); choose another file") from error
     if lines and not any(line.startswith('{"key"') for line in lines):
-        raise OptionError(f"{file} holds something else than results; choose another --json")
+        raise OptionError(f"{file} holds something else than results; choose another --out")
     for line in lines:
         try:
             entry = json.loads(line)
@@ -166,7 +193,7 @@ def entries(file: Path) -> Iterator[dict[str, Any]]:
 
 def append(file: Path, entry: dict[str, Any]) -> None:
     """Add one line to a results file."""
-    with writing(file, "choose another --json"):
+    with writing(file, "choose another --out"):
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("ab+") as stream:
             if stream.tell():

@@ -4,14 +4,15 @@ Where two runs diverge, the margins of the eager run's decisions separate float 
 of the threshold, or a sigma within NOISE of gamma, may fall on either side.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engines.errors import OptionError, ParityError
-from engines.options import values_of
+from engines.options import values_of, within
 from engines.registry import REFERENCE
 from runtime.api import load
 from runtime.decoding.generate import Output
@@ -21,15 +22,40 @@ from runtime.evaluation.intervals import agreement
 NOISE = 1e-4
 
 
-def verify(bundle: Path, backend: str, prompts: int, seed: int = 0) -> Iterator[str]:
-    """Yield a line for each policy and a final one; raises ParityError if runs diverge beyond float noise.
+MOST = 10_000  # prompts
 
-    An engine with quantised weights is not judged: its lines report the fraction of equal tokens.
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of one policy on two back ends: `diverged` of them differ within float noise.
+
+    `agreement` is the mean fraction of equal tokens. Quantised weights (`weights`: int8 or int4) are not judged.
+    """
+
+    policy: str
+    runs: int
+    diverged: int
+    agreement: float
+    weights: str | None
+
+    def __str__(self) -> str:
+        if self.weights:
+            equal = f"{self.agreement:.1%} of tokens equal to full-precision weights"
+            return f"{self.policy}: {equal} ({self.weights} is not judged)"
+        equal = f"{self.runs - self.diverged} of {self.runs} runs equal"
+        return f"{self.policy}: {equal}, {self.diverged} diverge within {NOISE:g}"
+
+
+def verify(
+    bundle: Path, backend: str, prompts: int, seed: int = 0, done: Callable[[int], None] = lambda number: None
+) -> Iterator[Runs]:
+    """Yield the runs of each policy; raises ParityError if some diverge beyond float noise.
+
+    `done` is called with the number of finished prompts, over all policies.
     """
     if backend == REFERENCE:
         raise OptionError(f"{REFERENCE} is the reference of the comparison; verify another back end")
-    if prompts < 1:
-        raise OptionError(f"prompts must be at least 1, got {prompts}")
+    within("prompts", prompts, 1, MOST, "of each policy")
     with load(bundle, backend) as model, load(bundle, REFERENCE) as reference:
         config, capacity = model.bundle.config, model.bundle.capacity
         rng = np.random.default_rng(seed)
@@ -38,9 +64,12 @@ def verify(bundle: Path, backend: str, prompts: int, seed: int = 0) -> Iterator[
         length = min(24, capacity.max_length // 2)
         runs = {name: [rng.choice(allowed, length) for _ in range(prompts)] for name in POLICIES}
         weights = model.bundle.manifest.engines.get(model.backend, {}).get("weights")
+        finished = 0
         for policy, drawn in runs.items():
             diverged, equal = 0, 0.0
             for prompt in drawn:
+                done(finished)
+                finished += 1
                 options: dict[str, Any] = {"gen_length": length, "policy": policy}
                 ours, theirs = model.generate(prompt, **options), reference.generate(prompt, **options)
                 equal += agreement(ours.ids, theirs.ids) / len(drawn)
@@ -55,11 +84,8 @@ def verify(bundle: Path, backend: str, prompts: int, seed: int = 0) -> Iterator[
                         f"margin of a decision is {margin:.2g}; check the parts with `python -m export verify {bundle}`"
                     )
                 diverged += 1
-            if weights:
-                yield f"{policy}: {equal:.1%} of tokens equal to full-precision weights ({weights} is not judged)"
-            else:
-                yield f"{policy}: {prompts - diverged} of {prompts} runs equal, {diverged} diverge within {NOISE:g}"
-        yield f"[ok] {weights} runs; its parts are compared by `export verify`" if weights else "[ok] all tokens agree"
+            yield Runs(policy, prompts, diverged, equal, weights)
+        done(finished)
 
 
 def first_difference(ours: Output, theirs: Output) -> int | None:

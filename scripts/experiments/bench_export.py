@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=TREE, help="source tree whose export is run (default: this one)")
     parser.add_argument("--backend", default="none", help="also compile for this back end")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--out", type=Path, help="write the figures to this file too")
     parser.add_argument("--keep", action="store_true", help="keep the bundle")
     args = parser.parse_args()
     checkpoint, bundle = args.work / f"{args.shape}-{args.layers or 'all'}", args.work / "bundle"
@@ -103,8 +103,8 @@ def main() -> None:
     }
     if not args.keep:
         shutil.rmtree(bundle)
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if args.out:
+        args.out.write_text(json.dumps(figures, indent=1) + "\n")
     print(json.dumps(figures))
 
 

@@ -1,8 +1,8 @@
 """How cost grows with answer, prompt, window, layers and width, and the cost of a reuse step over its lower bound.
 
-    python scripts/experiments/bench_scaling.py --work DIR [--json FILE] [--plot FILE]    about 15 minutes on two cores
+    python scripts/experiments/bench_scaling.py --work DIR [--out FILE] [--plot FILE]    about 15 minutes on two cores
 
-Resumable with --json: a study that is in the file is not run again.
+Resumable with --out: a study that is in the file is not run again.
 
 Models are random, on ONNX Runtime, and have the demo's shape except for what is varied. Generations commit a fixed
 number of tokens per step, so that every point has the same schedule; gamma decides whether layers are refreshed (at 0
@@ -308,7 +308,7 @@ def plot(found: dict[str, Any], file: Path) -> None:
 
 def main() -> None:
     args = report.parser(__doc__).parse_args()
-    found = studies(args.work, args.json)
+    found = studies(args.work, args.out)
     report.finish(found, args, lambda file: plot(found, file))
 
 

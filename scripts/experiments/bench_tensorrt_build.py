@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=1400)
     parser.add_argument("--window", type=int, default=16)
     parser.add_argument("--capability", action="append", help="compute capability (repeatable; default 8.9)")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--out", type=Path, help="write the figures to this file too")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     path, capacity, layers = write_layer(args.shape, args.max_length, args.window, args.work)
@@ -127,8 +127,8 @@ def main() -> None:
         "limit_rss_gib": round(3 * weights / 2**30 + 2, 2), "tensorrt_rtx": find("tensorrt_rtx").version,
         "machine": f"{platform.machine()}, no GPU, Python {platform.python_version()}",
     }  # fmt: skip
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if args.out:
+        args.out.write_text(json.dumps(figures, indent=1) + "\n")
     print(json.dumps(figures))
 
 

@@ -149,7 +149,7 @@ def stage(work: Path, name: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="a new folder; removed at the end")
-    parser.add_argument("--json", type=Path, default=OUT, help="write the figures to this file too")
+    parser.add_argument("--out", type=Path, default=OUT, help="write the figures to this file too")
     parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stage:
@@ -177,7 +177,7 @@ def main() -> None:
         "capability": CAPABILITY, "tiles": 37, "weights": "random",
         "machine": f"{platform.machine()}, no GPU, Python {platform.python_version()}", "versions": versions(),
     }  # fmt: skip
-    write(figures, args.json)
+    write(figures, args.out)
     print(json.dumps(figures))
 
 

@@ -1,6 +1,6 @@
 """Compare drift tests: the sigma of each against the error that the cache really causes at that step.
 
-    python scripts/experiments/compare_drift_tests.py --work DIR [--json FILE] [--plot FILE] [--limit 60]
+    python scripts/experiments/compare_drift_tests.py --work DIR [--out FILE] [--plot FILE] [--limit 60]
 
 Few-shot problems are decoded in eager PyTorch with gamma 0, so that nothing is refreshed, and every drift test is
 computed at every step. The error of a step is the total variation distance between the window's token distributions

@@ -1,6 +1,6 @@
 """The three observations that Elastic-Cache rests on (arXiv 2510.14973, section 3), checked on the demo model.
 
-    python scripts/experiments/paper_observations.py --work DIR [--json FILE] [--plot FILE] [--limit 40]
+    python scripts/experiments/paper_observations.py --work DIR [--out FILE] [--plot FILE] [--limit 40]
 
 Every step is computed in full, in eager PyTorch, and commits as `elastic` does.
 (1) How much attention of the window's rows goes to masks beyond it, by distance.

@@ -1,6 +1,6 @@
-"""Reduce the results of `python -m runtime eval --json RESULTS` to what the documents need.
+"""Reduce the results of `python -m runtime eval --out RESULTS` to what the documents need.
 
-    python scripts/experiments/summarize_eval.py RESULTS --against full --json docs/benchmarks/eval.json
+    python scripts/experiments/summarize_eval.py RESULTS --against full --out docs/benchmarks/eval.json
 
 RESULTS holds every token of every answer. The summary keeps, for each setting, the figures of `runtime eval` and per
 problem whether the answer is correct, and for each setting against the reference policy the paired figures. Intervals
@@ -62,16 +62,16 @@ def bits(results: Results) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("results", type=Path, help="file that `python -m runtime eval --json` wrote")
+    parser.add_argument("results", type=Path, help="file that `python -m runtime eval --out` wrote")
     parser.add_argument("--against", default="full", help="reference policy (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="write the summary to this file too")
+    parser.add_argument("--out", type=Path, help="write the summary to this file too")
     return run(summarize_command, parser.parse_args(), "interrupted")
 
 
 def summarize_command(args: argparse.Namespace) -> None:
     found = summarize(collect(args.results), args.against)
-    if args.json:
-        write(found, args.json)
+    if args.out:
+        write(found, args.out)
     print(json.dumps(found))
 
 

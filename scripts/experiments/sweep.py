@@ -1,9 +1,9 @@
 """Accuracy and speed of `elastic` around its defaults, one option at a time; resumable.
 
-    python scripts/experiments/sweep.py --work DIR [--json FILE] [--plot FILE] [--limit 100]    about 15 minutes
+    python scripts/experiments/sweep.py --work DIR [--out FILE] [--plot FILE] [--limit 100]    about 15 minutes
 
 Builds the demo bundle with capacity for all values, runs the same problems of both families at every point (a point
-that is in --json is not run again), and draws accuracy against tokens per second with the Pareto front, and refreshes
+that is in --out is not run again), and draws accuracy against tokens per second with the Pareto front, and refreshes
 per step.
 """
 
@@ -108,7 +108,7 @@ def main() -> None:
     parser = report.parser(__doc__, limit=100)
     parser.add_argument("--gen-length", type=int, default=192, help="masks to fill (default: %(default)s)")
     args = parser.parse_args()
-    found = report.resumed(args.json, {"points": []})["points"]
+    found = report.resumed(args.out, {"points": []})["points"]
     done = {json.dumps(point["options"]) for point in found}
     with runtime.load(export.build("demo", args.work / "sweep", window=64, track_num=8), "onnxruntime") as model:
         about = report.about(__file__, [model], limit=args.limit, gen_length=args.gen_length)
@@ -116,8 +116,8 @@ def main() -> None:
             if json.dumps(point) in done:
                 continue
             found.append(run(model, point, args.limit, args.gen_length))
-            if args.json:
-                write(about | {"points": found}, args.json)
+            if args.out:
+                write(about | {"points": found}, args.out)
             right, speed = found[-1]["exact_match"], found[-1]["tokens_per_second"]
             print(
                 f"[{len(found)}/{len(points())}] {right:.1%} {speed:.0f} tokens/s {point}", file=sys.stderr, flush=True

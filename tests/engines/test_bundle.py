@@ -12,18 +12,7 @@ from hypothesis import strategies as st
 
 import export
 import runtime
-from engines.bundle import (
-    CALIBRATION,
-    LOCK,
-    MANIFEST,
-    VERSION,
-    Bundle,
-    calibrations,
-    inside,
-    locked,
-    read_manifest,
-    set_defaults,
-)
+from engines.bundle import MANIFEST, VERSION, Bundle, inside, read_manifest
 from engines.config import Capacity, ModelConfig, strict
 from engines.errors import BundleError, NewerBundleError
 from engines.files import signed
@@ -165,13 +154,6 @@ def test_a_file_that_cannot_be_read(bundle_copy: Path, monkeypatch: pytest.Monke
     with refused(BundleError, str(bundle_copy), "cannot be read", "Input/output error", AGAIN):
         runtime.load(bundle_copy)
 
-    def denied(path: Path) -> str:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("engines.bundle.sha256", denied)
-    with refused(BundleError, str(bundle_copy), "cannot be read (Permission denied); check its permissions"):
-        runtime.load(bundle_copy)
-
 
 # Versions and keys
 
@@ -306,62 +288,3 @@ def test_a_copy_gives_the_same_logits(text_bundle: Path, bundle_copy: Path) -> N
     with runtime.load(text_bundle, "onnxruntime") as here, runtime.load(moved, "onnxruntime") as there:
         assert np.array_equal(here.logits(ids), there.logits(ids))
     assert signed(dict(vars(Bundle.open(moved).manifest))) == (text_bundle / MANIFEST).read_bytes()
-
-
-# Defaults
-
-
-def test_new_defaults(bundle_copy: Path) -> None:
-    """They are merged into the old ones, and the measurement behind them is one of the bundle's checked files."""
-    before = Bundle.open(bundle_copy)
-    set_defaults(bundle_copy, {"gamma": 0.8}, "calibration.json", {"trials": [1, 2]})
-    after = Bundle.open(bundle_copy)
-    after.check()
-    assert after.manifest.defaults == before.manifest.defaults | {"gamma": 0.8}
-    assert json.loads(after.file("calibration.json").read_text()) == {"trials": [1, 2]}
-    assert after.identity != before.identity
-
-
-def test_new_defaults_again(bundle_copy: Path) -> None:
-    """Their measurement has a name of its own, so that what was there is whole to the end."""
-    (bundle_copy / "calibration-2.json").write_text("mine")
-    set_defaults(bundle_copy, {"gamma": 0.8}, CALIBRATION, {"trials": [1]})
-    before = Bundle.open(bundle_copy)
-
-    def cut(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engines.bundle.write_manifest", cut)
-        with refused(BundleError, "No space left on device"):
-            set_defaults(bundle_copy, {"gamma": 0.7}, CALIBRATION, {"trials": [2]})
-    Bundle.open(bundle_copy).check()
-    assert Bundle.open(bundle_copy).identity == before.identity
-    set_defaults(bundle_copy, {"gamma": 0.7}, CALIBRATION, {"trials": [2]})
-    after = Bundle.open(bundle_copy)
-    after.check()
-    (name,) = calibrations(after.manifest.files)
-    assert json.loads(after.file(name).read_text()) == {"trials": [2]} and after.manifest.defaults["gamma"] == 0.7
-    assert not (bundle_copy / CALIBRATION).exists() and (bundle_copy / "calibration-2.json").read_text() == "mine"
-
-
-def test_defaults_take_the_lock(bundle_copy: Path, tmp_path: Path) -> None:
-    before = Bundle.open(bundle_copy).identity
-    with locked(bundle_copy), refused(BundleError, "another build", str(bundle_copy), "wait"):
-        set_defaults(bundle_copy, {"gamma": 0.8}, CALIBRATION, {})
-    assert Bundle.open(bundle_copy).identity == before
-    with refused(BundleError, "is no bundle"):
-        set_defaults(tmp_path / "copy" / "onnx", {}, CALIBRATION, {})
-    assert not (tmp_path / "copy" / "onnx" / LOCK).exists()
-
-
-def test_defaults_that_cannot_be_written(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = (bundle_copy / MANIFEST).read_bytes()
-
-    def read_only(*_: Any) -> None:
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr("engines.bundle.write_atomically", read_only)
-    with refused(BundleError, f"cannot write {bundle_copy} (Read-only file system); make it writable"):
-        set_defaults(bundle_copy, {"gamma": 0.8}, "calibration.json", {})
-    assert (bundle_copy / MANIFEST).read_bytes() == raw

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engines import __version__
-from engines.cli import PACKAGES, Parser, program, run
+from engines.cli import PACKAGES, Parser, program, progress, run
 from engines.entry import INTERRUPTED, enter
 from engines.errors import BundleError, OptionError
 from tests.support.cases import ROOT
@@ -78,7 +78,7 @@ def test_a_wrong_option_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as ended:
         Parser(prog="python -m runtime").parse_args(["--colour"])
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "error: unrecognized arguments: --colour; see `python -m runtime --help`\n"
+    assert capsys.readouterr().err == "error: unknown option --colour; see `python -m runtime --help`\n"
 
 
 @pytest.mark.parametrize(
@@ -107,3 +107,34 @@ def test_enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     for module in ("line_in_a_hurry", "line_cut_short"):
         assert enter(module) == INTERRUPTED
         assert capsys.readouterr() == ("", "\ninterrupted\n")
+
+
+@pytest.mark.parametrize(("total", "shown"), [(1, [1]), (3, [1, 2, 3]), (25, [3, 5, 8, 10, 13, 15, 18, 20, 23, 25])])
+def test_progress_off_a_terminal(total: int, shown: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each tenth on standard error, and none with -q."""
+
+    def work(args: Any) -> None:
+        with progress("work", total) as done:
+            for number in range(total + 1):
+                done(number)
+
+    assert run(work, Parser().parse_args([]), "") == run(work, Parser().parse_args(["-q"]), "") == 0
+    out, err = capsys.readouterr()
+    assert out == "" and [line.split(",")[0] for line in err.splitlines()] == [f"work: {n} of {total}" for n in shown]
+
+
+def test_progress_at_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "80"}.items():
+        monkeypatch.setenv(name, value)
+    with progress("work", 2) as done:
+        done(1)
+    out, err = capsys.readouterr()
+    assert out == "" and "work" in err and "50%" in err
+
+
+def test_a_file_that_cannot_be_used_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(args: Any) -> None:
+        raise PermissionError(13, "Permission denied", "/secret")
+
+    assert run(fail, argparse.Namespace(), "") == 1
+    assert capsys.readouterr() == ("", "error: cannot use /secret (Permission denied); check the path\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import BundleError, OptionError
-from engines.files import describe, link, sha256, signed, write_atomically, writing
+from engines.files import check_access, describe, link, sha256, signed, write_atomically, writing
 from tests.support.cases import refused
 
 
@@ -76,3 +76,18 @@ def test_errors_are_translated(tmp_path: Path) -> None:
         raise OSError("odd")
     with pytest.raises(ValueError, match="another kind"), writing(missing, ""):
         raise ValueError("another kind")
+
+
+def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not said to be missing; what is missing passes."""
+    for path in (tmp_path, tmp_path / "missing", tmp_path / "a\0"):
+        check_access(path, BundleError)
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    for name, replacement in (("access", lambda *_, **__: False), ("stat", forbidden)):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, replacement)
+            with refused(BundleError, f"{tmp_path} may not be read", "Permission denied", "change its permissions"):
+                check_access(tmp_path, BundleError)

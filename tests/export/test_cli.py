@@ -8,6 +8,7 @@ import pytest
 
 import export.cli
 from engines.bundle import MANIFEST, Bundle
+from engines.defaults import CALIBRATION, set_defaults
 from scripts.experiments.make_random_checkpoint import SHAPES, make_checkpoint
 from tests.support.cases import sentence
 from tests.support.commands import Call, failed, interrupted, process
@@ -71,6 +72,18 @@ def test_dry_run(build: Call, text_checkpoint: Path, tmp_path: Path) -> None:
         assert word in printed
 
 
+def test_build_json(build: Call, text_checkpoint: Path, tmp_path: Path) -> None:
+    """One line of JSON, and progress on standard error."""
+    argv = ("--checkpoint", text_checkpoint, "--out", tmp_path / "b", "--json")
+    planned = json.loads(build(*argv, "--dry-run")[1])
+    assert planned["parts"][0] == "embed" and planned["backends"] == ["onnxruntime"] and planned["disk_bytes"] > 0
+    code, printed, err = build(*argv)
+    made = json.loads(printed)
+    assert code == 0 and made["bundle"] == str(tmp_path / "b") and not made["up_to_date"] and "[1/" in err
+    assert made["files"] == len(Bundle.open(tmp_path / "b").manifest.files) and made["bytes"] > 0
+    assert json.loads(build(*argv)[1])["up_to_date"]
+
+
 def test_names_that_look_like_markup(build: Call, call: Call, text_checkpoint: Path, tmp_path: Path) -> None:
     checkpoint = Path(shutil.copytree(text_checkpoint, tmp_path / "[bold]x[" / "[red]"))
     out = tmp_path / "[green]"
@@ -113,13 +126,29 @@ def test_inspect(call: Call, golden_bundle: Path) -> None:
         assert word in printed
     code, printed, err = call(export.cli.main, "inspect", golden_bundle, "--json")
     assert (code, err) == (0, "") and json.loads(printed) == dict(vars(Bundle.open(golden_bundle).manifest))
+    assert f"defaults of decoding {Bundle.open(golden_bundle).manifest.defaults}" in " ".join(
+        call(export.cli.main, "inspect", golden_bundle)[1].split()
+    )
     failed(call(export.cli.main, "inspect", golden_bundle / "onnx"), 1, "is no bundle", "a bundle's folder")
+
+
+def test_inspect_shows_defaults_and_their_evidence(call: Call, bundle_copy: Path) -> None:
+    set_defaults(bundle_copy, {"window": 8}, CALIBRATION, {"prompts": 7, "chosen": {"agreement": 0.5}, "trials": [1]})
+    _, printed, _ = call(export.cli.main, "inspect", bundle_copy)
+    assert "defaults of decoding {'window': 8}" in printed
+    assert "measured by calibrate: prompts 7, chosen {'agreement': 0.5} (calibration.json has all trials)" in printed
 
 
 def test_verify(call: Call, text_bundle: Path) -> None:
     code, printed, err = call(export.cli.main, "verify", text_bundle)
-    assert (code, err) == (0, "") and "layer_01" in printed and "[ok] all values close" in printed
-    code, printed, err = call(export.cli.main, "verify", text_bundle, "--atol", "1e-12")
+    assert code == 0 and "layer_01" in printed and "[ok] all values close" in printed
+    rows = len(Bundle.open(text_bundle).manifest.parts) + 1
+    assert err.splitlines()[-1].startswith(f"verify: {rows} of {rows}, ")
+    code, lines, err = call(export.cli.main, "verify", text_bundle, "--json", "-q")
+    assert (code, err) == (0, "") and [json.loads(line)["part"] for line in lines.splitlines()][-1] == "forward"
+    _, lines, err = call(export.cli.main, "verify", text_bundle, "--json", "--backend", "graphs")
+    assert err.splitlines()[-1].startswith(f"verify: {lines.count(chr(10))} of {lines.count(chr(10))}, ")
+    code, printed, err = call(export.cli.main, "verify", text_bundle, "--atol", "1e-12", "-q")
     assert code == 1 and "[ok]" not in printed
     sentence(err, "differ from eager by more than 1e-12", "the worst is", "build it again")
     failed(call(export.cli.main, "verify", text_bundle, "--atol", 0), 2, "atol must be positive", "0")

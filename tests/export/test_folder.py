@@ -13,8 +13,10 @@ import pytest
 import export
 import export.checkpoint
 import runtime
-from engines.bundle import CALIBRATION, LOCK, MANIFEST, VERSION, Bundle, locked, set_defaults
+from engines.bundle import MANIFEST, VERSION, Bundle
+from engines.defaults import CALIBRATION, set_defaults
 from engines.errors import BundleError, NewerBundleError
+from engines.files import LOCK, locked
 from export import folder
 from export.build import plan
 from export.folder import differences

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 import export
 import export.checkpoint
-from engines.bundle import LOCK, MANIFEST, Bundle
+from engines.bundle import MANIFEST, Bundle
 from engines.errors import CheckpointError
-from engines.files import describe, sha256
+from engines.files import LOCK, describe, sha256
 from engines.weights import NAMES, locate
 from export.checkpoint import reader
 from export.checkpoint.reader import open_checkpoint

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import runtime
 from engines.errors import BackendError, BundleError, OptionError, PromptError
-from runtime.chat import MASK, Chat, Note, frame
+from runtime.answer import MASK, frame
+from runtime.chat import Chat, Note
 from runtime.decoding.controller import StepEvent
 from runtime.decoding.generate import Output
 from runtime.decoding.request import prompt_array
@@ -278,7 +279,10 @@ def test_characters_whose_bytes_are_not_all_there(model: runtime.Runtime, words:
     hidden = [data.draw(st.lists(st.booleans(), min_size=n, max_size=n)) for n in (len(c.encode()) for c in words)]
     tokens = model.text.encode(words)
     shown = frame(
-        np.where(np.array([gap for gaps in hidden for gap in gaps], bool), MASK_ID, tokens), MASK_ID, EOS, model.text
+        np.where(np.array([gap for gaps in hidden for gap in gaps], bool), MASK_ID, tokens),
+        MASK_ID,
+        (EOS,),
+        model.text.decode,
     )
     wanted = (MASK * sum(gaps) if any(gaps) else c for c, gaps in zip(words, hidden, strict=True))
     assert shown.replace("\ufffd", "") == "".join(wanted)
@@ -287,7 +291,7 @@ def test_characters_whose_bytes_are_not_all_there(model: runtime.Runtime, words:
 
 @given(st.lists(st.sampled_from([*range(0, 260, 7), MASK_ID, MASK_ID, EOS, 258, 263]), min_size=1, max_size=30))
 def test_any_ids_can_be_shown(model: runtime.Runtime, tokens: list[int]) -> None:
-    shown = frame(np.array(tokens), MASK_ID, EOS, model.text)
+    shown = frame(np.array(tokens), MASK_ID, (EOS,), model.text.decode)
     before = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
     assert shown.count(MASK) == before.count(MASK_ID) and "<|" not in shown
     shown.encode()

@@ -16,8 +16,8 @@ import pytest
 import export
 import export.checkpoint
 import runtime
-from engines.bundle import LOCK
 from engines.errors import BundleError
+from engines.files import LOCK
 from engines.record import NEXT
 from tests.support.cases import sentence
 

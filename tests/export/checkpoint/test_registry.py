@@ -88,7 +88,7 @@ def test_a_new_family_takes_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert open_checkpoint(folder).family.name == "made-up"
     bundle = export.build(folder, tmp_path / "bundle")
     assert all(row.max < 5e-4 * row.scale for row in verify_parts(Bundle.open(bundle), "onnxruntime", 5e-4))
-    assert list(verify_tokens(bundle, "onnxruntime", 2))[6] == "[ok] all tokens agree"
+    assert [runs.runs for runs in verify_tokens(bundle, "onnxruntime", 2)] == [2] * 6
     with runtime.load(bundle, "onnxruntime", threads=1) as loaded:
         assert loaded.bundle.manifest.defaults["window"] == 4
         out = loaded.generate([1, 2, 3], gen_length=16, stop_at_eos=False)

@@ -1,14 +1,21 @@
 """Plots of a run agree with its events."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import runtime
-from runtime.bench.plots import computed, plot_trace, sigma_by_layer
+from engines.errors import OptionError
+from runtime.bench.cases import plot
+from runtime.bench.plots import check_plot, computed, plot_trace, sigma_by_layer
 from runtime.cli import main
+from runtime.decoding.controller import StepEvent
+from tests.support.cases import refused
 
 
 def test_what_each_layer_computed(golden: runtime.Runtime) -> None:
@@ -25,6 +32,64 @@ def test_what_each_layer_computed(golden: runtime.Runtime) -> None:
     assert not replace(out.trace[1], trigger=layers - 1).refreshed(layers), "no layer follows the last"
 
 
+def drawn(monkeypatch: pytest.MonkeyPatch, draw: Any) -> Any:
+    """The matplotlib figure that `draw` would save."""
+    kept: list[Any] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: kept.append(self))
+    draw()
+    kept[0].draw_without_rendering()
+    return kept[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers", [1, 4, 32])
+def test_a_trace_is_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int) -> None:
+    """For any number of layers: every panel has a title and labels, and no legend lies on a panel."""
+    steps = [([], None), ([0.95] * layers, None), ([0.95, 0.8][-layers:], min(1, layers - 1))]
+    trace = [
+        StepEvent(n, 8, sigma, trigger, [4, 5], [4], [1], [1.0], [2], 8, 1.0, 1.0)
+        for n, (sigma, trigger) in enumerate(steps)
+    ]
+    figure = drawn(monkeypatch, lambda: plot_trace(trace, layers, 0.9, tmp_path / "trace.png"))
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert len(panels) == 4 and all(axes.get_xlabel() and axes.get_ylabel() for axes in panels)
+    assert figure.get_suptitle() == f"3 steps, {int(layers > 2)} with a refresh"
+    (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    box = legend.get_window_extent()
+    assert not any(axes.patch.get_window_extent().overlaps(box) for axes in figure.axes)
+    (right,) = [axes for axes in panels if axes.get_title() == "drift tests (red: below gamma 0.9)"]
+    assert right.images[0].get_array().shape == (layers, 3) and len(right.lines) == 1, "rows, not a line for each layer"
+    assert right.lines[0].get_xydata().tolist() == [[2, min(1, layers - 1)]]
+
+
+@pytest.mark.slow
+def test_bars_have_the_quartiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"problems": 3, "tokens_per_second": 70.0, "exact_match": 0.5}
+    rows = [
+        row | {"case": f"case {n}", "times_faster": 2.0 * n, "times_faster_quartiles": [n, 3.0 * n]} for n in (1, 2)
+    ]
+    figures = {"cases": rows, "baseline": "case 1", "prompt_length": 500, "gen_length": 64}
+    figure = drawn(monkeypatch, lambda: plot(figures, tmp_path / "bench.png"))
+    (axes,) = figure.axes
+    assert axes.get_title() == "3 problems, prompts of 500 tokens, 64 masks" and "case 1" in axes.get_xlabel()
+    (errors,) = axes.collections
+    assert sorted(segment[:, 0].tolist() for segment in errors.get_segments()) == [[1.0, 3.0], [2.0, 6.0]]
+    width = figure.canvas.get_width_height()[0]
+    assert all(text.get_window_extent().x1 < width for text in axes.texts), "labels are not cut off"
+
+
+def test_plots_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in (None, tmp_path / "a.png", tmp_path / "below" / "a.svg", tmp_path / "a.pdf"):
+        check_plot(file)
+    (tmp_path / "mine.png").write_text("# mine")
+    for name, words in (("a.txt", "ending '.txt'"), ("a", "ending ''"), ("mine.png", "something else")):
+        with refused(OptionError, name, words, "choose another --plot, ending in .png, .svg, .pdf"):
+            check_plot(tmp_path / name)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with refused(OptionError, "plots need matplotlib", "pip install 'elastic-diffusion[plot]'"):
+        check_plot(tmp_path / "a.png")
+
+
 @pytest.mark.slow
 def test_drawing(golden: runtime.Runtime, tmp_path: Path) -> None:
     out = golden.generate([3, 1, 4], gen_length=16, window=8)
@@ -36,7 +101,7 @@ def test_drawing(golden: runtime.Runtime, tmp_path: Path) -> None:
 def test_the_command(text_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, events = tmp_path / "t.png", tmp_path / "t.jsonl"
     argv = ["trace", str(text_bundle), "--backend", "onnxruntime", "--prompt", "a", "--gen-length", "8"]
-    assert main([*argv, "--plot", str(file), "--json", str(events)]) == 0
+    assert main([*argv, "--plot", str(file), "--out", str(events)]) == 0
     assert "steps" in capsys.readouterr().out and file.stat().st_size > 1000 and events.read_text().count("\n") > 0
     assert main([*argv, "--policy", "full"]) == 2
     assert "trace draws the policy elastic" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import export.cli
 import runtime
 import runtime.cli
 from engines.bundle import MANIFEST
+from engines.entry import INTERRUPTED
 from runtime.decoding.policies import POLICIES
 from tests.support.cases import ROOT, edit_manifest, sentence
 from tests.support.commands import Call, failed, interrupted, process
@@ -66,6 +68,33 @@ def test_generate_json(generate: Call, text_bundle: Path) -> None:
     assert {k: v for k, v in wanted.items() if k not in timed} == {k: record[k] for k in wanted if k not in timed}
     assert set(record) == {*wanted, "backend", "device"} and record["backend"] == "onnxruntime"
     assert record["seconds"] > 0 and record["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("options", [(), ("--window", 1, "--tokens-per-step", 1), ("--policy", "full")])
+def test_generate_stream(generate: Call, text_bundle: Path, options: tuple[object, ...]) -> None:
+    """The same text, status line and trace."""
+    common = (text_bundle, "--prompt", "Hi", "--gen-length", 24, *options)
+    plain, streamed = generate(*common), generate(*common, "--stream")
+    assert plain[0] == streamed[0] == 0 and plain[2] == streamed[2] == ""
+    assert re.sub(r"[\d.]+ s, [\d.]+", "", plain[1]) == re.sub(r"[\d.]+ s, [\d.]+", "", streamed[1])
+    failed(generate(*common, "--stream", "--json"), 2, "not allowed with", "--json")
+
+
+def test_generate_stream_of_ids(generate: Call, golden_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "ids").write_text("3 1 4")
+    common = (golden_bundle, "--prompt-ids", tmp_path / "ids", "--gen-length", 12)
+    plain, streamed = generate(*common), generate(*common, "--stream", "--trace", tmp_path / "new" / "trace")
+    assert streamed[1].splitlines()[0] == plain[1].splitlines()[0] and "[onnxruntime] 12 tokens" in streamed[1]
+    assert (tmp_path / "new" / "trace").read_text().startswith('{"step": 0')
+    failed(generate(*common, "--system", "Be kind."), 2, "--system is a message before a text", "leave --system out")
+
+
+def test_generate_system(generate: Call, text_bundle: Path) -> None:
+    common = (text_bundle, "--gen-length", 12, "--json")
+    record = json.loads(generate(*common, "--prompt", "Hi", "--system", "Be kind.")[1])
+    with runtime.load(text_bundle, "onnxruntime") as model:
+        messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+        assert record["ids"] == model.generate(messages, gen_length=12).ids != model.generate("Hi", gen_length=12).ids
 
 
 def test_generate_options_reach_the_run(generate: Call, golden_bundle: Path, tmp_path: Path) -> None:
@@ -230,18 +259,19 @@ def test_without_a_back_end(generate: Call, text_bundle: Path, monkeypatch: pyte
 def test_a_trace_that_cannot_be_written(generate: Call, text_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     common = (text_bundle, "--prompt", "Hi", "--gen-length", 8, "--trace")
-    for path, reason in (("file/trace", "Not a directory"), ("no/trace", "No such file"), ("", "Is a directory")):
+    for path, reason in (("file/trace", "not a directory"), ("", "Is a directory")):
         failed(generate(*common, tmp_path / path), 2, "cannot write", path, reason, "choose another file for the trace")
     failed(generate(*common, "/dev/full"), 2, "cannot write /dev/full", "No space left on device", "for the trace")
+    failed(generate(*common, tmp_path / "file"), 2, "file holds something else", "choose another file for the trace")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_refused_request_keeps_an_older_trace(generate: Call, text_bundle: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    trace.write_text("of yesterday")
+    trace.write_text('{"step": "of yesterday"}')
     for argv in (("--prompt", " "), ("--prompt", "Hi", "--window", 99), ("--prompt", "Hi", "--gen-length", 300)):
         assert generate(text_bundle, "--trace", trace, *argv)[0] == 2
-        assert trace.read_text() == "of yesterday"
+        assert trace.read_text() == '{"step": "of yesterday"}'
 
 
 @pytest.mark.slow
@@ -328,15 +358,18 @@ except SystemExit as ended:
 
 def test_verify(call: Call, text_bundle: Path) -> None:
     code, printed, err = call(runtime.cli.main, "verify", text_bundle, "--prompts", 1)
-    assert (code, err) == (0, "") and "[ok] all tokens agree" in printed
+    assert code == 0 and "[ok] all tokens agree" in printed
     assert re.findall(r"^(\w+): \d of 1 runs equal", printed, re.M) == list(POLICIES)
-    failed(call(runtime.cli.main, "verify", text_bundle, "--prompts", 0), 2, "prompts must be at least 1", "0")
+    assert re.findall(r"^verify: (\d) of 6, [\d.]+ s$", err, re.M) == list("123456") and err.count("\n") == 6
+    code, printed, err = call(runtime.cli.main, "verify", text_bundle, "--prompts", 1, "--json", "-q")
+    assert (code, err) == (0, "") and [json.loads(line)["policy"] for line in printed.splitlines()] == list(POLICIES)
+    failed(call(runtime.cli.main, "verify", text_bundle, "--prompts", 0), 2, "prompts must lie in 1 …", "0")
     failed(call(runtime.cli.main, "verify", text_bundle, "--backend", "eager"), 2, "eager is the reference", "another")
 
 
 def test_quantised_tokens_are_shown_and_not_judged(call: Call, tiny_checkpoint: Path, tmp_path: Path) -> None:
     bundle = export.build(tiny_checkpoint, tmp_path / "b", weights="int4")
-    code, printed, err = call(runtime.cli.main, "verify", bundle, "--prompts", 2)
+    code, printed, err = call(runtime.cli.main, "verify", bundle, "--prompts", 2, "--quiet")
     assert (code, err) == (0, "") and "[ok] int4" in printed and "all tokens agree" not in printed
     shares = [float(share) for share in re.findall(r"^\w+: ([\d.]+)% of tokens", printed, re.M)]
     assert len(shares) == len(POLICIES) and 0 < sum(shares) < 100 * len(shares)
@@ -348,9 +381,10 @@ def test_quantised_tokens_are_shown_and_not_judged(call: Call, tiny_checkpoint: 
 @pytest.mark.slow
 def test_eval_goes_on_where_it_stopped(call: Call, text_bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "deep" / "results"
-    argv = ("eval", text_bundle, "--task", "sums", "--gen-length", 16, "--json", file)
+    argv = ("eval", text_bundle, "--task", "sums", "--gen-length", 16, "--json", "--out", file)
     code, printed, err = call(runtime.cli.main, *argv, "--limit", 2)
-    assert (code, err) == (0, "")
+    assert code == 0 and re.sub(r"[\d.]+ s", "", err) == "sums default: 1 of 2, \nsums default: 2 of 2, \n"
+    assert printed.startswith("{") and printed.count("\n") == 1, "JSON, and no table"
     summary = json.loads(printed.splitlines()[-1])
     assert summary["problems"] == 2 and summary["exact_match"] == 0 and summary["tokens_per_second"] > 0
     lines = file.read_text().splitlines()
@@ -369,7 +403,19 @@ def test_eval_goes_on_where_it_stopped(call: Call, text_bundle: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_eval_compares_two_policies(call: Call, text_bundle: Path, tmp_path: Path) -> None:
-    argv = ("eval", text_bundle, "--task", "sums", "--gen-length", 16, "--limit", 2, "--json", tmp_path / "results")
+    argv = (
+        "eval",
+        text_bundle,
+        "--task",
+        "sums",
+        "--gen-length",
+        16,
+        "--limit",
+        2,
+        "--out",
+        tmp_path / "results",
+        "--json",
+    )
     code, printed, _ = call(runtime.cli.main, *argv, "--policy", "full", "--against", "full")
     found = json.loads(printed.splitlines()[-1])
     assert code == 0 and found["paired"] == "full" and found["agreement"] == 1.0 and found["p"] == 1.0
@@ -381,7 +427,7 @@ def test_eval_compares_two_policies(call: Call, text_bundle: Path, tmp_path: Pat
 
 def test_eval_with_solved_problems_before_each(call: Call, text_bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "results"
-    argv = ("eval", text_bundle, "--task", "sums", "--gen-length", 16, "--limit", 1, "--json", file)
+    argv = ("eval", text_bundle, "--task", "sums", "--gen-length", 16, "--limit", 1, "--out", file)
     assert call(runtime.cli.main, *argv)[0] == call(runtime.cli.main, *argv, "--few-shot", 200)[0] == 0
     keys = [json.loads(line)["key"]["few_shot"] for line in file.read_text().splitlines()]
     assert keys == [0, 200], "other prompts, other results"
@@ -390,17 +436,19 @@ def test_eval_with_solved_problems_before_each(call: Call, text_bundle: Path, tm
 def test_eval_refuses(call: Call, text_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ("eval", text_bundle, "--task", "sums", "--gen-length", 16)
     failed(call(runtime.cli.main, *argv, "--limit", 0), 2, "limit must lie in 1 …", "0")
-    failed(call(runtime.cli.main, *argv, "--limit", 10**8), 2, "limit must lie in", "100,000")
-    failed(call(runtime.cli.main, *argv, "--limit", 1, "--few-shot", -5), 2, "few-shot", "tokens", "-5")
+    failed(call(runtime.cli.main, *argv, "--limit", 10**8), 2, "limit must lie in", "100000")
+    failed(call(runtime.cli.main, *argv, "--limit", 1, "--few-shot", -5), 2, "few_shot", "tokens", "-5")
+    failed(call(runtime.cli.main, *argv, "--limit", 1, "--few-shot", 10**9), 2, "few_shot must lie in 0 … 240")
+    failed(call(runtime.cli.main, *argv, "--limit", 1, "--gen-length", 256), 2, "gen_length must lie in 1 … 255")
     failed(call(runtime.cli.main, *argv, "--task", "chess"), 2, "--task", "invalid choice", "sums", "--help")
-    failed(call(runtime.cli.main, *argv, "--limit", 1, "--json", tmp_path), 2, "Is a directory", "choose another file")
+    failed(call(runtime.cli.main, *argv, "--limit", 1, "--out", tmp_path), 2, "Is a directory", "choose another --out")
     (tmp_path / "notes.md").write_text("# mine\n")
-    foreign = ("--limit", 1, "--json", tmp_path / "notes.md")
-    failed(call(runtime.cli.main, *argv, *foreign), 2, "something else than results", "another --json")
+    foreign = ("--limit", 1, "--out", tmp_path / "notes.md")
+    failed(call(runtime.cli.main, *argv, *foreign), 2, "something else than results", "another --out")
     assert (tmp_path / "notes.md").read_text() == "# mine\n"
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "results"
-    failed(call(runtime.cli.main, *argv, "--limit", 1, "--json", below), 2, f"cannot write {below}", "choose another")
+    failed(call(runtime.cli.main, *argv, "--limit", 1, "--out", below), 2, f"cannot write {below}", "choose another")
     monkeypatch.setattr("runtime.evaluation.exact_match.LONGEST_PROMPT", 5)
     failed(
         call(runtime.cli.main, *argv, "--limit", 1),
@@ -411,6 +459,67 @@ def test_eval_refuses(call: Call, text_bundle: Path, tmp_path: Path, monkeypatch
 
 
 # Help
+
+
+def subparsers(main: Any) -> dict[str, Any]:
+    parser: Any = {export.cli.main: export.cli.parser, runtime.cli.main: runtime.cli.parser}[main]()
+    (commands,) = parser._subparsers._group_actions
+    return dict(commands.choices)
+
+
+@pytest.mark.parametrize("main", [export.cli.main, runtime.cli.main])
+def test_help_shows_defaults_and_an_example(call: Call, main: Any) -> None:
+    for name, parser in subparsers(main).items():
+        code, printed, _ = call(main, name, "--help")
+        text = " ".join(printed.split())
+        assert code == 0 and "(default: None)" not in text and "(default: [])" not in text
+        (example,) = re.findall(r"^example:\n  python -m \w+ (.+)$", printed, re.M)
+        assert parser.prog.endswith(f" {name}") and example.startswith(f"{name} ")
+        parser.parse_args(shlex.split(example)[1:])
+        entries = {re.split("[ ,]", entry)[0]: entry for entry in re.split(r"^  (?=-)", printed, flags=re.M)[1:]}
+        for action in parser._actions:
+            if action.option_strings and action.dest not in ("help", "log_level") and not action.required:
+                assert "default" in entries[action.option_strings[0]], (name, action.dest)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [("generate --promt Hi", ("unknown option --promt (the closest is --prompt)",)),
+     ("generate --promt=Hi", ("unknown option --promt (the closest is --prompt)",)),
+     ("generate -promt Hi", ("unknown option -promt",)), ("generate --gen 8 --prompt Hi", ("unknown option --gen",)),
+     ("trace --polt x.png", ("unknown option --polt (the closest is --plot)",)), ("--verison", ("--version",)),
+     ("verify --backends onnxruntime", ("unknown option --backends (the closest is --backend)",)),
+     ("bench --backend onnxruntime", ("unknown option --backend (the closest is --backends)",)),
+     ("generate --prompt --json", ("--prompt", "expected one argument"))],
+)  # fmt: skip
+def test_a_mistyped_option_is_named(call: Call, argv: str, words: tuple[str, ...]) -> None:
+    """Before what it makes missing."""
+    failed(call(runtime.cli.main, *argv.split()), 2, *words, "--help")
+
+
+def test_values_that_look_like_options(generate: Call, text_bundle: Path) -> None:
+    assert generate(text_bundle, "--prompt", "-- what?", "--gen-length", 4)[0] == 0
+    assert generate(text_bundle, "--prompt=--what", "--gen-length", 4)[0] == 0
+    assert generate("--prompt", "Hi", "--gen-length", 4, "--", text_bundle)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("main", "argv", "resumes"),
+    [(export.cli.main, ("verify", "b"), False), (export.cli.main, ("build", "--dry-run"), False),
+     (export.cli.main, ("build",), True), (runtime.cli.main, ("eval", "--out", "r.jsonl"), True),
+     (runtime.cli.main, ("eval",), False), (runtime.cli.main, ("bench", "--out", "b.json"), False)],
+)  # fmt: skip
+def test_only_what_resumes_says_so(
+    call: Call, main: Any, argv: tuple[str, ...], resumes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("export.cli.verify_command", "export.cli.build_command", "runtime.cli.measures.eval_command",
+                 "runtime.cli.bench_command"):  # fmt: skip
+        monkeypatch.setattr(name, interrupted)
+    code, _, err = call(main, *argv)
+    assert code == INTERRUPTED and ("go on where it stopped" in err) is resumes
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,10 @@ from rich.console import Console
 import runtime
 import runtime.cli
 from engines.entry import INTERRUPTED
-from runtime.chat import MASK, Chat
-from runtime.cli.terminal import HELP, PROMPT, draw
+from engines.errors import BackendError
+from runtime.answer import MASK
+from runtime.chat import Chat
+from runtime.cli.terminal import COMMANDS, HELP, PROMPT, draw
 from runtime.decoding.generate import Output
 from tests.support.cases import ROOT, edit_manifest, sentence
 from tests.support.chat import SHORT, answer, stop_at
@@ -63,8 +65,8 @@ class Terminal:
         for argument, code, char in self.CODE.findall(text):
             if char == "\n":
                 self.line()
-            elif char == "\r":
-                self.column = 0
+            elif char in "\r\b" and char:
+                self.column = 0 if char == "\r" else max(0, self.column - 1)
             elif char:
                 assert char.isprintable(), f"{char!r} is written to the terminal"
                 self.put(char)
@@ -209,7 +211,49 @@ def test_commands(chat: Run, model: runtime.Runtime) -> None:
 def test_unknown_commands(chat: Run, command: str) -> None:
     code, out, err = chat(f"{command}\n/stats\n")
     assert (code, out) == (0, "no answer yet\n") and err.startswith("error: ") and err.count("\n") == 1
-    sentence(err, command, *HELP)
+    sentence(err, command, *COMMANDS, f"or write /{command}")
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [("//stats", "/stats"), (" //a//b", " /a//b"), ('"""/stats"""', "/stats"), ('"""a\nb"""', "a\nb"),
+     ('"""\na\n\n/exit\n"""', "a\n\n/exit"), ('"""a\nb', "a\nb"), ('a """b', 'a """b')],
+)  # fmt: skip
+def test_messages(chat: Run, model: runtime.Runtime, typed: str, message: str) -> None:
+    """A slash doubled, and several lines between quotes, which the end of the input ends, too."""
+    assert chat(f"{typed}\n") == (0, model.generate(message, **SHORT).text + "\n", "")
+
+
+def test_standard_input_is_closed(text_bundle: Path) -> None:
+    argv = [sys.executable, "-m", "runtime", "chat", str(text_bundle)]
+    done = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *argv], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    sentence(done.stderr, "error: standard input is closed", "a terminal or a pipe")
+
+
+def test_an_error_at_a_terminal_costs_one_turn(chat: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its kind: the conversation stays. A pipe ends with its exit code."""
+    once = chat("Hi\n")[1]
+    say, left = Chat.say, [1]
+
+    def failing(self: Chat, text: str) -> Any:
+        if left:
+            left.pop()
+            raise BackendError("out of memory; use less")
+        return say(self, text)
+
+    for typed in (True, False):
+        left[:] = [1]
+        with monkeypatch.context() as patch:
+            patch.setattr(Chat, "say", failing)
+            found = chat("Hi\nHi\n", typed=typed)
+        assert found == ((0, once, "error: out of memory; use less\n") if typed else (1, "", found[2]))
+
+
+def test_stop_strings(chat: Run, model: runtime.Runtime) -> None:
+    text = model.generate("Hi", gen_length=24, window=1, tokens_per_step=1).text
+    argv = ("--gen-length", 24, "--window", 1, "--tokens-per-step", 1, "--stop", text[5:7])
+    assert chat("Hi\n", *argv) == (0, text.split(text[5:7])[0] + "\n", "")
 
 
 @pytest.mark.parametrize(
@@ -310,9 +354,11 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize(("end", "code", "last"), [("\x04", 0, ""), ("\x03", INTERRUPTED, "interrupted")])
-def test_at_a_terminal(model: runtime.Runtime, text_bundle: Path, end: str, code: int, last: str) -> None:
-    """An answer of several lines is redrawn in place; the first one hangs in its fourth step until Ctrl-C."""
+def test_at_a_terminal(model: runtime.Runtime, text_bundle: Path) -> None:
+    """An answer of several lines is redrawn in place; the first one hangs in its fourth step until Ctrl-C.
+
+    Ctrl-C at the prompt drops what is typed and keeps the conversation; lines that are pasted are one message.
+    """
     options = {"steps": 12, "gen_length": 96, "block_length": 96}
     argv = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     hung, signal_end = os.pipe()
@@ -350,10 +396,19 @@ def test_at_a_terminal(model: runtime.Runtime, text_bundle: Path, end: str, code
         until(lambda: len(squeezed(terminal.text)) > len(stopped) + 2 and terminal.text.endswith(f"\n{PROMPT}"))
         answered = stopped + squeezed("Hi" + safe(answer(chat, "Hi").text) + PROMPT)
         assert squeezed(terminal.text) == answered
-        os.write(main, end.encode())
+        os.write(main, b"half a mess")
+        until(lambda: terminal.text.endswith("half a mess"))
+        os.write(main, b"\x03")
+        until(lambda: squeezed(terminal.text).endswith("/exitendsthechat>"))
+        os.write(main, b"\x1b[200~one\ntwo\x1b[201~\n")
+        pasted = squeezed(safe(answer(chat, "one\ntwo").text) + PROMPT)
+        until(lambda: squeezed(terminal.text).endswith(pasted))
+        before = squeezed(terminal.text)
+        assert "onetwo" in before.removeprefix(answered)
+        os.write(main, b"\x04")
         while read():
             pass
-        assert child.wait(240) == code and squeezed(terminal.text) == answered + last
+        assert child.wait(240) == 0 and squeezed(terminal.text) == before
         assert termios.tcgetattr(main)[3] & termios.ECHO
     finally:
         child.kill()

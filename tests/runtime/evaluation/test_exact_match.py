@@ -1,20 +1,29 @@
 """Results of an evaluation: what is kept, what is resumed, and what is refused before a problem runs."""
 
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 import runtime
 from engines.errors import OptionError
-from runtime.evaluation.exact_match import append, compare, entries, evaluate, read, summary
+from runtime.evaluation import tasks
+from runtime.evaluation.exact_match import (
+    append,
+    compare,
+    entries,
+    evaluate,
+    few_shot_prompt,
+    problems,
+    read,
+    summary,
+)
 from scripts.experiments.summarize_eval import collect, summarize
 from tests.support.cases import refused
 
-QUIET = Console(quiet=True)
 KEY = {
     "checkpoint": "c", "precision": "fp32", "backend": "onnxruntime", "weights": None, "family": "sums", "few_shot": 0,
     "gen_length": 8,
@@ -30,7 +39,52 @@ def test_nothing_runs_without_the_statistics_library(golden: runtime.Runtime, mo
     monkeypatch.setitem(sys.modules, "statsmodels", None)
     monkeypatch.setattr(golden, "generate", lambda *_, **__: pytest.fail("a problem ran"))
     with refused(OptionError, "evaluation needs statsmodels", "pip install 'elastic-diffusion[eval]'"):
-        evaluate(golden, "sums", 1, None, {}, None, QUIET)
+        evaluate(golden, "sums", 1, None, {})
+
+
+class Words:
+    """A model whose tokens are words; a prompt has those of its last `turns` messages, and `more`."""
+
+    def __init__(self, turns: int, more: int = 0):
+        self.turns, self.more, self.text, self.asked = turns, more, self, 0
+
+    def prompt(self, messages: Any) -> list[str]:
+        self.asked += 1
+        texts = [messages] if isinstance(messages, str) else [message["content"] for message in messages[-self.turns :]]
+        return [word for text in texts for word in text.split()] + ["more"] * self.more
+
+
+def test_prompts_that_never_grow_end_the_search() -> None:
+    """A chat template that shows the last message only."""
+    model: Any = Words(turns=1)
+    rng = random.Random(0)
+    problem = tasks.generate("sums", rng, "test", 4)
+    assert few_shot_prompt(model, problem, 10**6, rng) == problem.prompt.split() and model.asked < 10
+    model = Words(turns=1000)
+    grown = few_shot_prompt(model, problem, 400, rng)
+    assert 300 < len(grown) <= 400 and grown[-3:] == problem.prompt.split()[-3:]
+
+
+def test_problems_that_fit_are_found_or_refused() -> None:
+    model: Any = Words(turns=1)
+    lengths = [len(problem.prompt.split()) for problem in problems(model, "sums", 40)]
+    longest = sorted(lengths)[5]
+    found = problems(model, "sums", 10, longest)
+    assert len(found) == 10 and all(len(problem.prompt.split()) <= longest for problem in found)
+    for more, given, remedy in ((0, 3, "a smaller --gen-length"), (200, 128, "another --task")):
+        with refused(OptionError, f"more than {given} tokens for almost every problem of sums", remedy):
+            problems(Words(1, more), "sums", 10, given)  # type: ignore[arg-type]
+
+
+def test_options_are_refused_before_a_problem_runs(text_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with runtime.load(text_bundle, "onnxruntime", threads=1) as model:
+        monkeypatch.setattr(model, "generate", lambda *_, **__: pytest.fail("a problem ran"))
+        for options, more, words in (
+            ({"gen_length": 256}, {}, ("gen_length must lie in 1 … 255",)), ({"window": 99}, {}, ("window", "1 … 16")),
+            ({"gen_length": 56}, {"few_shot": 201}, ("few_shot must lie in 0 … 200", "less gen_length")),
+        ):  # fmt: skip
+            with refused(OptionError, *words):
+                evaluate(model, "sums", 1, None, options, **more)  # type: ignore[arg-type]
 
 
 def test_a_line_that_was_cut_short_is_skipped(tmp_path: Path) -> None:
