@@ -22,7 +22,8 @@ from typing import Any
 
 from engines.config import Capacity, ModelConfig, strict
 from engines.errors import BundleError, NewerBundleError
-from engines.files import LOCK, canonical, check_access, sha256, signed, write_atomically
+from engines.files import canonical, check_access, sha256, signed, write_atomically
+from engines.locks import LOCK
 from engines.record import NEXT, rebuild
 
 FORMAT = "elastic-bundle"

@@ -10,7 +10,8 @@ from typing import Any
 
 from engines.bundle import Bundle, inside, read_manifest, write_manifest
 from engines.errors import BundleError
-from engines.files import describe, locked, write_atomically, writing
+from engines.files import describe, write_atomically, writing
+from engines.locks import locked
 
 CALIBRATION = "calibration.json"
 

@@ -1,7 +1,6 @@
-"""Writing files: in one step, under a lock, with hashes, and with errors of the operating system translated."""
+"""Writing files: in one step, with hashes, and with errors of the operating system translated."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -11,10 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engines.errors import BundleError, ElasticError, OptionError
+from engines.errors import ElasticError, OptionError
 
-LOCK = ".lock"  # in a bundle's folder, held by what writes it: a build, a calibration
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
@@ -25,23 +22,6 @@ def writing(path: Path, remedy: str, error_type: type[ElasticError] = OptionErro
         yield
     except OSError as error:
         raise error_type(f"cannot write {path} ({error.strerror or error}); {remedy}") from error
-
-
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Hold the lock of the folder `root`; raises BundleError while another process does, or without locks, OSError."""
-    with (root / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BundleError(f"another build or calibration is writing {root}; wait until it has ended") from error
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            raise BundleError(
-                f"{root} is on a file system without locks ({error.strerror}); use a folder on another one"
-            ) from error
-        yield
 
 
 def write_atomically(path: Path, content: bytes) -> None:

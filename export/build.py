@@ -25,7 +25,8 @@ from typing import Any, ParamSpec, TypeVar
 from engines.bundle import STAMPS, Bundle, Manifest
 from engines.config import Capacity
 from engines.errors import INSTALL, BackendError, BundleError, OptionError
-from engines.files import describe, link, locked, writing
+from engines.files import describe, link, writing
+from engines.locks import locked
 from engines.record import NEXT, RECORD, SHIPPED
 from engines.registry import versions
 from engines.signatures import GraphSignature, TensorSpec

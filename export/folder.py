@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from engines.bundle import MANIFEST, STAMPS, Bundle, Manifest, inside
 from engines.defaults import calibrations
 from engines.errors import BundleError, NewerBundleError
-from engines.files import LOCK, describe
+from engines.files import describe
+from engines.locks import LOCK
 from engines.record import NEXT, read_record, rebuild
 from export.checkpoint import tokenizer
 from export.job import BuildJob

@@ -9,7 +9,7 @@ import pytest
 from engines.bundle import MANIFEST, Bundle
 from engines.defaults import CALIBRATION, calibrations, evidence, set_defaults
 from engines.errors import BundleError
-from engines.files import LOCK, locked
+from engines.locks import LOCK, locked
 from tests.support.cases import refused
 
 

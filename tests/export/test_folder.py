@@ -16,7 +16,7 @@ import runtime
 from engines.bundle import MANIFEST, VERSION, Bundle
 from engines.defaults import CALIBRATION, set_defaults
 from engines.errors import BundleError, NewerBundleError
-from engines.files import LOCK, locked
+from engines.locks import LOCK, locked
 from export import folder
 from export.build import plan
 from export.folder import differences

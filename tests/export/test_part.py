@@ -15,7 +15,8 @@ import export
 import export.checkpoint
 from engines.bundle import MANIFEST, Bundle
 from engines.errors import CheckpointError
-from engines.files import LOCK, describe, sha256
+from engines.files import describe, sha256
+from engines.locks import LOCK
 from engines.weights import NAMES, locate
 from export.checkpoint import reader
 from export.checkpoint.reader import open_checkpoint

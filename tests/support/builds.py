@@ -17,7 +17,7 @@ import export
 import export.checkpoint
 import runtime
 from engines.errors import BundleError
-from engines.files import LOCK
+from engines.locks import LOCK
 from engines.record import NEXT
 from tests.support.cases import sentence
 
