@@ -66,15 +66,18 @@ class Model(ABC):
         """Run the reuse passes of runners of one `new_runners`; each result is what the runner alone would give."""
         return [due.runner.reuse(due.rows, due.drift_inputs, due.gamma) for due in passes]
 
-    def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The plain forward of ids [B, P] within the vocabulary: logits [B, P, V] in float32."""
+    def forward(self, ids: NDArray[np.int64], rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """The plain forward of ids [B, P] within the vocabulary: logits [B, P, V] in float32.
+
+        With `rows` [W] only the logits of these positions are computed: [B, W, V].
+        """
         logits = []
         for row in ids:
             runner = self.new_runner(len(row))
-            rows = runner.slots if runner.padded_rows else len(row)
-            runner.embed(np.pad(row, (0, rows - len(row))))
-            runner.run_layers(rows, None)
-            logits.append(runner.logits(np.arange(len(row))))
+            run = runner.slots if runner.padded_rows else len(row)
+            runner.embed(np.pad(row, (0, run - len(row))))
+            runner.run_layers(run, None)
+            logits.append(runner.logits(np.arange(len(row)) if rows is None else rows))
         return np.stack(logits)
 
     @abstractmethod
@@ -82,9 +85,10 @@ class Model(ABC):
         """Free what the model holds; it cannot be used any more. Closing twice does nothing."""
         self.closed = True
 
-    def logits(self, ids: Any) -> NDArray[np.float32]:
-        """The plain forward, for parity: an integer array [B, P] or [P] -> float32 [B, P, V].
+    def logits(self, ids: Any, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """The plain forward: an integer array [B, P] or [P] -> float32 [B, P, V].
 
+        With `rows` [W] only the logits of these positions are computed: [B, W, V].
         Raises PromptError for ids that are no such array, lie outside the
         vocabulary or are more than the bundle's length; BackendError if the model
         is in use or closed.
@@ -102,7 +106,7 @@ class Model(ABC):
                 "shorten them or build with a larger --max-length"
             )
         with self.exclusive():
-            return self.forward(array.astype(np.int64))
+            return self.forward(array.astype(np.int64), rows)
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a bare clone to answers: set up, build the demo bundle, answer three held-out problems twice.
+# From a bare clone to answers: set up, build the demo bundle, answer three held-out problems in three ways.
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 python -m export build

@@ -28,7 +28,7 @@ PARSER = {"export": export.cli.parser, "runtime": runtime.cli.parser}
 CALL = {
     ("runtime", "generate"): "B --prompt Hi --gen-length 8", ("runtime", "trace"): "B --prompt Hi --gen-length 8",
     ("runtime", "chat"): "B --gen-length 8", ("runtime", "eval"): "B --limit 1 --gen-length 8",
-    ("runtime", "calibrate"): "B --limit 1 --gen-length 8", ("runtime", "verify"): "B --prompts 1",
+    ("runtime", "calibrate"): "B --limit 20 --gen-length 8", ("runtime", "verify"): "B --prompts 1",
     ("runtime", "bench"): "B --limit 1 --gen-length 8 --prompt-length 100 --backends onnxruntime",
     ("export", "verify"): "B", ("export", "inspect"): "B", ("export", "build"): "--checkpoint C --out new",
 }  # fmt: skip

@@ -60,8 +60,8 @@ class EagerModel(Model):
         return parts.layer(self.config, self.weights[layer_name(index)], self.tables, *inputs)  # type: ignore[arg-type]
 
     @torch.inference_mode()
-    def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The plain forward of all sequences at once: ids [B, P] -> logits [B, P, V]."""
+    def forward(self, ids: NDArray[np.int64], rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """The plain forward of all sequences at once: ids [B, P] -> logits [B, P, V], or of `rows` only."""
         batch, length = ids.shape
         positions = torch.arange(length, device=self.torch_device).expand(batch, -1)
         mask = torch.ones(batch, length, dtype=torch.bool, device=self.torch_device)
@@ -70,6 +70,7 @@ class EagerModel(Model):
         hidden = parts.embed(self.weights["embed"], torch.from_numpy(ids).to(self.torch_device))
         for index in range(self.config.layers):
             hidden, _ = self.layer(index, hidden, positions, mask, 0, k, v)
+        hidden = hidden if rows is None else hidden[:, rows]
         return parts.head(self.config, self.weights["head"], hidden)[2].cpu().numpy()
 
     def close(self) -> None:

@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     command("eval", "exact match on held-out problems; resumable with --out", add_eval,
             "bundles/demo --limit 100 --against full --out eval.jsonl")  # fmt: skip
     command("calibrate", "find the fastest setting that answers as full does; keep it", add_calibrate,
-            "bundles/demo --target-agreement 0.99 --dry-run")  # fmt: skip
+            "bundles/demo --target-agreement 0.95 --dry-run")  # fmt: skip
     command("verify", "compare the tokens of every policy with eager PyTorch", add_verify, "bundles/demo --prompts 2")
     command("bench", "time policies and back ends on the same problems", add_bench,
             "bundles/demo --policies full,elastic --limit 5 --out bench.json")  # fmt: skip
@@ -104,12 +104,14 @@ def add_eval(command: argparse.ArgumentParser) -> None:
 def add_calibrate(command: argparse.ArgumentParser) -> None:
     add_bundle(command)
     group = command.add_argument_group("the search")
-    group.add_argument("--target-agreement", type=float, default=0.99, metavar="X", help="fraction of equal tokens")
+    group.add_argument("--target-agreement", type=float, default=0.95, metavar="X",
+                       help="fraction of answers equal to those of full")  # fmt: skip
     group.add_argument("--prompts", type=Path, metavar="FILE",
                        help="a file of prompts, one per line (default: problems of the demo's tasks)")  # fmt: skip
-    group.add_argument("--limit", type=int, default=40, metavar="N", help="prompts")
+    group.add_argument("--limit", type=int, default=40, metavar="N", help="prompts, half of them to confirm")
     group.add_argument("--gen-length", type=int, default=192, metavar="N", help="masks to fill")
     group.add_argument("--dry-run", action="store_true", help="leave the bundle as it is")
+    group.add_argument("--undo", action="store_true", help="take back the last calibration, and do nothing else")
     add_json(command.add_argument_group("output"))
     command.set_defaults(call=measures.calibrate_command)
 

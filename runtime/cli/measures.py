@@ -92,19 +92,29 @@ def eval_command(args: argparse.Namespace) -> None:
 
 
 def calibrate_command(args: argparse.Namespace) -> None:
-    """Search for the fastest setting that agrees with `full`, and make it the bundle's default."""
+    """Search for the fastest setting that answers as `full` does, and make it the bundle's default; or undo that."""
+    if args.undo:
+        again = calibrate.undo(args.bundle)
+        text = f"[ok] {again or 'those of the policies'} are the defaults of {args.bundle} again"
+        console.print(json.dumps({"defaults": again}) if args.json else text)
+        return
     asked: list[Any] = read_lines(args.prompts)[: args.limit] if args.prompts else calibrate.prompts(args.limit)
+    calibrate.check(args.target_agreement, asked)
     with opened(args) as model:
         trials = []
         for trial in calibrate.calibrate(model, args.target_agreement, asked, args.gen_length):
             trials.append(trial)
-            text = f"{trial.agreement:.2%} of tokens, {1e3 * trial.seconds:.0f} ms an answer: {trial.options}"
+            text = (
+                f"{trial.half}: {trial.agreement:.1%} of answers, {trial.tokens:.2%} of tokens, "
+                f"{1e3 * trial.seconds:.0f} ms an answer: {trial.options}"
+            )
             console.print(json.dumps(asdict(trial)) if args.json else text)
+        stays = trials[-1].options == calibrate.defaults(model)
         if not args.dry_run:
             calibrate.keep(model, args.target_agreement, trials, args.gen_length, len(asked))
     if not args.json:
-        what = "would be the default of" if args.dry_run else "is now the default of"
-        console.print(f"[ok] {trials[-1].options} {what} {args.bundle}")
+        what = "stays" if stays else "would be" if args.dry_run else "is now"
+        console.print(f"[ok] {trials[-1].options} {what} the default of {args.bundle}")
 
 
 def verify_command(args: argparse.Namespace) -> None:

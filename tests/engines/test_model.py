@@ -31,6 +31,8 @@ def test_logits(model: runtime.Runtime) -> None:
     gap = np.abs(batch[:1] - one)
     print(f"{model.backend}: batch of 2 against 1, max {gap.max():.2e} mean {gap.mean():.2e}")
     assert gap.max() < 1e-4 < np.abs(batch[1] - one[0]).max()
+    some = model.model.logits([PROMPT, PROMPT[::-1]], np.array([5, 0]))
+    assert some.shape == (2, 2, 256) and np.abs(some - batch[:, [5, 0]]).max() < 1e-4
 
 
 @pytest.mark.parametrize(
