@@ -105,7 +105,7 @@ def read_prompts(source: str | Path) -> list[Asked]:
     """
     lines = [(at, line) for at, line in enumerate(read_bytes(source).split(b"\n"), 1) if line.strip()]
     if not lines:
-        raise PromptError(f"{named(source)} holds no prompt; write one a line")
+        raise PromptError(f"{named(source)} holds no prompt; write one per line")
     first = _json(lines[0][1])
     as_json = str(source).endswith(".jsonl") or (isinstance(first, dict) and not KINDS.keys().isdisjoint(first))
     return [asked(number, at, line.removesuffix(b"\r"), as_json) for number, (at, line) in enumerate(lines, 1)]

@@ -69,7 +69,7 @@ def test_sources_that_are_none(generate: Call, tmp_path: Path, monkeypatch: pyte
     file.write_bytes("Größe\n".encode("utf-16"))
     failed(generate("--prompts", file), 2, "is UTF-16", "save it as UTF-8")
     file.write_bytes(b"\xef\xbb\xbf \n\n")
-    failed(generate("--prompts", file), 2, "holds no prompt", "one a line")
+    failed(generate("--prompts", file), 2, "holds no prompt", "one per line")
     file.write_bytes(b"a\ncaf\xe9\n")
     with refused(PromptError, "line 2", "not text", "UTF-8"):
         read_lines(file)
