@@ -23,7 +23,7 @@ from engines.errors import BundleError, NewerBundleError
 from engines.files import check_access, describe, sha256, write_atomically, writing
 
 FORMAT = "elastic-bundle"
-VERSION = 5
+VERSION = 6
 MANIFEST = "manifest.json"
 STAMPS = "stamps"
 LOCK = ".lock"  # held by the build that writes the folder

@@ -24,7 +24,7 @@ from export.stamps import Files
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
     """Hold the folder's lock; raises BundleError while another build holds it."""
-    with (root / LOCK).open("w") as file:
+    with (root / LOCK).open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -32,7 +32,7 @@ def reusable(root: Path, names: list[str], key: str) -> Files | None:
     """The entries of `names` and their stamp if an earlier build made them from `key` and they are unchanged."""
     path = stamp_path(names)
     try:
-        content = json.loads((root / path).read_text())
+        content = json.loads((root / path).read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("key") != digest(key):
             return None
         files = {name: describe(root / name) for name in names}

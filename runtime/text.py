@@ -85,9 +85,9 @@ class Text:
         except (TypeError, UnicodeError) as error:
             raise PromptError("the prompt is not valid Unicode text; save it as UTF-8") from error
 
-    def decode(self, ids: Positions) -> str:
-        """Decode ids to text without special tokens."""
-        return self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=True)
+    def decode(self, ids: Positions, special: bool = False) -> str:
+        """Decode ids to text; special tokens are left out unless `special`."""
+        return self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=not special)
 
     def prompt(self, messages: str | list[dict[str, str]]) -> Positions:
         """Encode a user's text, or messages {"role", "content"}, to ids [P]; see `render`."""
