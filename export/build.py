@@ -16,7 +16,6 @@ head. No file time or size replaces a hash.
 import importlib
 import inspect
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
@@ -26,7 +25,7 @@ from typing import Any, ParamSpec, TypeVar
 from engines.bundle import STAMPS, Manifest, write_manifest
 from engines.config import Capacity
 from engines.errors import INSTALL, BackendError, BundleError, OptionError
-from engines.files import describe, writing
+from engines.files import describe, write_atomically, writing
 from engines.registry import versions
 from engines.signatures import GraphSignature, TensorSpec
 from engines.signatures.gpu import gpu_signatures
@@ -146,10 +145,7 @@ def make(job: BuildJob) -> None:
     from export.part import Target
 
     options, config, source = job.options, job.config, job.checkpoint
-    if tokenizer.needs_writing(source.directory):
-        path = job.root / tokenizer.TOKENIZER
-        tokenizer.write_tokenizer(source.directory, source.family.split, path)
-        job.files[path.name] = describe(path)
+    texts = source.texts()  # refused before a part is written
     signatures = (
         *gpu_signatures(config, options.precision, job.capacity.track_num),
         *vision_signatures(config, options.precision),
@@ -160,9 +156,9 @@ def make(job: BuildJob) -> None:
     compiling = [compiler(name) for name in job.backends]
     written = job.write_parts(target, *(other for one in compiling for other in one.targets(job)))
     job.parts = {signature.name: written[signature.name] | tensors(signature) for signature in signatures}
-    for path in (source.directory / "config.json", *source.tokenizer_files()):
-        shutil.copyfile(path, job.root / path.name)
-        job.files[path.name] = describe(job.root / path.name)
+    for name, content in texts.items():
+        write_atomically(job.root / name, content)
+        job.files[name] = describe(job.root / name)
     engines = {one.name: one.compile(job) for one in compiling}
     folder.remove_stale(job.root, job.files)
     decoding = source.decoding()
@@ -174,7 +170,11 @@ def make(job: BuildJob) -> None:
         defaults=defaults if job.defaults is None else job.defaults,
         parts=job.parts,
         engines=engines,
-        checkpoint={"name": source.directory.name, "identity": source.identity},
+        checkpoint={
+            "name": source.directory.name,
+            "identity": source.identity,
+            "texts": tokenizer.digest(source.directory),
+        },
         tools=versions(),
         files=job.files,
     )

@@ -20,6 +20,7 @@ from engines.bundle import Bundle, rebuild
 from engines.errors import BundleError, OptionError, PromptError
 from engines.model import check_ids
 from engines.options import UNSET, document_keywords, within
+from engines.template import joined
 from engines.vision import Vision, open_vision
 from runtime.decoding.controller import StepEvent
 from runtime.decoding.generate import Output, stream, stream_batch
@@ -170,7 +171,9 @@ class Runtime:
         attention_mask: Any = None,
     ) -> Request:  # fmt: skip
         """The request of a prompt: text as ids [P], each image as rows [n, d] with ids beyond the vocabulary."""
-        is_text = isinstance(prompt, str) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], dict))
+        is_text = isinstance(prompt, str) or (
+            isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+        )
         if is_text and attention_mask is not None:
             raise PromptError("attention_mask belongs to ids, and the prompt is text; leave it out")
         if not is_text:
@@ -187,7 +190,8 @@ class Runtime:
         vision, vocab = self.bundle.config.vision, self.bundle.config.vocab
         assert vision is not None, "`encode_images` has checked"
         if is_text:
-            text = self.text.render(mentioned(prompt, vision.placeholder, len(images)))
+            turns = [turn | {"content": joined(turn.get("content", ""))} for turn in self.text.messages(prompt)]
+            text = self.text.render(mentioned(turns, vision.placeholder, len(images)))
             ids = encode(text, vision.placeholder, self.text.encode)
         else:
             ids = prompt
