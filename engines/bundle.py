@@ -1,11 +1,12 @@
 """The bundle: one directory per built model, described by a manifest.
 
-    manifest.json            written last and atomically; without it nothing loads
+    manifest.json            written last and in one step; without it nothing loads
     config.json              the checkpoint's, as generation_config.json
     tokenizer.json …         the tokenizer and the chat template as transformers reads them
     onnx/                    one graph per part, its weights beside it
     engines/<back end>/      engines that were compiled from the graphs
-    stamps/                  what each part was made from, for the next build
+    stamps/                  what each part was made from, for the next build, and the command of this one
+    next/                    what a build has written so far (`export.swap`)
 
 The manifest holds its own SHA-256 and that of every other file; all of them are
 checked before a model is loaded.
@@ -14,6 +15,7 @@ checked before a model is loaded.
 import hashlib
 import json
 import os
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -21,14 +23,14 @@ from typing import Any
 
 from engines.config import Capacity, ModelConfig, strict
 from engines.errors import BundleError, NewerBundleError
-from engines.files import check_access, describe, sha256, write_atomically, writing
+from engines.files import canonical, check_access, sha256, signed, write_atomically
+from engines.locks import LOCK
+from engines.record import NEXT, rebuild
 
 FORMAT = "elastic-bundle"
 VERSION = 6
 MANIFEST = "manifest.json"
 STAMPS = "stamps"
-LOCK = ".lock"  # held by the build that writes the folder
-CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Manifest:
     `model` and `capacity` are the fields of ModelConfig and Capacity, `defaults`
     decoding options by name, `parts` the exported graph, weight file, inputs and
     outputs of each part, `engines` an entry for each back end, `files` the size and
-    SHA-256 of each file.
+    SHA-256 of each file. `replaces` is None but for the moment in which the files of
+    a finished build lie in `next/` still: then it names the files of the bundle before.
     """
 
     model: dict[str, Any]
@@ -50,8 +53,14 @@ class Manifest:
     checkpoint: dict[str, str]
     tools: dict[str, str]
     files: dict[str, dict[str, Any]]
+    replaces: list[str] | None = None
     format: str = FORMAT
     version: int = VERSION
+
+    @property
+    def folder(self) -> str:
+        """Where below the bundle its files lie."""
+        return "." if self.replaces is None else NEXT
 
 
 @dataclass
@@ -76,27 +85,25 @@ class Bundle:
     @property
     def identity(self) -> str:
         """16 hexadecimal digits that change with any file, version or option of the bundle."""
-        return hashlib.sha256(canonical(vars(self.manifest))).hexdigest()[:16]
+        return hashlib.sha256(canonical(vars(replace(self.manifest, replaces=None)))).hexdigest()[:16]
 
     def file(self, name: str) -> Path:
         """The path of a file of the bundle, its size and SHA-256 checked once; raises BundleError if they differ."""
         if name not in self.manifest.files:
-            raise BundleError(f"{self.root}: the manifest lists no file {name!r}; {rebuild(self.root)}")
-        path = inside(self.root, name)
+            raise BundleError(f"{self.root}: the manifest lists no file {name!r}; {self.rebuild('--force')}")
+        path = inside(self.root, name, self.manifest.folder)
         if name not in self._checked:
             expected = self.manifest.files[name]
             check_access(path, BundleError)
-            if not path.is_file():
-                raise BundleError(f"{self.root}: {name} is missing; {rebuild(self.root)}")
             try:
                 intact = path.stat().st_size == expected["size"] and sha256(path) == expected["sha256"]
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise BundleError(f"{self.root}: {name} is missing; {self.rebuild()}") from error
             except OSError as error:
-                raise BundleError(
-                    f"{self.root}: {name} cannot be read ({error.strerror}); {rebuild(self.root)}"
-                ) from error
+                raise BundleError(f"{self.root}: {name} cannot be read ({error.strerror}); {self.rebuild()}") from error
             if not intact:
                 raise BundleError(
-                    f"{self.root}: {name} is not the file that was built (SHA-256 differs); {rebuild(self.root)}"
+                    f"{self.root}: {name} is not the file that was built (SHA-256 differs); {self.rebuild()}"
                 )
             self._checked.add(name)
         return path
@@ -110,7 +117,9 @@ class Bundle:
         """The graph of `part` for `backend` (None: as exported), its weights checked, too; raises BundleError."""
         entry = self.manifest.parts.get(part) if backend is None else self.engines(backend)["parts"].get(part)
         if entry is None:
-            raise BundleError(f"{self.root}: the manifest has no engine of {part} for {backend}; {rebuild(self.root)}")
+            raise BundleError(
+                f"{self.root}: the manifest has no engine of {part} for {backend}; {self.rebuild('--force')}"
+            )
         if entry["weights"]:
             self.file(entry["weights"])
         return self.file(entry["graph"])
@@ -119,29 +128,30 @@ class Bundle:
         """The manifest's entry for a back end; raises BundleError if the bundle has no engines for it."""
         built = self.manifest.engines
         if backend not in built:
-            raise BundleError(
-                f"{self.root} has no engines for {backend}{', only for ' if built else ''}{', '.join(built)}; "
-                f"add them with `python -m export build --backend {backend} --out {self.root}`, and the options it has"
-            )
+            problem = f"{self.root} has no engines for {backend}{', only for ' if built else ''}{', '.join(built)}"
+            if backend == "tensorrt" and self.manifest.precision == "fp32":
+                raise BundleError(f"{problem}; TensorRT needs another bundle, of --fp16 or --bf16")
+            raise BundleError(f"{problem}; to add them, {self.rebuild('--backend', backend)}")
         return built[backend]
 
     def weights(self, part: str) -> Path:
         """The weight file of `part` in the bundle's precision."""
         return self.file(self.manifest.parts[part]["weights"])
 
+    def rebuild(self, *more: str) -> str:
+        """The remedy where the bundle cannot be used, as `engines.record.rebuild`."""
+        return rebuild(self.root, *more, folder=self.manifest.folder)
 
-def rebuild(root: Path, options: str = "") -> str:
-    """The remedy where a bundle cannot be used."""
-    return f"build it again with `python -m export build --out {root}{options}`, and the options it had"
 
+def inside(root: Path, name: str, folder: str = ".") -> Path:
+    """The path of `name` in the bundle at `root`, whose files lie in `folder`.
 
-def inside(root: Path, name: str) -> Path:
-    """The path `root`/`name`; raises BundleError if it leaves the bundle."""
+    Raises BundleError for a name that leaves the bundle. Links are followed: what is read has a SHA-256.
+    """
     relative = PurePosixPath(name)
-    path = root / relative
-    if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(root.resolve()):
-        raise BundleError(f"{root}: the manifest names {name!r}, which leaves the bundle; {rebuild(root)}")
-    return path
+    if relative.is_absolute() or ".." in relative.parts:
+        raise BundleError(f"{root}: the manifest names {name!r}, which leaves the bundle; {rebuild(root, '--force')}")
+    return root / folder / relative
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -151,7 +161,7 @@ def read_manifest(root: Path) -> Manifest:
     if os.path.isfile(root):
         raise BundleError(f"{root} is a file and not a bundle; give a bundle's folder")
     if not os.path.isdir(root):
-        raise BundleError(f"there is no bundle at {root}; build one with `python -m export build --out {root}`")
+        raise BundleError(f"there is no bundle at {root}; `python -m export build --help` shows how to build one")
     try:
         raw = path.read_bytes()
         content = json.loads(raw)
@@ -159,9 +169,10 @@ def read_manifest(root: Path) -> Manifest:
     except FileNotFoundError as error:
         if (root / "config.json").is_file() and any(root.glob("*.safetensors")):
             raise BundleError(
-                f"{root} is a checkpoint and not a bundle; build one with `python -m export build --checkpoint {root}`"
+                f"{root} is a checkpoint and not a bundle; build one with "
+                f"`{shlex.join(['python', '-m', 'export', 'build', '--checkpoint', str(root)])}`"
             ) from error
-        if not (root / STAMPS).is_dir() and not (root / LOCK).is_file():
+        if not any((root / name).exists() for name in (STAMPS, NEXT, LOCK)):
             raise BundleError(f"{root} holds no {MANIFEST} and is no bundle; give a bundle's folder") from error
         raise BundleError(f"{root} holds no {MANIFEST}: its build was not finished; {rebuild(root)}") from error
     except PermissionError as error:
@@ -186,32 +197,3 @@ def read_manifest(root: Path) -> Manifest:
 def write_manifest(root: Path, manifest: Manifest) -> None:
     """Write the manifest in one step, with its SHA-256; raises OSError."""
     write_atomically(root / MANIFEST, signed(vars(manifest)))
-
-
-def set_defaults(
-    root: Path, defaults: dict[str, Any], evidence: str, content: dict[str, Any], whole: bool = False
-) -> None:
-    """Change a bundle's decoding defaults, and keep the measurement behind them as its JSON file `evidence`.
-
-    `defaults` are merged into those that are there; if `whole`, they replace them.
-    Raises BundleError if `root` is no bundle or cannot be written.
-    """
-    manifest = read_manifest(root)
-    path = inside(root, evidence)
-    with writing(root, "make it writable", BundleError):
-        write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
-        files = manifest.files | {evidence: describe(path)}
-        write_manifest(
-            root, replace(manifest, defaults=defaults if whole else manifest.defaults | defaults, files=files)
-        )
-
-
-def signed(content: dict[str, Any]) -> bytes:
-    """The bytes of the manifest's file: `content` and its SHA-256."""
-    digest = hashlib.sha256(canonical(content)).hexdigest()
-    return json.dumps(content | {"sha256": digest}, indent=1).encode() + b"\n"
-
-
-def canonical(content: dict[str, Any]) -> bytes:
-    """JSON of `content` that does not depend on the order of keys, for hashes."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

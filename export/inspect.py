@@ -1,13 +1,13 @@
 """What a bundle holds, as text: its model and capacity, its engines by back end, its parts."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from engines.bundle import CALIBRATION, Bundle
+from engines.bundle import Bundle
+from engines.defaults import calibrations, evidence
 
 # Layers of a TensorRT network that show which operators stayed whole.
 NATIVE = ("ROTARY_EMBEDDING", "KV_CACHE_UPDATE", "ATTENTION_INPUT", "MATRIX_MULTIPLY", "GATHER", "TOPK", "SOFTMAX")
@@ -21,9 +21,9 @@ def show(bundle: Bundle, console: Console) -> None:
     console.print(f"model {manifest.model}")
     console.print(f"capacity {manifest.capacity}")
     console.print(f"defaults of decoding {manifest.defaults or 'as the policies have them'}")
-    if CALIBRATION in manifest.files and (measured := evidence(bundle)):
+    if measured := chosen(bundle):
         figures = ", ".join(f"{name} {value}" for name, value in measured.items())
-        console.print(f"measured by calibrate: {figures} ({CALIBRATION} has all trials)")
+        console.print(f"measured by calibrate: {figures} ({calibrations(manifest.files)[0]} has all trials)")
     for name, entry in manifest.engines.items():
         show_engines(name, entry, manifest.files, console)
     table = Table("part", "inputs", "outputs", "MB")
@@ -33,10 +33,9 @@ def show(bundle: Bundle, console: Console) -> None:
     console.print(table)
 
 
-def evidence(bundle: Bundle) -> dict[str, Any]:
+def chosen(bundle: Bundle) -> dict[str, Any]:
     """What a calibration measured, and for which setting; empty where the calibration was undone."""
-    found = json.loads(bundle.file(CALIBRATION).read_bytes())
-    return {name: value for name, value in found.items() if not isinstance(value, list) and name != "before"}
+    return {name: value for name, value in evidence(bundle).items() if not isinstance(value, list) and name != "before"}
 
 
 def tensors(entries: list[dict[str, Any]]) -> str:

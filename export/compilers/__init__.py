@@ -7,7 +7,6 @@ build names it. To add one, add a module here and its name to `COMPILERS`.
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.errors import OptionError
@@ -60,8 +59,3 @@ def chosen(backends: list[str] | None) -> list[str]:
         if name not in COMPILERS:
             raise OptionError(f"no compiler for back end {name!r}; choose from {', '.join(COMPILERS)} or all")
     return names
-
-
-def folders(root: Path) -> list[Path]:
-    """The folders that compilers write below the bundle `root`."""
-    return [root / "engines" / name for name in COMPILERS]

@@ -8,7 +8,6 @@ answer wrong. The other half confirms: the setting must reach the target there t
 defaults beyond noise, or else these stay.
 """
 
-import json
 import math
 import random
 import statistics
@@ -17,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.bundle import CALIBRATION, Bundle, set_defaults
+from engines.bundle import Bundle
+from engines.defaults import CALIBRATION, evidence, set_defaults
 from engines.errors import OptionError
 from engines.options import options_of
 from runtime.api import Runtime
@@ -188,13 +188,13 @@ def fitting(model: Runtime, options: dict[str, Any]) -> dict[str, Any]:
 def keep(model: Runtime, target: float, trials: list[Trial], gen_length: int, count: int) -> None:
     """Make the last trial's setting the bundle's default, and keep all trials and the defaults before in the bundle."""
     chosen, manifest = trials[-1], model.bundle.manifest
-    evidence = {
+    measured = {
         "target_agreement": target, "prompts": count, "gen_length": gen_length, "backend": model.backend,
         "device": model.model.device, "chosen": asdict(chosen), "trials": [asdict(trial) for trial in trials[:-1]],
-        "before": {"defaults": manifest.defaults, "evidence": read(model.bundle)},
+        "before": {"defaults": manifest.defaults, "evidence": evidence(model.bundle)},
     }  # fmt: skip
     changed = {} if chosen.options == defaults(model) else chosen.options
-    set_defaults(model.bundle.root, changed, CALIBRATION, evidence)
+    set_defaults(model.bundle.root, changed, CALIBRATION, measured)
 
 
 def undo(root: Path) -> dict[str, Any]:
@@ -202,17 +202,9 @@ def undo(root: Path) -> dict[str, Any]:
 
     Raises OptionError where there is none, BundleError if `root` is no bundle or cannot be written.
     """
-    before = read(Bundle.open(root)).get("before")
+    before = evidence(Bundle.open(root)).get("before")
     if before is None:
         raise OptionError(f"{root} holds no calibration to undo")
     set_defaults(root, before["defaults"], CALIBRATION, before["evidence"], whole=True)
     found: dict[str, Any] = before["defaults"]
-    return found
-
-
-def read(bundle: Bundle) -> dict[str, Any]:
-    """The evidence of a bundle's calibration; empty without one."""
-    if CALIBRATION not in bundle.manifest.files:
-        return {}
-    found: dict[str, Any] = json.loads(bundle.file(CALIBRATION).read_text(encoding="utf-8"))
     return found

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 
 import export
 import runtime
-from engines.bundle import MANIFEST, VERSION, Bundle, inside, read_manifest, set_defaults, signed
+from engines.bundle import MANIFEST, VERSION, Bundle, inside, read_manifest
 from engines.config import Capacity, ModelConfig, strict
 from engines.errors import BundleError, NewerBundleError
+from engines.files import signed
+from engines.record import RECORD
 from engines.weights import locate
 from tests.support.cases import edit_manifest, refused
 
-AGAIN = "python -m export build --out"
+AGAIN = "build it again with `python -m export build --checkpoint"
 
 
 def flip(path: Path, at: int, mask: int = 0xFF) -> None:
@@ -81,9 +83,10 @@ def test_a_flipped_byte_in_any_file(text_checkpoint: Path, tmp_path: Path, preci
     assert len(files) > 20 and {bundle / MANIFEST, bundle / "config.json", bundle / "tokenizer.json"} < set(files)
     for path in files:
         size = path.stat().st_size
+        remedy = AGAIN if path != bundle / RECORD else "build it again from its checkpoint"
         for at in {0, size // 2, size - 1}:
             flip(path, at)
-            with refused(BundleError, str(bundle), path.name, AGAIN):
+            with refused(BundleError, str(bundle), path.name, remedy):
                 runtime.load(bundle, "onnxruntime")
             flip(path, at)
     with runtime.load(bundle, "onnxruntime") as model:  # every byte is back
@@ -129,7 +132,7 @@ def test_a_manifest_that_is_not_the_one_written(bundle_copy: Path, change: Calla
 
 def test_missing(bundle_copy: Path, tmp_path: Path) -> None:
     for place in (tmp_path / "nothing", Path("x" * 5000)):
-        with refused(BundleError, "there is no bundle", str(place), AGAIN):
+        with refused(BundleError, "there is no bundle", str(place), "`python -m export build --help`"):
             runtime.load(place)
     with refused(BundleError, "is a file", MANIFEST, "a bundle's folder"):
         runtime.load(bundle_copy / MANIFEST)
@@ -201,19 +204,32 @@ def test_paths_that_leave_the_bundle(bundle_copy: Path, name: str) -> None:
         runtime.load(bundle_copy)
 
 
-def test_links_that_leave_the_bundle(bundle_copy: Path) -> None:
-    """Even one with the right content: it can change after the check."""
-    outside = bundle_copy.parent / "outside.json"
-    (bundle_copy / "config.json").rename(outside)
-    (bundle_copy / "config.json").symlink_to(outside)
-    with refused(BundleError, "config.json", "leaves the bundle", AGAIN):
+def test_files_that_are_links(text_bundle: Path, bundle_copy: Path) -> None:
+    """As in a hub's cache, where all files lie in one folder under their hashes; their content is checked as ever."""
+    blobs = bundle_copy.parent / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate(sorted(path for path in bundle_copy.rglob("*") if path.is_file())):
+        path.rename(blobs / str(number))
+        path.symlink_to(blobs / str(number))
+    ids = np.arange(40)[None]
+    for backend in ("onnxruntime", "eager"):
+        with (
+            runtime.load(text_bundle, backend, threads=1) as model,
+            runtime.load(bundle_copy, backend, threads=1) as linked,
+        ):
+            assert np.array_equal(model.logits(ids), linked.logits(ids))
+    config = (bundle_copy / "config.json").resolve()
+    config.write_bytes(config.read_bytes() + b" ")
+    with refused(BundleError, "config.json", "SHA-256", AGAIN):
+        runtime.load(bundle_copy)
+    config.unlink()
+    with refused(BundleError, "config.json is missing", AGAIN):
         runtime.load(bundle_copy)
 
 
 def test_paths_that_stay(tmp_path: Path) -> None:
     assert inside(tmp_path, "onnx/layer_00.onnx") == tmp_path / "onnx" / "layer_00.onnx"
-    (tmp_path / "link").symlink_to(tmp_path / "onnx")
-    assert inside(tmp_path, "link/x") == tmp_path / "link" / "x"
+    assert inside(tmp_path, "config.json", "next") == tmp_path / "next" / "config.json"
 
 
 # Engines
@@ -222,7 +238,7 @@ def test_paths_that_stay(tmp_path: Path) -> None:
 def test_engines_built_for_another_back_end(text_checkpoint: Path, tmp_path: Path) -> None:
     bundle = export.build(text_checkpoint, tmp_path / "b", backends=[])
     assert Bundle.open(bundle).manifest.engines == {}
-    with refused(BundleError, "no engines for onnxruntime; add them", "--backend onnxruntime"):
+    with refused(BundleError, "no engines for onnxruntime; to add them, build it again", "--backend onnxruntime"):
         runtime.load(bundle, "onnxruntime")
     with runtime.load(bundle, "eager", threads=1) as model:  # needs no engine
         assert model.backend == "eager"
@@ -272,29 +288,3 @@ def test_a_copy_gives_the_same_logits(text_bundle: Path, bundle_copy: Path) -> N
     with runtime.load(text_bundle, "onnxruntime") as here, runtime.load(moved, "onnxruntime") as there:
         assert np.array_equal(here.logits(ids), there.logits(ids))
     assert signed(dict(vars(Bundle.open(moved).manifest))) == (text_bundle / MANIFEST).read_bytes()
-
-
-# Defaults
-
-
-def test_new_defaults(bundle_copy: Path) -> None:
-    """They are merged into the old ones, and the measurement behind them is one of the bundle's checked files."""
-    before = Bundle.open(bundle_copy)
-    set_defaults(bundle_copy, {"gamma": 0.8}, "calibration.json", {"trials": [1, 2]})
-    after = Bundle.open(bundle_copy)
-    after.check()
-    assert after.manifest.defaults == before.manifest.defaults | {"gamma": 0.8}
-    assert json.loads(after.file("calibration.json").read_text()) == {"trials": [1, 2]}
-    assert after.identity != before.identity
-
-
-def test_defaults_that_cannot_be_written(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = (bundle_copy / MANIFEST).read_bytes()
-
-    def read_only(*_: Any) -> None:
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr("engines.bundle.write_atomically", read_only)
-    with refused(BundleError, f"cannot write {bundle_copy} (Read-only file system); make it writable"):
-        set_defaults(bundle_copy, {"gamma": 0.8}, "calibration.json", {})
-    assert (bundle_copy / MANIFEST).read_bytes() == raw

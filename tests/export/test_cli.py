@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import export.cli
-from engines.bundle import CALIBRATION, MANIFEST, Bundle, set_defaults
+from engines.bundle import MANIFEST, Bundle
+from engines.defaults import CALIBRATION, set_defaults
 from scripts.experiments.make_random_checkpoint import SHAPES, make_checkpoint
 from tests.support.cases import sentence
 from tests.support.commands import Call, failed, interrupted, process

@@ -9,7 +9,7 @@ import pytest
 
 import runtime
 import runtime.cli
-from engines.bundle import set_defaults
+from engines.defaults import set_defaults
 from engines.errors import BundleError, OptionError
 from engines.options import option, options_of
 from runtime.cli.options import given_options, markdown_table, policy_options

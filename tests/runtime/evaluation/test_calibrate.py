@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import runtime
-from engines.bundle import CALIBRATION, Bundle
+from engines.bundle import Bundle
+from engines.defaults import CALIBRATION
 from engines.errors import OptionError
 from export.cli import main as export_main
 from runtime.cli import main
