@@ -66,9 +66,9 @@ class Text:
     @cached_property
     def compiled(self) -> Template | None:
         """The chat template; None for a base model. Raises PromptError for one that is no template."""
-        tokens = self.settings.get("special_tokens", {})
+        source, tokens = self.template, self.settings.get("special_tokens", {})
         try:
-            return None if self.template is None else Template(self.template, tokens)
+            return None if source is None else Template(source, tokens)
         except Exception as error:  # untrusted code can raise any type
             raise failed(error) from error
 
