@@ -70,8 +70,10 @@ class ModelConfig:
     `vocab` is the number of columns of the logits (V), `max_length` the most
     positions of a sequence. The row of position p predicts position p + `shift`,
     which is 0 or 1; with 1, position 0 is predicted by its own row. `eot_id` ends a
-    turn of a chat, `system` is the message that begins every chat. The `suppressed`
-    ids are never predicted, and a confidence is a probability among the others.
+    turn of a chat, `more_ends` are the EOS ids that the checkpoint declares beside
+    `eos_id`; `pad_id` fills up prompts of a batch. `system` is the message that
+    begins every chat. The `suppressed` ids are never predicted, and a confidence is
+    a probability among the others.
     """
 
     family: str
@@ -91,6 +93,8 @@ class ModelConfig:
     mask_id: int
     eos_id: int
     eot_id: int | None = None
+    more_ends: tuple[int, ...] = ()
+    pad_id: int | None = None
     shift: int = 0
     qk_norm: bool = False  # Q and K are normalised per head before the rotary
     suppressed: tuple[int, ...] = ()
@@ -113,9 +117,15 @@ class ModelConfig:
         return ("tower", "projector") if self.vision else ()
 
     @property
-    def end_id(self) -> int:
-        """The token that ends an answer: EOS, or the end of a turn where EOS is never predicted."""
-        return self.eot_id if self.eot_id is not None and self.eos_id in self.suppressed else self.eos_id
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every EOS id that can be predicted."""
+        return tuple(token for token in (self.eos_id, *self.more_ends) if token not in self.suppressed)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Every id that ends an answer: those of EOS, and the end of a turn."""
+        turn = () if self.eot_id is None or self.eot_id in (*self.eos_ids, *self.suppressed) else (self.eot_id,)
+        return self.eos_ids + turn
 
     def to_json(self) -> dict[str, Any]:
         """All fields, for `from_json`."""
@@ -126,7 +136,9 @@ class ModelConfig:
         """Read what `to_json` gave; raises BundleError for unknown or missing keys."""
         found: ModelConfig = strict(cls, values, where)
         vision = values["vision"] and VisionConfig.from_json(values["vision"], f"{where}.vision")
-        return replace(found, suppressed=tuple(found.suppressed), vision=vision)
+        return replace(
+            found, suppressed=tuple(found.suppressed), more_ends=tuple(found.more_ends), vision=vision
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

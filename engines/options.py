@@ -6,9 +6,10 @@ line, the keywords of the Python interface, and tables in the documents.
 
 import argparse
 import inspect
+import os
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import Enum
 from functools import cache
 from numbers import Integral, Real
@@ -33,7 +34,8 @@ UNSET = Unset.UNSET  # an option that is not given; None is a value, and lifts a
 class Option:
     """What is known about one option.
 
-    `type` is bool, int, float or str; with `optional` None is allowed too. A
+    `type` is bool, int, float or str; with `optional` None is allowed too, and with
+    `many` several values of the type, one after another on a command line. A
     number lies in `low` … `high` (None: no bound; `above`: `low` itself is
     excluded), and `reason` says in a few words why. An option that is given
     replaces the default of each option that `excludes` names.
@@ -51,6 +53,7 @@ class Option:
     choices: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()
     group: str = ""
+    many: bool = False
 
     @property
     def flag(self) -> str:
@@ -61,7 +64,10 @@ class Option:
         """Raise OptionError unless `value` is of the option's type and range; `high` and `reason` override its own."""
         if value is None and self.optional:
             return
-        if self.choices:
+        if self.many and isinstance(value, list | tuple):
+            for one in value:
+                replace(self, many=False, optional=False).check(one, high, reason)
+        elif self.choices:
             if value not in self.choices:
                 raise OptionError(f"{self.name} must be one of {', '.join(self.choices)}, got {value!r}")
         elif self.type in (int, float):
@@ -90,7 +96,9 @@ class Option:
 
     def parse(self, text: str) -> Any:
         """The value that `text` stands for on a command line; raises ValueError for none."""
-        return None if self.optional and text == "none" else self.type(text)
+        if self.optional and not self.many and text == "none":
+            return None
+        return from_shell(text) if self.type is str else self.type(text)
 
 
 def option(
@@ -113,9 +121,26 @@ def options_of(cls: Any) -> dict[str, Option]:
     for item in fields(cls):
         if "option" in item.metadata:
             kind, optional = _plain(hints[item.name])
+            many = get_origin(kind) is tuple
             default = None if item.default is MISSING else item.default
-            found[item.name] = Option(item.name, kind, optional, default, **item.metadata["option"])
+            about = item.metadata["option"] | {"many": many}
+            found[item.name] = Option(item.name, get_args(kind)[0] if many else kind, optional, default, **about)
     return found
+
+
+def from_shell(text: str) -> str:
+    """An argument of a command line as the UTF-8 it was typed in, where the locale decoded it otherwise."""
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError:
+        return text
+
+
+def listed(value: Any) -> tuple[Any, ...]:
+    """The values of an option that takes many: none for None, one for a value that is no list."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def _plain(hint: Any) -> tuple[type, bool]:
@@ -153,7 +178,7 @@ def add_argument(group: Any, about: Option, default: str | None = None) -> None:
     `default` is shown in the help in place of the field's own default.
     """
     shown = default or spelled(about.default)
-    text = f"{about.help} (default: {shown})".replace("%", "%%")
+    text = f"{about.help}{' (repeatable)' if about.many else ''} (default: {shown})".replace("%", "%%")
     if about.type is bool:
         group.add_argument(about.flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
     elif about.choices:
@@ -161,7 +186,8 @@ def add_argument(group: Any, about: Option, default: str | None = None) -> None:
     else:
         metavar = {int: "N", float: "X", str: "TEXT"}[about.type]
         group.add_argument(
-            about.flag, type=_parser(about), metavar=metavar, default=argparse.SUPPRESS, help=text
+            about.flag, type=_parser(about), metavar=metavar, default=argparse.SUPPRESS, help=text,
+            action="append" if about.many else "store",
         )  # fmt: skip
 
 
@@ -169,7 +195,8 @@ def _parser(about: Option) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         return about.parse(text)
 
-    parse.__name__ = about.type.__name__ + (" or none" if about.optional else "")  # argparse names it in its errors
+    or_none = about.optional and not about.many
+    parse.__name__ = about.type.__name__ + (" or none" if or_none else "")  # argparse names it in its errors
     return parse
 
 
@@ -186,7 +213,8 @@ def document_keywords(function: Callable[..., Any], *classes: type) -> None:
     listed: dict[str, inspect.Parameter] = {}
     for cls in classes:
         for name, about in options_of(cls).items():
-            annotation = about.type | None if about.optional else about.type
+            kind = about.type | list[about.type] if about.many else about.type  # type: ignore[name-defined]
+            annotation = kind | None if about.optional else kind
             listed.setdefault(
                 name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=UNSET, annotation=annotation)
             )

@@ -25,7 +25,7 @@ from typing import Any, ParamSpec, TypeVar
 from engines.bundle import STAMPS, Bundle, Manifest
 from engines.config import Capacity
 from engines.errors import INSTALL, BackendError, BundleError, OptionError
-from engines.files import describe, link, writing
+from engines.files import link, writing
 from engines.locks import locked
 from engines.record import NEXT, RECORD, SHIPPED
 from engines.registry import versions
@@ -162,10 +162,7 @@ def make(job: BuildJob) -> Manifest:
     for name in kept:
         link(job.root.parent / name, job.root / name)
     job.files[RECORD] = stamps.write(job.root / RECORD, job.record.content())
-    if tokenizer.needs_writing(source.directory):
-        path = job.root / tokenizer.TOKENIZER
-        tokenizer.write_tokenizer(source.directory, source.family.split, path)
-        job.files[path.name] = describe(path)
+    texts = source.texts()  # refused before a part is written
     signatures = (
         *gpu_signatures(config, options.precision, job.capacity.track_num),
         *vision_signatures(config, options.precision),
@@ -176,10 +173,9 @@ def make(job: BuildJob) -> Manifest:
     compiling = [compiler(name) for name in job.backends]
     written = job.write_parts(target, *(other for one in compiling for other in one.targets(job)))
     job.parts = {signature.name: written[signature.name] | tensors(signature) for signature in signatures}
-    for path in (source.directory / "config.json", *source.tokenizer_files()):
-        job.files[path.name] = stamps.write(job.root / path.name, path.read_bytes())
-    texts = {name: entry for name, entry in job.files.items() if "/" not in name and name not in kept}
-    job.files |= stamps.stamp(job.root, list(texts), "texts", texts)
+    for name, content in texts.items():
+        job.files[name] = stamps.write(job.root / name, content)
+    job.files |= stamps.stamp(job.root, list(texts), "texts", {name: job.files[name] for name in texts})
     engines = {one.name: one.compile(job) for one in compiling}
     decoding = source.decoding()
     defaults = decoding | {"window": min(decoding["window"], job.capacity.window)}
@@ -190,7 +186,11 @@ def make(job: BuildJob) -> Manifest:
         defaults=defaults if job.defaults is None else job.defaults,
         parts=job.parts,
         engines=engines,
-        checkpoint={"name": source.directory.name, "identity": source.identity},
+        checkpoint={
+            "name": source.directory.name,
+            "identity": source.identity,
+            "texts": tokenizer.digest(source.directory),
+        },
         tools=versions(),
         files=job.files,
     )

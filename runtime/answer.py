@@ -5,11 +5,13 @@ from itertools import groupby
 
 import numpy as np
 
+from engines.options import listed
 from runtime.api import Runtime
 from runtime.decoding.controller import StepEvent
-from runtime.decoding.generate import Decode, Output, spell_ids
+from runtime.decoding.generate import Output, spell_ids
 from runtime.decoding.request import Request
-from runtime.decoding.sequence import Positions
+from runtime.decoding.sequence import Positions, before_first
+from runtime.decoding.stops import Decode, complete, cut
 
 MASK = "░"
 
@@ -20,8 +22,7 @@ class Answer:
     def __init__(self, model: Runtime, prompt_length: int, request: Request):
         config = model.bundle.config
         self.decode, self.mask, self.start = model.decode or spell_ids, config.mask_id, prompt_length
-        self.ends = (config.end_id if request.eos_id is None else request.eos_id,)
-        self.stops = () if request.stop is None else (request.stop,)
+        self.ends, self.stops = request.end_ids(config), listed(request.stop)
         self.ids: Positions = np.full(request.gen_length, self.mask, np.int64)
 
     def add(self, event: StepEvent) -> None:
@@ -31,9 +32,10 @@ class Answer:
     @property
     def frame(self) -> str:
         """The text with its masks, up to the first end."""
-        shown = frame(self.ids, self.mask, self.ends, self.decode)
-        cut = self._before_stop(shown)
-        return shown if MASK in cut else cut
+        ids = self._settled_ids
+        if self.stops and complete(ids, self.decode, self.stops):
+            return cut(ids, self.decode, self.stops)[1]
+        return frame(self.ids, self.mask, self.ends, self.decode)
 
     @property
     def settled(self) -> str:
@@ -41,12 +43,14 @@ class Answer:
 
         That is a character of which bytes are missing, and what may be the start of a stop string.
         """
-        text = self._before_stop(self.decode(before(self.ids, (self.mask, *self.ends)))).rstrip("\ufffd")
+        ids = self._settled_ids
+        text = (cut(ids, self.decode, self.stops)[1] if self.stops else self.decode(ids)).rstrip("\ufffd")
         begun = (n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
         return text[: len(text) - max(begun, default=0)]
 
-    def _before_stop(self, text: str) -> str:
-        return min((text.partition(stop)[0] for stop in self.stops), key=len, default=text)
+    @property
+    def _settled_ids(self) -> Positions:
+        return before_first(self.ids, (self.mask, *self.ends))
 
 
 def pieces(events: Iterable[StepEvent | Output], answer: Answer) -> Iterator[str | Output]:
@@ -71,16 +75,12 @@ def pieces(events: Iterable[StepEvent | Output], answer: Answer) -> Iterator[str
             yield event
 
 
-def before(ids: Positions, ends: tuple[int, ...]) -> Positions:
-    """The ids [n] before the first of `ends`."""
-    found = np.flatnonzero(np.isin(ids, ends))
-    return ids[: found[0]] if len(found) else ids
-
-
 def frame(answer: Positions, mask: int, ends: tuple[int, ...], decode: Decode) -> str:
     """The text of an answer's ids up to the first end: MASK for each mask, and each run between masks decoded alone.
 
     A character of which some bytes are still masked is shown as U+FFFD.
     """
-    runs = ((masked, np.array(list(run))) for masked, run in groupby(before(answer, ends), lambda one: one == mask))
+    runs = (
+        (masked, np.array(list(run))) for masked, run in groupby(before_first(answer, ends), lambda one: one == mask)
+    )
     return "".join(MASK * len(run) if masked else decode(run) for masked, run in runs)

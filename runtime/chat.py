@@ -90,7 +90,7 @@ class Chat:
 
         Raises OptionError for a model without a vision tower, PromptError for an image that cannot be decoded.
         """
-        self.waiting += self.model.encode_images([image])
+        self.waiting += self.model.encode_images([image], self.request.image_layout)
 
     def messages(self, turns: list[tuple[str, str]], text: str) -> list[dict[str, str]]:
         """The system message, the turns, and the user's text as chat messages."""

@@ -87,12 +87,12 @@ class ElasticLM(TemplateLM):  # type: ignore[misc]
         if not chat_template:
             return None
         self.rendered = True
-        source: str | None = self.model.text.template
-        if source is None:
+        template = self.model.text.template
+        if template is None:
             raise OptionError(f"{self.model.bundle.root} has no chat template; leave --apply_chat_template out")
         if isinstance(chat_template, str):
             self.warn(f"the bundle has one chat template, so that the name {chat_template!r} has no effect")
-        return source
+        return template.source
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render messages; without `add_generation_prompt` the last one is the beginning of the answer."""

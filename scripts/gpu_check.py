@@ -155,7 +155,7 @@ def batch_figures(model: Any, sizes: Iterable[int], length: int, window: int, ge
     """
     found: dict[str, Any] = {}
     rng, config = np.random.default_rng(0), model.model.config
-    ordinary = min(config.mask_id, config.eos_id, config.vocab)
+    ordinary = min(config.mask_id, config.vocab, *config.end_ids)
     lengths = rng.integers(1, length - gen_length, max(sizes))
     prompts = [rng.integers(0, ordinary, count) for count in lengths]
     options: list[dict[str, Any]] = [
@@ -276,7 +276,7 @@ def check(args: argparse.Namespace) -> None:
 
     def note(name: str, figures: Any) -> None:
         report[name] = figures
-        file.write_text(json.dumps(report, indent=1) + "\n")
+        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print(json.dumps({name: figures}), flush=True)
 
     args.work.mkdir(parents=True, exist_ok=True)

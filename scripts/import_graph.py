@@ -38,7 +38,7 @@ class Source:
 
     @property
     def lines(self) -> int:
-        return self.path.read_text().count("\n")
+        return self.path.read_text(encoding="utf-8").count("\n")
 
     @property
     def unit(self) -> str:
@@ -51,7 +51,7 @@ def read(root: Path = ROOT, tops: Iterable[str] = (*PRODUCT, "scripts", "tests")
     found = {}
     for path in sorted(path for top in tops for path in (root / top).rglob("*.py")):
         name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-        found[name] = Source(name, path, ast.parse(path.read_text()))
+        found[name] = Source(name, path, ast.parse(path.read_text(encoding="utf-8")))
     return found
 
 

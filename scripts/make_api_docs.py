@@ -144,8 +144,9 @@ def between(text: str, name: str, table: str) -> str:
 
 def main() -> None:
     readme = ROOT / "README.md"
-    API.write_text(api())
-    readme.write_text(between(readme.read_text(), "options", markdown_table()))
+    API.write_text(api(), encoding="utf-8")
+    text = between(readme.read_text(encoding="utf-8"), "options", markdown_table())
+    readme.write_text(text, encoding="utf-8")
     print(f"wrote {API.relative_to(ROOT)} and the table of options in {readme.name}")
 
 

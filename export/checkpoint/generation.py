@@ -8,6 +8,7 @@ from engines.errors import CheckpointError
 from export.checkpoint import Family
 from export.checkpoint.tokenizer import AGAIN
 
+GENERATION = "generation_config.json"
 SCHEDULE = "alg", "alg_temp", "eps"  # keys of generation_config.json itself, as published drivers read them
 WINDOW: dict[str, Any] = {"window": 16}  # where neither the family nor the checkpoint has one
 
@@ -19,13 +20,26 @@ def decoding_defaults(directory: Path, family: Family) -> dict[str, Any]:
     which has the options, checks its names when it loads the bundle. Raises
     CheckpointError for a generation_config.json that is no JSON object.
     """
-    path = directory / "generation_config.json"
-    found: dict[str, Any] = {}
-    if path.is_file():
-        try:
-            content = json.loads(path.read_text())
-            found = dict(content.get("elastic", {}))
-            found |= {name: content[name] for name in SCHEDULE if content.get(name) is not None}
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{path} is no JSON object of generation defaults ({error}); {AGAIN}") from error
+    content = generation_config(directory)
+    try:
+        found = dict(content.get("elastic", {}))
+    except (ValueError, TypeError) as error:
+        raise refusal(directory, error) from error
+    found |= {name: content[name] for name in SCHEDULE if content.get(name) is not None}
     return WINDOW | dict(family.decoding) | found
+
+
+def generation_config(directory: Path) -> dict[str, Any]:
+    """The content of generation_config.json, {} without one; raises CheckpointError for one that is no JSON object."""
+    path = directory / GENERATION
+    if not path.is_file():
+        return {}
+    try:
+        return {**json.loads(path.read_text(encoding="utf-8-sig"))}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise refusal(directory, error) from error
+
+
+def refusal(directory: Path, error: Exception) -> CheckpointError:
+    """The error for a generation_config.json that cannot be used."""
+    return CheckpointError(f"{directory / GENERATION} is no JSON object of generation defaults ({error}); {AGAIN}")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engines.cli import Parser, program, run
+from engines.options import from_shell
 from engines.registry import BACKENDS
 from runtime.bench.cases import POLICY_CASES
 from runtime.cli import commands as do
@@ -48,7 +49,8 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     prompt = group.add_mutually_exclusive_group(required=True)
     add_prompt(prompt)
     prompt.add_argument("--prompt-ids", type=Path, help="a file of ids: a JSON list, or numbers separated by space")
-    prompt.add_argument("--prompts", type=Path, help="a file of prompts, one per line, decoded side by side")
+    prompt.add_argument("--prompts", type=Path, metavar="FILE",
+                        help="a file of prompts, decoded side by side: one a line, text or a JSON object")  # fmt: skip
     add_system(group)
     group.add_argument("--image", type=Path, action="append", default=[], metavar="FILE",
                        help="an image for the prompt (repeatable; for models with a vision tower)")  # fmt: skip
@@ -57,6 +59,8 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     form.add_argument("--json", action="store_true", help="print the result as JSON")
     form.add_argument("--stream", action="store_true", help="print the text as it settles, from its beginning")
     output.add_argument("--trace", type=Path, metavar="FILE", help="write a JSON line for each step to this file")
+    output.add_argument("--out", type=Path, metavar="FILE", help="also write each answer of --prompts to this file")
+    output.add_argument("--resume", action="store_true", help="answer the prompts that --out has no answer to yet")
     add_policy_options(command)
     add_request_options(command)
     command.set_defaults(call=do.generate_command)
@@ -157,7 +161,7 @@ def add_prompt(group: argparse._ActionsContainer) -> argparse.Action:
 
 
 def add_system(group: argparse._ActionsContainer) -> None:
-    group.add_argument("--system", metavar="TEXT", help="a system message before the first turn")
+    group.add_argument("--system", metavar="TEXT", type=from_shell, help="a system message before the first turn")
 
 
 def add_json(group: argparse._ActionsContainer) -> None:

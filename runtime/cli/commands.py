@@ -5,7 +5,8 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,9 +18,11 @@ from engines.files import writing
 from runtime.answer import Answer, pieces
 from runtime.api import Runtime, load
 from runtime.cli.options import given_options, policy_of
+from runtime.cli.prompts import Asked, Results, answers, read_prompt, read_prompts
+from runtime.cli.prompts import read_lines as read_lines
 from runtime.decoding.controller import StepEvent
 from runtime.decoding.generate import Output, stream
-from runtime.outputs import TRACE, check_output
+from runtime.outputs import ANY, TRACE, check_output
 
 console = screen()
 
@@ -27,20 +30,6 @@ console = screen()
 def opened(args: argparse.Namespace) -> Runtime:
     """Load the bundle on the back end that the arguments name."""
     return load(args.bundle, args.backend, threads=args.threads, provider=args.provider)
-
-
-def read_prompt(args: argparse.Namespace) -> Any:
-    """The prompt's text or ids, from the arguments, standard input or a file; raises PromptError."""
-    if args.prompt_ids is None:
-        try:
-            return sys.stdin.read() if args.prompt == "-" else args.prompt
-        except UnicodeError as error:
-            raise PromptError(f"standard input is not text ({error}); save the prompt as UTF-8") from error
-    try:
-        text = args.prompt_ids.read_text()
-        return json.loads(text) if text.lstrip().startswith("[") else [int(word) for word in text.split()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise PromptError(f"cannot read ids from {args.prompt_ids} ({error}); write them as [1, 2, 3]") from error
 
 
 class Trace:
@@ -76,22 +65,35 @@ class Trace:
 
 
 def with_system(prompt: Any, system: str | None) -> Any:
-    """The prompt behind a system message, if there is one; raises OptionError for ids."""
+    """The text or the messages behind a system message, if there is one; raises OptionError for ids."""
     if system is None:
         return prompt
-    if not isinstance(prompt, str):
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not (isinstance(turns, list) and turns and isinstance(turns[0], dict)):
         raise OptionError("--system is a message before a text; give --prompt, or leave --system out")
-    return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+    return [{"role": "system", "content": system}, *turns]
+
+
+def behind(one: Asked, system: str | None) -> Asked:
+    """A prompt of a file behind a system message; one that cannot be has an error."""
+    try:
+        return one if one.error else replace(one, prompt=with_system(one.prompt, system))
+    except OptionError as error:
+        return replace(one, error=str(error))
 
 
 def generate_command(args: argparse.Namespace) -> None:
     """Answer a prompt, or a file of prompts."""
     check_output(args.trace, TRACE, "choose another file for the trace")
     if args.prompts is not None:
-        return generate_all(args, [with_system(prompt, args.system) for prompt in read_lines(args.prompts)])
-    prompt = with_system(read_prompt(args), args.system)
+        return generate_all(args)
+    if args.out is not None or args.resume:
+        raise OptionError("--out and --resume are for a file of prompts; give --prompts, or leave them out")
+    prompt, options = with_system(read_prompt(args.prompt, args.prompt_ids), args.system), given_options(args)
+    if "image_layout" in options and not args.image:
+        raise OptionError("--image-layout has no effect without an image; give --image, or leave it out")
     with opened(args) as model, Trace(args.trace) as trace:
-        policy, given = model.resolve(policy_of(args), given_options(args))
+        policy, given = model.resolve(policy_of(args), options)
         request = model.request(prompt, args.image, given)
         events: Iterator[Any] = trace.through(stream(model.model, request, policy, model.decode))
         if args.stream:
@@ -111,40 +113,49 @@ def generate_command(args: argparse.Namespace) -> None:
         )
 
 
-def generate_all(args: argparse.Namespace, prompts: list[str]) -> None:
-    """Answer the prompts of a file, as many side by side as the bundle was built for."""
+def generate_all(args: argparse.Namespace) -> None:
+    """Answer the prompts of a file, as many side by side as the bundle was built for.
+
+    A prompt that cannot be answered has its error in a line, and an error at the end says how many there were.
+    """
     if args.image:
         raise OptionError("--image belongs to one prompt; give --prompt, or leave --image out")
     if args.stream:
         raise OptionError("--stream shows one answer as it comes; give --prompt, or leave --stream out")
     if args.trace is not None:
         raise OptionError("--trace writes the steps of one prompt; give --prompt, or leave --trace out")
-    if not prompts:
-        raise PromptError(f"{args.prompts} holds no prompt; write one per line")
-    with opened(args) as model:
-        size, tokens, began = model.bundle.capacity.max_batch, 0, time.perf_counter()
-        for start in range(0, len(prompts), size):
-            outs = model.generate_batch(prompts[start : start + size], policy_of(args), **given_options(args))
-            tokens += sum(out.tokens for out in outs)
-            for number, out in enumerate(outs, start + 1):
-                if args.json:
-                    print(json.dumps({"prompt": number} | out.to_json() | {"backend": model.backend}))
-                else:
-                    print(f"[{number}] {out.text}")
+    check_output(args.out, ANY, "choose another --out")
+    prompts = [behind(one, args.system) for one in read_prompts(args.prompts)]
+    policy, options = policy_of(args), given_options(args)
+    with closing(Results(args.out, args.resume)) as results, opened(args) as model:
+        model.check_options(policy, options)  # what concerns all prompts is refused before the first
+        keys = {one.number: one.key(model.bundle.identity, policy, options) for one in prompts}
+        results.expect({*keys.values()})
+        left = [one for one in prompts if keys[one.number] not in results.done]
+        tokens, refused, began = 0, [], time.perf_counter()  # type: int, list[str], float
+        for one, out in answers(model, left, policy, options):
+            record = {"prompt": one.number} | ({} if one.id is None else {"id": one.id})
+            if isinstance(out, Output):
+                record |= out.to_json() | {"backend": model.backend}
+                tokens += out.tokens
+            else:
+                record |= {"line": one.line, "error": out}
+                refused.append(str(one.number))
+            results.write(record | {"key": keys[one.number]})
+            if args.json:
+                print(json.dumps(record), flush=True)
+            elif isinstance(out, Output):
+                print(f"[{one.number}] {out.text}", flush=True)
+            else:
+                print(f"error: prompt {one.number} (line {one.line}): {out}", file=sys.stderr)
         seconds = time.perf_counter() - began
         if not args.json:
             console.print(
-                f"[{model.backend}] {len(prompts)} prompts, {tokens} tokens in {seconds:.3f} s, "
+                f"[{model.backend}] {len(left) - len(refused)} prompts, {tokens} tokens in {seconds:.3f} s, "
                 f"{tokens / seconds:.1f} tokens/s"
+                + (f"; {len(prompts) - len(left)} were answered before" if len(left) < len(prompts) else "")
             )
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a file, or of standard input for -, that are not blank; raises PromptError."""
-    try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text()
-        return [line for line in text.splitlines() if line.strip()]
-    except OSError as error:
-        raise PromptError(f"cannot read prompts from {path} ({error.strerror}); check the path") from error
-    except UnicodeError as error:
-        raise PromptError(f"{path} holds no text ({error}); write one prompt per line, as UTF-8") from error
+    if refused:
+        raise PromptError(
+            f"{len(refused)} of {len(prompts)} prompts were not answered: {', '.join(refused)}; correct them"
+        )

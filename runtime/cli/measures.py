@@ -14,8 +14,9 @@ from rich.table import Table
 from engines.cli import progress, screen
 from engines.errors import OptionError
 from runtime.bench.plots import check_plot, plot_trace
-from runtime.cli.commands import Trace, opened, read_lines, read_prompt, with_system
+from runtime.cli.commands import Trace, opened, with_system
 from runtime.cli.options import given_options, policy_of
+from runtime.cli.prompts import read_lines, read_prompt
 from runtime.decoding.policies import POLICIES
 from runtime.decoding.policies.elastic import Elastic
 from runtime.evaluation import calibrate, exact_match
@@ -32,7 +33,7 @@ def trace_command(args: argparse.Namespace) -> None:
     check_output(args.out, TRACE, "choose another --out")
     check_plot(args.plot)
     check_distinct(args.out, args.plot)
-    prompt, options = with_system(read_prompt(args), args.system), given_options(args)
+    prompt, options = with_system(read_prompt(args.prompt, None), args.system), given_options(args)
     with opened(args) as model, Trace(args.out) as trace:
         chosen, _ = model.resolve(policy_of(args) or Elastic.name, options)
         if not isinstance(chosen, Elastic):

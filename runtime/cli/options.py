@@ -6,7 +6,7 @@ from typing import Any
 
 from engines.options import Option, add_argument, options_of, spelled
 from runtime.decoding.policies import POLICIES
-from runtime.decoding.request import KEYWORDS, OPTIONS
+from runtime.decoding.request import OPTIONS
 
 GROUPS = {"answer": "the answer", "sampling": "sampling"}  # of the request's options
 
@@ -53,8 +53,13 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """The decoding options that were given on the command line, by name, the policy left out."""
-    names = {*KEYWORDS, *(about.name for about, _ in policy_options())}
+    names = option_names()
     return {name: value for name, value in vars(args).items() if name in names}
+
+
+def option_names() -> set[str]:
+    """The names of all decoding options, the policy left out."""
+    return {*OPTIONS, *(about.name for about, _ in policy_options())}
 
 
 def policy_of(args: argparse.Namespace) -> str | None:

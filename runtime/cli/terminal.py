@@ -101,7 +101,7 @@ def without_echo() -> Iterator[None]:
 def next_line(prompt: str) -> str | None:
     """The next line of standard input, or lines that are pasted at once; None at its end."""
     try:
-        return input(prompt)
+        return input(prompt).removesuffix("\r")
     except EOFError:
         print(end="\n" if prompt else "")
         return None
@@ -212,7 +212,10 @@ def chat_command(args: argparse.Namespace) -> None:
     if sys.stdin is None:
         raise PromptError("standard input is closed, and chat reads its messages there; give it a terminal or a pipe")
     if isinstance(sys.stdin, io.TextIOWrapper):  # a line that is not valid text must not end the chat
-        sys.stdin.reconfigure(errors="surrogateescape")
+        if sys.stdin.isatty():
+            sys.stdin.reconfigure(errors="surrogateescape")
+        else:  # UTF-8 whatever the locale
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
     with opened(args) as model:
         chat = Chat(model, policy_of(args), given_options(args), args.system)
         converse(chat, Console(markup=False, highlight=False))  # no soft wrapping, which prevents redrawing

@@ -229,7 +229,9 @@ class Controller:
         """A token [W] for each candidate, and its confidence [W]."""
         rows = self._logits_rows(plan.candidates)
         if self.sampler.greedy and not plan.guidance:
-            return self.runner.head(rows)
+            tokens, confidence = self.runner.head(rows)
+            if self.sampler.allows(tokens):  # the head itself excludes the mask only
+                return tokens, confidence
         logits = self.runner.logits(rows)
         if plan.guidance:  # every step computes all rows, so the pass without the prompt may overwrite the caches
             self._embed(len(self.map.slot_of), as_masks=self.sequence.prompt_length)

@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 
 from engines.model import Model
-from engines.options import within
+from engines.options import listed, within
 from engines.runner import ReusePass, SequenceRunner
 from runtime.decoding.controller import Controller, StepEvent
 from runtime.decoding.policies.base import Policy
 from runtime.decoding.request import Request, check_embeddings, check_request, make_sampler, prompt_array
 from runtime.decoding.sequence import Positions, Sequence
-
-Decode = Callable[[Positions], str]
+from runtime.decoding.stops import Decode, complete, cut
 
 
 @dataclass(frozen=True)
 class Output:
     """The answer to a request.
 
-    `ids` and `tokens` (their number) leave out EOS and what follows; `sequence`
-    has the prompt and the whole answer. `computed_fraction` is the fraction of
+    `text`, `ids` and `tokens` (their number) end alike: before the first EOS or stop
+    string. `ended` says what ended them: `eos`, `stop`, or `length` where all masks
+    were filled. `sequence` has the prompt and the whole answer. `computed_fraction` is the fraction of
     layer-rows computed: rows run over steps × layers × all positions, the first
     step included. `seconds` is the wall-clock time of the steps, `image_seconds`
     that of the images before them. `eos_at` is the position of the first EOS that
@@ -43,6 +43,7 @@ class Output:
     eos_at: int | None
     trace: list[StepEvent] = field(repr=False)
     image_seconds: float = 0.0
+    ended: str = "length"
 
     def to_json(self) -> dict[str, Any]:
         """The output as JSON values, without `trace` and `sequence`, with the tokens per second."""
@@ -65,10 +66,10 @@ class RequestState:
         self.model, self.request, self.policy, self.decode = model, request, policy, decode or spell_ids
         self.make_controller = make_controller
         config = model.config
-        self.eos = config.end_id if request.eos_id is None else request.eos_id
-        ends = self.eos if request.stop_at_eos else None
+        self.stops = listed(request.stop)
         self.sequence = Sequence.start(
-            prompt, request.gen_length, config.mask_id, ends, masks=0, shift=config.shift
+            prompt, request.gen_length, config.mask_id, request.end_ids(config), request.stop_at_eos, masks=0,
+            shift=config.shift,
         )  # fmt: skip
         self.sequence.append_masks(policy.masks_to_append(self.sequence))
         self.trace: list[StepEvent] = []
@@ -85,32 +86,31 @@ class RequestState:
             runner.set_input_embeddings(np.ascontiguousarray(self.request.embeddings, np.float32))
         sampler = make_sampler(self.request, self.policy, self.model)
         self.controller = self.make_controller(runner, self.sequence, self.policy, sampler)
-        self.began = self.ended = time.perf_counter()
+        self.began = self.clock = time.perf_counter()
 
     @property
     def done(self) -> bool:
-        """Whether no mask is left to fill, or the stop string is complete."""
+        """Whether no mask is left to fill, or a stop string is complete."""
         return self.sequence.done or self.stopped
 
     def record(self, event: StepEvent) -> StepEvent:
-        """Add a step's event to the trace, and look for the stop string; returns the event."""
+        """Add a step's event to the trace, and look for stop strings; returns the event."""
         self.trace.append(event)
-        stop = self.request.stop
-        self.stopped = stop is not None and stop in self.decode(finished_prefix(self.sequence, self.eos))
-        self.ended = time.perf_counter()
+        self.stopped = bool(self.stops) and complete(self.sequence.answer, self.decode, self.stops)
+        self.clock = time.perf_counter()
         return event
 
     def output(self) -> Output:
         """The answer, when decoding is done."""
         sequence, steps = self.sequence, len(self.trace)
-        answer = finished_prefix(sequence, self.eos) if self.stopped else sequence.answer(self.eos)
-        text = self.decode(answer)
-        if self.request.stop is not None:
-            text = text.split(self.request.stop)[0]
+        ended = "stop" if self.stopped else "eos" if sequence.said_eos else "length"
+        answer = sequence.answer
+        answer, text = cut(answer, self.decode, self.stops) if self.stopped else (answer, self.decode(answer))
         sequence.append_masks(sequence.remaining)  # masks that were never needed stay masks
         possible = steps * self.model.config.layers * len(sequence)
         return Output(
-            ids=answer.tolist(), text=text, steps=steps, tokens=len(answer), seconds=self.ended - self.began,
+            ids=answer.tolist(), text=text, steps=steps, tokens=len(answer), ended=ended,
+            seconds=self.clock - self.began,
             computed_fraction=sum(event.rows for event in self.trace) / possible, sequence=sequence.ids.tolist(),
             eos_at=sequence.end, trace=self.trace, image_seconds=self.request.image_seconds,
         )  # fmt: skip
@@ -177,13 +177,6 @@ def step_all(model: Model, controllers: dict[int, Controller]) -> Iterator[tuple
             yield number, end.value
 
 
-def finished_prefix(sequence: Sequence, eos_id: int) -> Positions:
-    """The answer's ids [n] before its first mask or EOS."""
-    ids = sequence.ids[sequence.prompt_length :]
-    ends = np.flatnonzero((ids == sequence.mask_id) | (ids == eos_id))
-    return ids[: ends[0]] if len(ends) else ids
-
-
-def spell_ids(ids: Positions) -> str:
+def spell_ids(ids: Positions, special: bool = False) -> str:
     """Ids [n] as numbers, for a bundle without a tokenizer."""
     return " ".join(map(str, ids.tolist()))

@@ -4,15 +4,18 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from engines.config import ModelConfig
 from engines.errors import OptionError, PromptError
 from engines.model import Model, check_ids
-from engines.options import check_options, option, options_of
+from engines.options import check_options, listed, option, options_of
 from runtime.decoding.policies.base import Policy
 from runtime.decoding.sampler import Sampler
 from runtime.decoding.sequence import Positions
 
 SEEDS = 2**64 - 1
+LAYOUTS = ("auto", "tile", "pad")  # of images
 
 
 @dataclass(frozen=True)
@@ -21,14 +24,19 @@ class Request:
 
     `prompt_ids` [P] may hold the ids V … V + n - 1 (V: vocabulary) where
     `embeddings` [n, d], float32, has the rows for them; `image_seconds` is the
-    time it took to compute these.
+    time it took to compute these. `unused` are ids of the vocabulary that no token
+    has; they are never drawn.
     """
 
     prompt_ids: Any
     gen_length: int = option(256, "masks to fill", low=1, group="answer")
     stop_at_eos: bool = option(True, "end decoding when EOS is committed and all before it is filled", group="answer")
-    stop: str | None = option(None, "end the text before this string", group="answer")
-    eos_id: int | None = option(None, "id of the token that ends the answer; none: the model's", low=0, group="answer")
+    stop: tuple[str, ...] | None = option(
+        None, "end the answer before this string; a special token counts as its text", group="answer"
+    )  # fmt: skip
+    eos_id: tuple[int, ...] | None = option(
+        None, "id of a token that ends the answer; none: all that the model declares", low=0, group="answer"
+    )  # fmt: skip
     temperature: float = option(0.0, "temperature of sampling; 0: arg-max", low=0.0, group="sampling")
     top_p: float = option(
         1.0, "sample from the most probable tokens of this total probability", low=0, high=1, above=True,
@@ -42,8 +50,20 @@ class Request:
     confidence_eos_eot_inf: bool = option(
         False, "commit EOS and the end-of-turn token after all other candidates", group="sampling"
     )  # fmt: skip
+    image_layout: str = option(
+        "auto", "an image in tiles, or padded to one; auto: several are padded", choices=LAYOUTS, group="answer"
+    )  # fmt: skip
     embeddings: Any = None
     image_seconds: float = 0.0
+    unused: tuple[int, ...] = ()
+
+    def eos_ids(self, config: ModelConfig) -> tuple[int, ...]:
+        """The ids of EOS, without the end of a turn: those that are given, else the model's."""
+        return listed(self.eos_id) or config.eos_ids
+
+    def end_ids(self, config: ModelConfig) -> tuple[int, ...]:
+        """The ids that end the answer: those that are given, else all that the model declares."""
+        return listed(self.eos_id) or config.end_ids
 
 
 OPTIONS = options_of(Request)
@@ -51,12 +71,8 @@ KEYWORDS = (*OPTIONS, "embeddings")  # of a request in the Python interface
 assert set(KEYWORDS) < {item.name for item in fields(Request)}
 
 
-def prompt_array(prompt: Any, model: Model, gen_length: int, embedded: int = 0) -> Positions:
-    """The prompt's ids as int64 [P], checked against the model.
-
-    The ids of `embedded` rows lie beyond the vocabulary. Raises PromptError for ids
-    that cannot be decoded, OptionError for a `gen_length` beyond the bundle's length.
-    """
+def flat_ids(prompt: Any) -> NDArray[Any]:
+    """The integer array [P] that a caller's ids make; raises PromptError for anything else."""
     try:
         ids = np.asarray(prompt)
     except ValueError as error:
@@ -66,6 +82,16 @@ def prompt_array(prompt: Any, model: Model, gen_length: int, embedded: int = 0) 
         raise PromptError(f"the prompt is {what}; it needs at least one id, as in [1, 2, 3]")
     if not np.issubdtype(ids.dtype, np.integer):
         raise PromptError(f"prompt ids must be integers, got {ids.dtype}; write them as [1, 2, 3]")
+    return ids
+
+
+def prompt_array(prompt: Any, model: Model, gen_length: int, embedded: int = 0) -> Positions:
+    """The prompt's ids as int64 [P], checked against the model.
+
+    The ids of `embedded` rows lie beyond the vocabulary. Raises PromptError for ids
+    that cannot be decoded, OptionError for a `gen_length` beyond the bundle's length.
+    """
+    ids = flat_ids(prompt)
     check_ids(ids, model.config.vocab + embedded)
     if (ids == model.config.mask_id).any():
         raise PromptError(
@@ -79,6 +105,38 @@ def prompt_array(prompt: Any, model: Model, gen_length: int, embedded: int = 0) 
             "shorten one of them or build with a larger --max-length"
         )
     return ids.astype(np.int64)
+
+
+def unpadded(prompt: Any, attention_mask: Any) -> NDArray[Any]:
+    """The ids [P] of a padded prompt [N] that `attention_mask` [N] marks by 1.
+
+    Raises PromptError for a mask that does not fit the ids or has a gap.
+    """
+    ids, mask = flat_ids(prompt), np.asarray(attention_mask)
+    if ids.shape != mask.shape:
+        raise PromptError(
+            f"attention_mask has shape {list(mask.shape)}, expected {list(ids.shape)} as the prompt's ids"
+        )
+    kept = np.flatnonzero(mask)
+    if not np.isin(mask, (0, 1)).all() or (len(kept) and kept[-1] - kept[0] >= len(kept)):
+        raise PromptError("attention_mask must be 1 for the prompt's ids and 0 for padding before or after them")
+    return ids[kept]
+
+
+def unlike_padding(prompt: Any, config: ModelConfig) -> NDArray[Any]:
+    """The ids [P] of a prompt without a mask; raises PromptError for ids that begin or end with padding.
+
+    Where padding is also an end, which may begin or end a text, one such id is allowed.
+    """
+    ids = flat_ids(prompt)
+    pad = config.eos_id if config.pad_id is None else config.pad_id
+    most = 1 if pad in (config.eos_id, *config.end_ids) else 0
+    for side in (ids, ids[::-1]):
+        if len(side) > most and (side[: most + 1] == pad).all():
+            raise PromptError(
+                f"the prompt ids begin or end with the padding id {pad}; leave the padding out, or give attention_mask"
+            )
+    return ids
 
 
 def check_embeddings(embeddings: Any, model: Model) -> int:
@@ -97,11 +155,11 @@ def check_embeddings(embeddings: Any, model: Model) -> int:
 def make_sampler(request: Request, policy: Policy, model: Model) -> Sampler:
     """The sampler of a request: which ids it excludes, how it draws tokens and ranks candidates."""
     config = model.config
-    eos = config.end_id if request.eos_id is None else request.eos_id
-    late = (eos,) if config.eot_id is None else (eos, config.eot_id)
+    eos = request.eos_ids(config)
+    late = eos if config.eot_id is None else (*eos, config.eot_id)
     return Sampler(
-        excluded=(config.mask_id,), ranking=policy.ranking, temperature=float(request.temperature),
-        top_p=float(request.top_p), top_k=request.top_k, forbidden=(eos,) if request.logits_eos_inf else (),
+        excluded=(config.mask_id, *request.unused), ranking=policy.ranking, temperature=float(request.temperature),
+        top_p=float(request.top_p), top_k=request.top_k, forbidden=eos if request.logits_eos_inf else (),
         suppressed=config.suppressed, late=late if request.confidence_eos_eot_inf else (), seed=request.seed,
     )  # fmt: skip
 
@@ -118,6 +176,7 @@ def check_request(request: Request, policy: Policy, model: Model, has_text: bool
         raise OptionError("a seed has no effect without temperature; give --temperature, or leave the seed out")
     if (request.top_p < 1 or request.top_k is not None) and not (sampled or policy.ranking.tempered):
         raise OptionError("top_p and top_k have no effect without temperature; give --temperature, or leave them out")
-    if request.stop is not None and not (request.stop and has_text):
-        why = "the bundle has no tokenizer to compare text" if request.stop else "it is empty"
+    stops = listed(request.stop)
+    if stops and not (all(stops) and has_text):
+        why = "the bundle has no tokenizer to compare text" if all(stops) else "it is empty"
         raise OptionError(f"stop cannot be used: {why}; give a text to stop at, or leave it out")

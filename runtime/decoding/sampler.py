@@ -80,6 +80,11 @@ class Sampler:
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
+        self.never = frozenset(self.excluded)
+
+    def allows(self, tokens: Tokens) -> bool:
+        """Whether none of `tokens` [W] is excluded."""
+        return self.never.isdisjoint(tokens.tolist())
 
     @property
     def greedy(self) -> bool:

@@ -24,9 +24,9 @@ def union(length: int, *positions: Positions) -> Positions:
 class Sequence:
     """The ids of prompt and answer, one for each position; commits fill the masks of the answer.
 
-    `eos_id` is None where decoding does not stop at EOS. `last` [n] holds the
-    positions of the latest commit, `end` the lowest EOS position of the first
-    step that committed an EOS: masks after it are not filled any more.
+    An EOS is any of the ids `ends`. `last` [n] holds the positions of the latest
+    commit. With `stops`, `end` is the lowest EOS position of the first step that
+    committed an EOS: masks after it are not filled any more.
     `remaining` counts the masks of the answer that are not appended yet. The row
     of position p predicts position p + `shift`.
     """
@@ -34,7 +34,8 @@ class Sequence:
     ids: Positions
     prompt_length: int
     mask_id: int
-    eos_id: int | None
+    ends: tuple[int, ...]
+    stops: bool = True
     last: Positions = field(default_factory=NO_POSITIONS.copy)
     end: int | None = None
     remaining: int = 0
@@ -43,12 +44,12 @@ class Sequence:
 
     @classmethod
     def start(
-        cls, prompt: Positions, gen_length: int, mask_id: int, eos_id: int | None, masks: int | None = None,
-        shift: int = 0,
+        cls, prompt: Positions, gen_length: int, mask_id: int, ends: tuple[int, ...], stops: bool = True,
+        masks: int | None = None, shift: int = 0,
     ) -> "Sequence":  # fmt: skip
         """A prompt [P] and an answer of `gen_length` masks, the first `masks` of them appended (None: all)."""
         sequence = cls(
-            ids=prompt.astype(np.int64), prompt_length=len(prompt), mask_id=mask_id, eos_id=eos_id,
+            ids=prompt.astype(np.int64), prompt_length=len(prompt), mask_id=mask_id, ends=ends, stops=stops,
             remaining=gen_length, shift=shift,
         )  # fmt: skip
         sequence.append_masks(gen_length if masks is None else masks)
@@ -94,13 +95,22 @@ class Sequence:
         self.ids[positions] = tokens
         self._masked = None
         self.last = np.sort(positions)
-        if self.end is None and self.eos_id in chosen:
-            self.end = int(positions[tokens == self.eos_id].min())
+        if self.stops and self.end is None and any(token in self.ends for token in chosen):
+            self.end = int(positions[np.isin(tokens, self.ends)].min())
 
-    def answer(self, eos_id: int) -> Positions:
-        """The answer's ids up to the first EOS by position, without masks that were never filled."""
-        ids = self.ids[self.prompt_length :]
-        ends = np.flatnonzero(ids == eos_id)
-        ids = ids[: ends[0]] if len(ends) else ids
-        filled: Positions = ids[ids != self.mask_id]
-        return filled
+    @property
+    def answer(self) -> Positions:
+        """The answer's ids [n] before its first EOS or mask by position: those that are settled."""
+        return before_first(self.ids[self.prompt_length :], (self.mask_id, *self.ends))
+
+    @property
+    def said_eos(self) -> bool:
+        """Whether an EOS ends the settled part of the answer."""
+        at = self.prompt_length + len(self.answer)
+        return at < len(self.ids) and int(self.ids[at]) in self.ends
+
+
+def before_first(ids: Positions, tokens: tuple[int, ...]) -> Positions:
+    """The ids [n] before the first that is one of `tokens`; all of them without one."""
+    found = np.flatnonzero(np.isin(ids, tokens))
+    return ids[: found[0]] if len(found) else ids

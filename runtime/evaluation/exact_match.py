@@ -177,7 +177,7 @@ def entries(file: Path) -> Iterator[dict[str, Any]]:
     Raises OptionError if the file cannot be read or holds something else.
     """
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError) as error:
         raise OptionError(f"cannot read results from {file} ({error}); choose another file") from error
     if lines and not any(line.startswith('{"key"') for line in lines):

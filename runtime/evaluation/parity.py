@@ -59,7 +59,7 @@ def verify(
     with load(bundle, backend) as model, load(bundle, REFERENCE) as reference:
         config, capacity = model.bundle.config, model.bundle.capacity
         rng = np.random.default_rng(seed)
-        special = {config.mask_id, config.eos_id}
+        special = {config.mask_id, *config.end_ids}
         allowed = np.array([i for i in range(config.vocab) if i not in special])
         length = min(24, capacity.max_length // 2)
         runs = {name: [rng.choice(allowed, length) for _ in range(prompts)] for name in POLICIES}

@@ -48,9 +48,11 @@ class Layout:
         return self.patches + self.rows * self.columns + self.newlines
 
 
-def mode_for(images: int) -> str:
-    """The default mode for this number of images; several are padded, as in the published evaluation code."""
-    return "anyres" if images < 2 else "pad"
+def mode_for(images: int, layout: str = "auto") -> str:
+    """The mode for this number of images: `tile`, `pad` or `auto`, which pads several as the published evaluation."""
+    if layout == "auto":
+        layout = "tile" if images < 2 else "pad"
+    return {"tile": "anyres", "pad": "pad"}[layout]
 
 
 def lay_out(vision: VisionConfig, size: tuple[int, int], mode: str = "anyres") -> Layout:

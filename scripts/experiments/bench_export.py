@@ -54,7 +54,7 @@ class Counted:
         return tensor
 
 def totals():
-    return {key: int(value) for key, value in (line.split(": ") for line in open("/proc/self/io"))}
+    return {key: int(value) for key, value in (line.split(": ") for line in open("/proc/self/io", encoding="utf-8"))}
 
 opened, safetensors.safe_open = safetensors.safe_open, Counted
 file = sys.argv.pop(1)
@@ -72,7 +72,7 @@ finally:
         "disk_gb": round(usage.ru_inblock * 512 / 1e9, 2),
         "written_gb": round((after["wchar"] - before["wchar"]) / 1e9, 2),
     }
-    with open(file, "w") as out:
+    with open(file, "w", encoding="utf-8") as out:
         json.dump(found, out)
 '''
 
@@ -104,7 +104,7 @@ def main() -> None:
     if not args.keep:
         shutil.rmtree(bundle)
     if args.out:
-        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+        args.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(figures))
 
 
@@ -114,7 +114,7 @@ def export(root: Path, checkpoint: Path, bundle: Path, backend: str) -> dict[str
     build = ["build", "--fp16", "--backend", backend, "--checkpoint", str(checkpoint), "--out", str(bundle)]
     command = [sys.executable, "-c", COUNTED, str(file), *build]
     subprocess.run(command, check=True, cwd=root, stdout=sys.stderr)
-    found: dict[str, Any] = json.loads(file.read_text())
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     file.unlink()
     return found
 

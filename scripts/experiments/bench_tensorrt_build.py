@@ -128,7 +128,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, no GPU, Python {platform.python_version()}",
     }  # fmt: skip
     if args.out:
-        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+        args.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(figures))
 
 

@@ -60,8 +60,8 @@ def make_checkpoint(out: Path) -> None:
     """Write the checkpoint, one shard per part."""
     out.mkdir(parents=True)
     added = {str(number): {"content": text} for number, text in enumerate((MASK, *SUPPRESSED))}
-    (out / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
-    (out / "config.json").write_text(json.dumps(SHAPE, indent=1))
+    (out / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}), encoding="utf-8")
+    (out / "config.json").write_text(json.dumps(SHAPE, indent=1), encoding="utf-8")
     config = FAMILY.read_config(FAMILY.complete(out, SHAPE))
     normals = Normals(0, DTYPES["fp16"])
     shards: dict[str, str] = {}
@@ -72,7 +72,7 @@ def make_checkpoint(out: Path) -> None:
         }
         save_file(stored, out / f"{part}.safetensors")
         shards |= dict.fromkeys(stored, f"{part}.safetensors")
-    (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}), encoding="utf-8")
 
 
 def job(work: Path) -> BuildJob:

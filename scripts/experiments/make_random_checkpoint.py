@@ -86,7 +86,7 @@ def make_checkpoint(
         total += sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
     for name, content in (("model.safetensors.index.json", index), ("config.json", raw)):
-        (out / name).write_text(json.dumps(content, indent=2) + "\n")
+        (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return out
 
 

@@ -36,7 +36,7 @@ FAR = GEN_LENGTH - WINDOW
 def observe(model: Any, prompt: NDArray[np.int64], seen: dict[str, list[Any]]) -> None:
     """Decode one prompt with a full pass per step, and append what the three observations need to `seen`."""
     config = model.config
-    sequence = Sequence.start(prompt, GEN_LENGTH, config.mask_id, config.eos_id)
+    sequence = Sequence.start(prompt, GEN_LENGTH, config.mask_id, config.end_ids)
     runner = model.new_runner(len(sequence))
     before: dict[str, torch.Tensor] = {}
     known_before = np.zeros(0, np.int64)  # tokens known before the last step

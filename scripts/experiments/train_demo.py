@@ -317,7 +317,7 @@ def save_checkpoint(model, tokenizer: Tokenizer, out: Path, card: dict) -> None:
     }  # fmt: skip
     tokenizer.save(str(out / "tokenizer.json"))
     for name, content in (("config.json", config), ("tokenizer_config.json", settings), ("training.json", card)):
-        (out / name).write_text(json.dumps(content, indent=2) + "\n")
+        (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def rate(seen: float, total: float) -> float:
@@ -358,7 +358,7 @@ def main() -> None:
     elif args.init:
         weights = load_file(args.init / "model.safetensors")
         model.load_state_dict({name.removeprefix("model."): tensor.float() for name, tensor in weights.items()})
-        card = json.loads((args.init / "training.json").read_text())
+        card = json.loads((args.init / "training.json").read_text(encoding="utf-8"))
         index, seen = card["batches"], card["tokens"]
     count = sum(p.numel() for p in model.parameters())
     print(f"{count / 1e6:.2f} M parameters, vocabulary {data.vocab}, from token {seen:.0f}", flush=True)

@@ -48,7 +48,11 @@ def test_what_follows_from_sizes(golden_bundle: Path) -> None:
     assert CONFIG.parts == ("embed", "layer_00", "layer_01", "layer_02", "head") and CONFIG.vision_parts == ()
     assert replace(CONFIG, vision=VISION).vision_parts == ("tower", "projector")
     assert (VISION.grid, VISION.patches, VISION.tiles) == (4, 16, 1 + 4)
-    assert (CONFIG.end_id, replace(CONFIG, suppressed=(30,)).end_id) == (30, 29)
+    assert (CONFIG.eos_ids, CONFIG.end_ids) == ((30,), (30, 29))
+    several = replace(CONFIG, more_ends=(28, 27), suppressed=(30,))
+    assert (several.eos_ids, several.end_ids) == ((28, 27), (28, 27, 29))
+    assert replace(CONFIG, eot_id=30).end_ids == replace(CONFIG, eot_id=None).end_ids == (30,)
+    assert replace(CONFIG, suppressed=(29, 30)).end_ids == ()
     bundle = Bundle.open(golden_bundle)
     shapes = [entry.shape for entry in locate(bundle.weights("layer_00")).values()]
     assert bundle.config.layer_numbers == sum(shape[0] * shape[1] for shape in shapes if len(shape) == 2)

@@ -150,7 +150,7 @@ OPTIONS = st.fixed_dictionaries(
         "gen_length": st.integers(1, 24), "window": st.integers(1, 32), "gamma": st.floats(0, 0.99),
         "drift": st.sampled_from(DRIFTS), "track_num": st.integers(1, 4), "block_caching": st.booleans(),
         "refresh_scope": st.sampled_from(SCOPES), "stop_at_eos": st.booleans(),
-        "eos_id": st.sampled_from((250, 30, 12)),
+        "eos_id": st.sampled_from((250, 30, (12, 30, 7))),
     }
 )  # fmt: skip
 COMMITS = st.one_of(

@@ -46,14 +46,14 @@ def test_pieces(model: runtime.Runtime, words: str, rng: Any, group: int, stops:
     rng.shuffle(order)
     steps = [order[n : n + group + 1] for n in range(0, len(order), group + 1)]
     events = [event([7 + n for n in step], [ids[n] for n in step]) for step in steps]
-    answer = Answer(model, 7, Request((), gen_length=len(ids), stop=stop))
+    answer = Answer(model, 7, Request((), gen_length=len(ids), stop=(stop,) if stop else None))
     *found, out = pieces([*events, output(text)], answer)
     assert "".join(map(str, found)) == text and isinstance(out, Output)
     assert "" not in found
 
 
 def test_what_is_held_back(model: runtime.Runtime) -> None:
-    answer = Answer(model, 3, Request((), gen_length=12, stop="stop"))
+    answer = Answer(model, 3, Request((), gen_length=12, stop=("stop",)))
     seen = []
     for position, token in enumerate(model.text.encode("añ stow")):
         answer.add(event([3 + position], [int(token)]))
@@ -70,7 +70,7 @@ def test_a_decoder_that_changes_its_mind(model: runtime.Runtime) -> None:
 
 
 def test_frames_end_before_a_stop_string(model: runtime.Runtime) -> None:
-    answer = Answer(model, 0, Request((), gen_length=6, stop="bc"))
+    answer = Answer(model, 0, Request((), gen_length=6, stop=("bc",)))
     assert answer.frame == 6 * MASK
     answer.ids[:4] = np.array(model.text.encode("abcd"))
     assert answer.frame == answer.settled == "a"
@@ -82,3 +82,12 @@ def test_a_run(model: runtime.Runtime, policy: str) -> None:
     start = len(out.sequence) - 24
     *found, last = pieces([*out.trace, out], Answer(model, start, Request((), gen_length=24)))
     assert "".join(map(str, found)) == out.text and last is out and len(found) > 1
+
+
+def test_a_special_token_that_stops(model: runtime.Runtime) -> None:
+    """What follows it in the same step is not shown: the pieces are the text of the output."""
+    (token,) = map(int, model.text.encode("<|user|>"))
+    answer = Answer(model, 0, Request((), gen_length=4, stop=("<|user|>",)))
+    a, b, c = map(int, model.text.encode("abc"))
+    found = list(pieces([event([0, 1, 2, 3], [a, b, token, c]), output("ab")], answer))
+    assert found[:-1] == ["ab"]

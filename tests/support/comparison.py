@@ -233,6 +233,7 @@ def demo_prompts(count: int, checkpoint: str | Path = "demo") -> Iterator[Compar
         models = loaded(stack, export.build(checkpoint, Path(folder) / "bundle"))
         oracle = Oracle.read(DEMO if checkpoint == "demo" else checkpoint)
         defaults = {**values_of(models[0].resolve("elastic", {})[0]), "gen_length": GEN_LENGTH}
+        defaults["eos_id"] = models[0].bundle.config.end_ids
         drawn = [problems(models[0], family, -(-count // len(FAMILIES))) for family in FAMILIES]
         for number in range(count):
             problem = drawn[number % len(FAMILIES)][number // len(FAMILIES)]

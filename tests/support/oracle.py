@@ -148,15 +148,17 @@ class Oracle:
     def elastic(
         self, prompt_ids: Sequence[int], gen_length: int, window: int = 16, threshold: float | None = 0.9,
         tokens_per_step: int | None = None, gamma: float = 0.9, track_num: int = 1, drift: str = "row",
-        block_caching: bool = True, refresh_scope: str = "all", eos_id: int | None = None, stop_at_eos: bool = True,
-        mask_id: int | None = None, max_masks: int | None = None, window_span: int | None = None,
+        block_caching: bool = True, refresh_scope: str = "all", eos_id: int | Sequence[int] | None = None,
+        stop_at_eos: bool = True, mask_id: int | None = None, max_masks: int | None = None,
+        window_span: int | None = None,
     ) -> Run:  # fmt: skip
-        """Decode gen_length tokens after the prompt. eos_id and mask_id default to those of the config."""
+        """Decode gen_length tokens after the prompt. eos_id (an id, or some) and mask_id default to the config's."""
         if (threshold is None) == (tokens_per_step is None):
             raise ValueError("give either a threshold, or threshold=None and tokens_per_step")
         if drift not in ("row", "head") or refresh_scope not in ("all", "near") or min(window, track_num) < 1:
             raise ValueError(f"cannot do {drift=}, {refresh_scope=}, {window=}, {track_num=}")
         eos_id = self.config["eos_token_id"] if eos_id is None else eos_id
+        ends = [eos_id] if isinstance(eos_id, int) else [*eos_id]
         mask_id = int(self.config["mask_token_id"] if mask_id is None else mask_id)
         ids, longest = [*prompt_ids], len(prompt_ids) + gen_length
         everywhere, head_width = list[int](), self.width // self.heads
@@ -221,7 +223,7 @@ class Oracle:
             committed = step.committed = [view[row] for row in tokens]
             tracked = step.tracked = sorted(probed)
             if stop_at_eos and run.eos_at is None:  # only the first step that commits an EOS sets the end
-                run.eos_at = next((i for i in committed if ids[i] == eos_id), None)
+                run.eos_at = next((i for i in committed if ids[i] in ends), None)
             run.steps.append(step)
 
 

@@ -16,7 +16,7 @@ from engines.config import ModelConfig, VisionConfig
 from engines.errors import CheckpointError
 from export.checkpoint import Family, Weight, llama
 from export.checkpoint.config_keys import Keys, expect
-from export.checkpoint.tokenizer import AGAIN, special_id
+from export.checkpoint.tokenizer import AGAIN, token_ids
 
 REQUIRED = (
     "mm_hidden_size", "mm_vision_tower", "mm_projector_type", "mm_patch_merge_type", "mm_vision_select_layer",
@@ -29,10 +29,7 @@ FIXED: dict[str, Any] = {
     "mm_vision_select_feature": "patch", "mm_use_im_start_end": False, "mm_use_im_patch_token": False,
     "mm_resampler_type": None, "image_crop_resolution": None, "image_split_resolution": None, "use_mm_proj": True,
 }  # fmt: skip
-# Keys that do not change a forward pass: origin, training, videos. bos_token_id is of Llama's vocabulary, not of this.
-HARMLESS = frozenset((
-    "model_type", "architectures", "auto_map", "_name_or_path", "transformers_version", "torch_dtype", "dtype",
-    "use_cache", "initializer_range", "attention_dropout", "pretraining_tp", "bos_token_id", "pad_token_id",
+HARMLESS = frozenset((  # keys of training and videos
     "add_faster_video", "add_time_instruction", "faster_token_stride", "force_sample", "mm_spatial_pool_stride",
     "mm_spatial_pool_mode", "mm_projector_lr", "mm_vision_tower_lr", "mm_tunable_parts", "freeze_mm_mlp_adapter",
     "tune_mm_mlp_adapter", "unfreeze_mm_vision_tower", "freeze_mm_vision_resampler", "tune_mm_vision_resampler",
@@ -47,10 +44,7 @@ TOWER_FIXED: dict[str, Any] = {
     "model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_channels": 3,
     "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
 }  # fmt: skip
-TOWER_HARMLESS = frozenset((
-    "architectures", "attention_dropout", "torch_dtype", "dtype", "transformers_version", "_name_or_path",
-    "vision_use_head",
-))  # fmt: skip
+TOWER_HARMLESS = frozenset(("vision_use_head",))
 SO400M = {  # numbers of the published tower, constants of the published code
     "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
     "image_size": 384, "patch_size": 14,
@@ -66,7 +60,8 @@ SYSTEM = (
 
 def complete(directory: Path, raw: dict[str, Any]) -> dict[str, Any]:
     """The keys of config.json and the `ADDED` ones; raises CheckpointError where the directory lacks their sources."""
-    ids = {text: special_id(directory, text) for text in (MASK, *SUPPRESSED)}
+    known = token_ids(directory)
+    ids = {text: known.get(text) for text in (MASK, *SUPPRESSED)}
     for text, number in ids.items():
         if number is None:
             raise CheckpointError(
@@ -108,9 +103,10 @@ def read_config(raw: dict[str, Any]) -> ModelConfig:
     required = dict.fromkeys((*llama.REQUIRED, *REQUIRED, *ADDED))
     keys = Keys("llada-v", raw, required, llama.OPTIONAL, FIXED, HARMLESS)
     found, suppressed = llama.numbers(keys), keys.values["suppressed_ids"]
-    vocab, eos_id = found["vocab"], found["eos_id"]
+    vocab, ends = found["vocab"], (found["eos_id"], *found["more_ends"])
     expect(max(suppressed) < vocab, "vocab_size", vocab, f"more than the tokenizer's ids ({max(suppressed)})")
-    expect(eos_id == suppressed[0], "eos_token_id", eos_id, f"{suppressed[0]}, as the tokenizer has {SUPPRESSED[0]}")
+    agree = suppressed[0] in ends
+    expect(agree, "eos_token_id", found["eos_id"], f"{suppressed[0]}, as the tokenizer has {SUPPRESSED[0]}")
     return ModelConfig(
         family="llada-v", **found, qkv_bias=False, bias=False, suppressed=tuple(suppressed), system=SYSTEM,
         vision=read_vision(keys),
@@ -198,7 +194,9 @@ FAMILY = Family(
     architectures=("LlavaLLaDAModelLM",),
     read_config=read_config,
     weights=weights,
+    published=("GSAI-ML/LLaDA-V",),
     ignorable=("*.rotary_emb.inv_freq", "*.vision_model.post_layernorm.*", "*.embeddings.position_ids"),
     end_of_turn="<|eot_id|>",
+    mask=MASK,
     complete=complete,
 )

@@ -89,9 +89,15 @@ def test_generate_stream_of_ids(generate: Call, golden_bundle: Path, tmp_path: P
     failed(generate(*common, "--system", "Be kind."), 2, "--system is a message before a text", "leave --system out")
 
 
-def test_generate_system(generate: Call, text_bundle: Path) -> None:
+def test_generate_system(generate: Call, text_bundle: Path, tmp_path: Path) -> None:
     common = (text_bundle, "--gen-length", 12, "--json")
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"prompt": "Hi"}\n{"messages": [{"role": "user", "content": "Hi"}]}\n{"prompt_ids": [1]}\n')
+    code, lines, _ = generate(*common, "--prompts", asked, "--system", "Be kind.")
+    first, second, third = map(json.loads, lines.splitlines())
+    assert code == 2 and "--system is a message before a text" in third["error"]
     record = json.loads(generate(*common, "--prompt", "Hi", "--system", "Be kind.")[1])
+    assert record["ids"] == first["ids"] == second["ids"]
     with runtime.load(text_bundle, "onnxruntime") as model:
         messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
         assert record["ids"] == model.generate(messages, gen_length=12).ids != model.generate("Hi", gen_length=12).ids

@@ -276,6 +276,16 @@ def test_bytes_that_are_no_text(text_bundle: Path) -> None:
     sentence(done.stderr.decode(), "error: ", "not valid Unicode")
 
 
+def test_a_pipe_is_utf_8(model: runtime.Runtime, text_bundle: Path) -> None:
+    """Whatever the locale: a byte order mark is dropped, and a line ends at a line feed only."""
+    command = [sys.executable, "-m", "runtime", "chat", str(text_bundle), "--gen-length", "8", "--threads", "1"]
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    said = "\ufeffé\u2028\x0c!\r\n".encode()
+    done = subprocess.run(command, input=said, cwd=ROOT, capture_output=True, timeout=240, env=env)
+    wanted = model.generate("é\u2028\x0c!", **SHORT).text + "\n"
+    assert (done.returncode, done.stdout) == (0, wanted.encode("latin-1", "backslashreplace"))
+
+
 def test_dropped_turns_are_reported(chat: Run) -> None:
     code, out, err = chat("".join(f"{letter * 90}\n" for letter in "abc"))
     assert code == 0 and out and err.startswith("note: ") and "left out" in err

@@ -10,7 +10,6 @@ from safetensors.numpy import load_file
 import runtime
 from engines.errors import OptionError, PromptError
 from engines.options import UNSET
-from runtime.decoding.generate import finished_prefix
 from runtime.decoding.policies import POLICIES
 from runtime.decoding.sequence import Sequence
 from tests.support.cases import refused
@@ -199,6 +198,7 @@ def test_the_json_of_an_output(golden: runtime.Runtime) -> None:
         "computed_fraction",
         "eos_at",
         "image_seconds",
+        "ended",
         "tokens_per_second",
     }
     assert set(record) == kept
@@ -251,8 +251,13 @@ def test_stop(texts: runtime.Runtime) -> None:
     stop = free.text[6:9]
     out = texts.generate("Hi", gen_length=32, tokens_per_step=1, window=1, stop=stop)
     assert out.text == free.text.split(stop)[0] and len(out.text) <= 6 and stop not in out.text
-    assert out.steps < free.steps and out.ids == free.ids[: out.steps], "left to right here: a token a step"
-    assert out.tokens == len(out.ids) and 256 not in out.ids
+    assert out.steps < free.steps and out.ids == free.ids[: out.tokens] and 256 not in out.ids
+    assert out.text == texts.text.decode(np.array(out.ids)), "the tokens end where the text does"
+    assert out.sequence[-32:][: out.steps] == free.ids[: out.steps], "left to right here: a token a step"
+    assert (out.ended, free.ended) == ("stop", "length")
+    earlier = free.text[3:5]
+    several = texts.generate("Hi", gen_length=32, tokens_per_step=1, window=1, stop=[stop, "never said", earlier])
+    assert several.text == free.text[: free.text.index(earlier)] and several.steps < out.steps
     other = texts.generate("Hi", gen_length=32, tokens_per_step=1, window=1, stop="never said, this")
     assert other.text == free.text and other.steps == free.steps
 
@@ -275,8 +280,8 @@ def test_what_is_settled() -> None:
         ([5, 6, 99, 7, 99], [5, 6]), ([5, 98, 6, 99, 99], [5]), ([99, 5, 5, 5, 5], []), ([98, 5, 5, 5, 5], []),
         ([5, 6, 7, 8, 9], [5, 6, 7, 8, 9]),
     ):  # fmt: skip
-        sequence = Sequence(np.array([99, 98, *answer]), 2, 99, 98)  # the prompt does not count
-        assert finished_prefix(sequence, 98).tolist() == wanted
+        sequence = Sequence(np.array([99, 98, *answer]), 2, 99, (98,))  # the prompt does not count
+        assert sequence.answer.tolist() == wanted
 
 
 def test_messages(texts: runtime.Runtime) -> None:

@@ -27,8 +27,8 @@ def check(name: str, gen_length: int = GEN, **options: Any) -> None:
     make_policy(name, options).check(CAPACITY, gen_length)
 
 
-def start(prompt: int = 4, gen_length: int = 8, eos_id: int | None = EOS) -> Sequence:
-    return Sequence.start(np.arange(prompt), gen_length, MASK, eos_id)
+def start(prompt: int = 4, gen_length: int = 8, stops: bool = True, ends: tuple[int, ...] = (EOS,)) -> Sequence:
+    return Sequence.start(np.arange(prompt), gen_length, MASK, ends, stops)
 
 
 def run_policy(policy: Any, sequence: Sequence) -> list[StepPlan]:
@@ -155,7 +155,7 @@ def test_timesteps_commit_the_share_of_time_that_passes() -> None:
 
 def test_rows_that_predict_other_positions_are_active() -> None:
     """With a shift of one, the row before each candidate; block caches begin a block with its first mask alone."""
-    sequence = Sequence.start(np.arange(4), 8, MASK, EOS, shift=1)
+    sequence = Sequence.start(np.arange(4), 8, MASK, (EOS,), shift=1)
     for name, options, wanted in (
         ("elastic", {"window": 2}, [3, 4, 5]), ("interval", {"block_length": 4}, [3, 4, 5, 6, 7]),
     ):  # fmt: skip
@@ -262,28 +262,37 @@ def test_the_first_eos_sets_the_end() -> None:
     assert not sequence.done and sequence.open.tolist() == [2, 5]
     sequence.commit(np.array([5, 2]), np.array([5, 5]))
     assert sequence.done and sequence.ids.tolist() == [0, 1, 5, EOS, 5, 5, EOS, 5, EOS, 5]
-    assert sequence.answer(EOS).tolist() == [5], "up to the first EOS by position"
+    assert sequence.answer.tolist() == [5], "up to the first EOS by position"
 
 
 def test_masks_beyond_the_end_stay() -> None:
     sequence = start(2, 6)
     sequence.commit(np.array([2, 3]), np.array([5, EOS]))
     assert sequence.done and sequence.masked.tolist() == [4, 5, 6, 7]
-    assert sequence.answer(EOS).tolist() == [5]
+    assert sequence.answer.tolist() == [5]
+
+
+def test_any_of_several_ends() -> None:
+    """The lowest of the first step that commits one, whichever it is; a lower one that comes later cuts the answer."""
+    sequence = start(2, 6, ends=(EOS, 97, 96))
+    sequence.commit(np.array([4, 6]), np.array([96, EOS]))
+    assert sequence.end == 4 and sequence.open.tolist() == [2, 3] and not sequence.said_eos
+    sequence.commit(np.array([2, 3]), np.array([5, 97]))
+    assert sequence.done and sequence.end == 4 and sequence.answer.tolist() == [5] and sequence.said_eos
 
 
 def test_without_the_eos_rule() -> None:
-    sequence = start(2, 4, eos_id=None)
+    sequence = start(2, 4, stops=False)
     sequence.commit(np.array([2, 3]), np.array([5, EOS]))
     assert sequence.end is None and sequence.open.tolist() == [4, 5]
     sequence.commit(np.array([4, 5]), np.array([5, 5]))
-    assert sequence.done and sequence.answer(EOS).tolist() == [5], "the answer still ends at the EOS"
+    assert sequence.done and sequence.answer.tolist() == [5], "the answer still ends at the EOS"
 
 
 def test_an_answer_of_eos_alone_is_empty() -> None:
     sequence = start(1, 2)
     sequence.commit(np.array([1]), np.array([EOS]))
-    assert sequence.answer(EOS).tolist() == []
+    assert sequence.answer.tolist() == []
 
 
 @pytest.mark.parametrize(("positions", "tokens"), [([0], [5]), ([2], [MASK])])
@@ -300,7 +309,7 @@ def test_an_answer_is_what_was_committed_before_the_end(data: Any) -> None:
         chosen = data.draw(st.lists(st.sampled_from(sequence.open.tolist()), min_size=1, unique=True))
         tokens = data.draw(st.lists(st.sampled_from([1, 2, EOS]), min_size=len(chosen), max_size=len(chosen)))
         sequence.commit(np.array(chosen), np.array(tokens))
-    answer = sequence.answer(EOS)
+    answer = sequence.answer
     assert MASK not in answer and EOS not in answer
     assert answer.tolist() == sequence.ids[2 : 2 + len(answer)].tolist()
     end = sequence.end if sequence.end is not None else len(sequence)

@@ -24,6 +24,7 @@ from tests.support.comparison import BACKENDS, NOISE, difference, recorded
 from tests.support.vision import CASES, CHECKPOINT, FILES, GOLDEN, NEWER, prompts
 
 PROMPTS = prompts()
+LAYOUTS = {"auto": "pad_tensor", "pad": "pad_tensor", "tile": "anyres"}  # and the published prompt of two images
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_published_generations(model: runtime.Runtime) -> None:
         out = model.generate(
             ids, "full", images, gen_length=args["gen_length"], block_length=args["block_length"],
             steps=min(args["steps"], args["gen_length"]), cfg_scale=args.get("cfg_scale", 0.0),
-            stop_at_eos=bool(ends), eos_id=ends[0] if ends else None,
+            stop_at_eos=bool(ends), eos_id=ends or None, image_layout="tile",
         )  # fmt: skip
         start = golden["prompt_length"]
         assert len(out.sequence) - args["gen_length"] == start
@@ -81,7 +82,7 @@ def test_golden_logits(model: runtime.Runtime) -> None:
     stored = load_file(GOLDEN / "language.safetensors")
     for case in CASES:
         ids, images = published(case)
-        request = model.request(ids, images, {})
+        request = model.request(ids, images, {"image_layout": "tile"})
         row = np.concatenate([request.prompt_ids, np.full(16, 500)])
         with model.model.exclusive():
             runner = model.model.new_runner(len(row))
@@ -121,6 +122,7 @@ def test_back_ends_agree_on_every_policy(bundle: Path, policy: str) -> None:
     for backend in BACKENDS:
         with runtime.load(bundle, backend, threads=1) as loaded:
             options: dict[str, Any] = {"gamma": 0.999} if policy == "elastic" else {}
+            options["image_layout"] = "tile"
             runs.append(loaded.generate(ids, policy, images, gen_length=24, **options))
     if min(event.margin for run in runs for event in run.trace) > NOISE:
         assert difference(*map(recorded, runs)) is None
@@ -152,7 +154,7 @@ def test_suppressed_tokens_are_never_decoded(model: runtime.Runtime) -> None:
     ):
         out = model.generate(ids, policy, images, gen_length=32, stop_at_eos=False, **options)
         assert not {480, 481, 500, 507, 508} & set(out.sequence[-32:])
-    assert model.bundle.config.end_id == model.bundle.config.eot_id == 509, "the end of a turn ends an answer"
+    assert model.bundle.config.end_ids == (model.bundle.config.eot_id,) == (509,), "the end of a turn ends an answer"
 
 
 def test_images_in_a_conversation(model: runtime.Runtime) -> None:
@@ -161,7 +163,7 @@ def test_images_in_a_conversation(model: runtime.Runtime) -> None:
         {"role": "user", "content": "<image>\nFirst?"}, {"role": "assistant", "content": "A"},
         {"role": "user", "content": "And this?"},
     ]  # fmt: skip
-    request = model.request(turns, [FILES["gradient"], FILES["checker"]], {})
+    request = model.request(turns, [FILES["gradient"], FILES["checker"]], {"image_layout": "tile"})
     runs = np.flatnonzero(request.prompt_ids >= 512)
     assert len(runs) == 88 + 81 == len(request.embeddings) and np.diff(runs).max() > 1
     with refused(PromptError, "has <image> 1 times", "2 images", "leave it out"):
@@ -172,6 +174,22 @@ def test_images_in_a_conversation(model: runtime.Runtime) -> None:
         model.generate([1.0, float(IMAGE)], images=[FILES["waves"]], gen_length=4)
     with refused(PromptError, "1 placeholders for 2 images"):
         model.request([1, IMAGE, 2], [FILES["gradient"], FILES["checker"]], {})
+
+
+def test_several_images_are_padded_as_published(model: runtime.Runtime) -> None:
+    """One tile each where several come, the grid for one, and what is asked for otherwise."""
+    ids, images = published("two_anyres")
+    lengths = {
+        layout: len(model.request(ids, images, {"image_layout": layout}).prompt_ids)
+        for layout in ("auto", "tile", "pad")
+    }
+    merged = {layout: PROMPTS[f"two_{case}"]["merged_length"] for layout, case in LAYOUTS.items()}
+    assert lengths == merged and lengths["pad"] < lengths["tile"]
+    one, images = published("gradient")
+    assert len(model.request(one, images, {}).embeddings) == PROMPTS["gradient"]["image_tokens"]
+    assert len(model.request(one, images, {"image_layout": "pad"}).embeddings) == PROMPTS["gradient"]["base_tokens"]
+    with refused(OptionError, "image_layout", "auto, tile, pad", "'grid'"):
+        model.generate(one, images=images, image_layout="grid", gen_length=4)
 
 
 def test_a_chat_about_images(model: runtime.Runtime) -> None:
@@ -207,6 +225,7 @@ def test_the_command(bundle: Path, text_bundle: Path, capsys: pytest.CaptureFixt
     assert main([*argv, "--image", str(FILES["gradient"]), "--image", str(FILES["checker"]), "--json"]) == 0
     line = json.loads(capsys.readouterr().out)
     assert line["tokens"] >= 0 and line["image_seconds"] > 0
+    assert main([*argv, "--image-layout", "pad"]) == 2 and "has no effect without an image" in capsys.readouterr().err
     assert main([*argv, "--image", str(FILES["gradient"])]) == 0 and "s for the images" in capsys.readouterr().out
     for bad, words in (
         ("nothing.png", ("no image nothing.png", "check its path")),

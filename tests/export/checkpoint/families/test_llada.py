@@ -62,7 +62,7 @@ def test_a_directory_as_published(tmp_path: Path) -> None:
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["added_tokens_decoder"] = {"261": {"content": "<|eot_id|>", "special": True}}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    defaults = {"_from_model_config": True, "bos_token_id": 126080, "eos_token_id": 126081}
+    defaults = {"_from_model_config": True, "bos_token_id": 126080, "eos_token_id": 257}
     (folder / "generation_config.json").write_text(json.dumps(defaults))
     bundle = export.build(folder, tmp_path / "bundle", precision="fp16")
     with runtime.load(bundle, "onnxruntime", threads=1) as loaded:
@@ -108,7 +108,8 @@ def test_config_defaults(keys: dict[str, Any], field: str, value: Any) -> None:
         ("d_model", True), ("n_heads", 3), ("n_kv_heads", 3), ("n_kv_heads", 8), ("n_layers", 0),
         ("mlp_hidden_size", 0), ("max_sequence_length", 0), ("embedding_size", 63), ("multi_query_attention", True),
         ("mask_token_id", 64), ("mask_token_id", -1), ("mask_token_id", 62), ("mask_token_id", 1.0),
-        ("eos_token_id", 64), ("eos_token_id", [1, 2]), ("rope_theta", 0), ("rope_theta", float("nan")),
+        ("eos_token_id", 64), ("eos_token_id", [1, 64]), ("eos_token_id", []), ("eos_token_id", [1, 63]),
+        ("rope_theta", 0), ("rope_theta", float("nan")),
         ("rope_theta", 10**400), ("rms_norm_eps", -1e-5), ("rms_norm_eps", "1e-5"), ("include_bias", 1),
         ("weight_tying", "no"),
     ],

@@ -1,0 +1,47 @@
+"""The ids that end an answer, as a checkpoint declares them in several places.
+
+config.json and generation_config.json each have an EOS or a list of some, and
+they may differ; the family names the token that ends a turn. All of them count.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from engines.config import ModelConfig
+from engines.errors import CheckpointError
+from export.checkpoint.generation import GENERATION, generation_config
+from export.checkpoint.tokenizer import special_id
+
+EOS = "eos_token_id"
+
+
+def complete(directory: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """The keys of config.json, with the EOS of generation_config.json where config.json has none."""
+    return raw if raw.get(EOS) is not None else raw | {EOS: generation_config(directory).get(EOS)}
+
+
+def united(config: ModelConfig, directory: Path, end_of_turn: str | None, raw: dict[str, Any]) -> ModelConfig:
+    """`config` with the ends of generation_config.json and of a turn, and the padding id of config.json's keys `raw`.
+
+    Raises CheckpointError for an end in generation_config.json that is no id of
+    the vocabulary, and for a mask that ends an answer.
+    """
+    declared = generation_config(directory).get(EOS)
+    listed = declared if isinstance(declared, list) else [] if declared is None else [declared]
+    for token in listed:
+        if type(token) is not int or not 0 <= token < config.vocab or token == config.mask_id:
+            raise CheckpointError(
+                f"{directory / GENERATION}: {EOS} is {json.dumps(declared)}, expected ids below {config.vocab} "
+                f"other than the mask's {config.mask_id}; correct it"
+            )
+    eot = special_id(directory, end_of_turn)
+    if eot == config.mask_id:
+        raise CheckpointError(
+            f"{directory}: {end_of_turn}, which ends a turn, has the id {eot} of the mask; correct mask_token_id"
+        )
+    more = dict.fromkeys(token for token in (*config.more_ends, *listed) if token not in (config.eos_id, eot))
+    pad = raw.get("pad_token_id")
+    known = type(pad) is int and 0 <= pad < config.vocab
+    return replace(config, eot_id=eot, more_ends=tuple(more), pad_id=pad if known else None)
