@@ -154,6 +154,7 @@ def make(job: BuildJob) -> Manifest:
     from export.part import Target
 
     options, config, source = job.options, job.config, job.checkpoint
+    texts = source.texts()  # refused before a part is written
     (job.root / STAMPS).mkdir(parents=True, exist_ok=True)
     for path in job.root.iterdir():
         if path.is_file():  # which may be a link to a file of the bundle, from a build that was killed
@@ -162,7 +163,6 @@ def make(job: BuildJob) -> Manifest:
     for name in kept:
         link(job.root.parent / name, job.root / name)
     job.files[RECORD] = stamps.write(job.root / RECORD, job.record.content())
-    texts = source.texts()  # refused before a part is written
     signatures = (
         *gpu_signatures(config, options.precision, job.capacity.track_num),
         *vision_signatures(config, options.precision),
@@ -175,7 +175,8 @@ def make(job: BuildJob) -> Manifest:
     job.parts = {signature.name: written[signature.name] | tensors(signature) for signature in signatures}
     for name, content in texts.items():
         job.files[name] = stamps.write(job.root / name, content)
-    job.files |= stamps.stamp(job.root, list(texts), "texts", {name: job.files[name] for name in texts})
+    entries = {name: entry for name, entry in job.files.items() if "/" not in name and name not in kept}
+    job.files |= stamps.stamp(job.root, list(entries), "texts", entries)
     engines = {one.name: one.compile(job) for one in compiling}
     decoding = source.decoding()
     defaults = decoding | {"window": min(decoding["window"], job.capacity.window)}

@@ -59,9 +59,14 @@ class Text:
             ) from error
 
     @cached_property
-    def template(self) -> Template | None:
+    def template(self) -> str | None:
+        """The source of the chat template; None for a base model."""
+        return self._read("chat_template.jinja")
+
+    @cached_property
+    def compiled(self) -> Template | None:
         """The chat template; None for a base model. Raises PromptError for one that is no template."""
-        source, tokens = self._read("chat_template.jinja"), self.settings.get("special_tokens", {})
+        source, tokens = self.template, self.settings.get("special_tokens", {})
         try:
             return None if source is None else Template(source, tokens)
         except Exception as error:  # untrusted code can raise any type
@@ -102,10 +107,10 @@ class Text:
         model) the text is the messages' content. Raises PromptError for empty text or a template that fails.
         """
         turns = self.messages(messages)
-        if self.template is None:
+        if self.compiled is None:
             return "\n".join(joined(turn.get("content", "")) for turn in turns)
         try:
-            return self.template.render(self.template.adapted(turns))
+            return self.compiled.render(self.compiled.adapted(turns))
         except Exception as error:  # untrusted code can raise any type
             raise failed(error) from error
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from engines.config import ModelConfig
 from engines.errors import CheckpointError
-from export.checkpoint.generation import GENERATION, generation_config
-from export.checkpoint.tokenizer import special_id
+from export.checkpoint.generation import generation_config
+from export.checkpoint.tokenizer import GENERATION, special_id
 
 EOS = "eos_token_id"
 

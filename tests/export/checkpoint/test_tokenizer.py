@@ -211,7 +211,7 @@ def test_dropout_is_off(plain: Path, made: Made, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "said"),
     [("{% for m in messages %}", "the chat template fails"), ("{{ messages[0].nothing.more }}", "'dict object' has no"),
-     ("{{ raise_exception('two\nlines') }}", "two"), ("{{ ''.__class__ }}", "leaves the"),
+     ("{{ raise_exception('two\nlines') }}", "two"), ("{{ ''.__class__ }}", "not allowed"),
      ("{{ bos_token }}", "leaves the user"),
      ("", "leaves the user"), (5, "template"), (folders.named(rag=TEMPLATE, tools="x"), "rag, tools"),
      ("{{ messages[0].content }}\ud800", "utf-8")],
