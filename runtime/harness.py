@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from engines.errors import INSTALL, ElasticError, OptionError
-from engines.options import options_of
+from engines.options import listed, options_of
 from runtime.api import Runtime, load
-from runtime.decoding.generate import Output
 from runtime.decoding.request import OPTIONS
 from runtime.decoding.sequence import Positions
 from runtime.evaluation.likelihood import SAMPLES, is_greedy, log_likelihood
@@ -87,7 +86,7 @@ class ElasticLM(TemplateLM):  # type: ignore[misc]
         if not chat_template:
             return None
         self.rendered = True
-        source: str | None = self.model.text.template
+        source = self.model.text.template
         if source is None:
             raise OptionError(f"{self.model.bundle.root} has no chat template; leave --apply_chat_template out")
         if isinstance(chat_template, str):
@@ -104,31 +103,31 @@ class ElasticLM(TemplateLM):  # type: ignore[misc]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """The ids of a text, with what the tokenizer puts around a text unless the chat template did that."""
-        added = not self.rendered if add_special_tokens is None else add_special_tokens
-        ids: list[int] = self.model.text.tokenizer.encode(string, add_special_tokens=added).ids
+        whole = not self.rendered if add_special_tokens is None else add_special_tokens
+        ids: list[int] = self.model.text.encode(string, whole=whole).tolist()
         return ids
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """The answer to each request's context, cut before the first of its `until` strings."""
+        """The answer to each request's context, which ends before the first of its `until` strings."""
         answers = []
         with tqdm(total=len(requests), desc="Generating", disable=disable_tqdm) as bar:
             for settings, same in groupby(requests, lambda request: request.args[1]):
-                options, until = self.decoding(settings)
+                options = self.decoding(settings)
                 due = list(same)
                 for start in range(0, len(due), self.batch_size):
                     some = due[start : start + self.batch_size]
                     prompts = [self.prompt(request.args[0], options["gen_length"]) for request in some]
                     outs = self.model.generate_batch(prompts, self.policy, **options)
                     for request, out in zip(some, outs, strict=True):
-                        answers.append(self.text_of(out, until))
+                        answers.append(out.text)
                         self.cache_hook.add_partial("generate_until", request.args, answers[-1])
                     bar.update(len(some))
         return answers
 
-    def decoding(self, settings: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """The decoding options and the `until` strings that the harness's generation settings stand for."""
+    def decoding(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The decoding options that the harness's generation settings stand for; special tokens can be stops."""
         given = dict(settings)
-        until = given.pop("until", None) or []
+        stops = [stop for of in (given.pop("until", None), self.options.get("stop")) for stop in listed(of) if stop]
         lengths = [given.pop(name, None) for name in LENGTHS]
         sample, temperature = given.pop("do_sample", None), given.pop("temperature", None)
         if sample is False or (temperature is None and not sample):
@@ -141,10 +140,11 @@ class ElasticLM(TemplateLM):  # type: ignore[misc]
             "temperature": 1.0 if temperature is None else temperature,
             **{name: value for name, value in given.items() if name in self.known},
             **self.options,
+            "stop": tuple(stops) or None,
         }
         if not options["temperature"]:
             options = {k: v for k, v in options.items() if k not in SAMPLING or k in self.options}
-        return options, [until] if isinstance(until, str) else until
+        return options
 
     def prompt(self, context: str, gen_length: int) -> Positions:
         """The ids [P] of a context that leave room for the answer."""
@@ -160,18 +160,6 @@ class ElasticLM(TemplateLM):  # type: ignore[misc]
             return ids
         self.warn("contexts that exceed the bundle's length are cut from the left")
         return ids[len(ids) - room :]
-
-    def text_of(self, out: Output, until: list[str]) -> str:
-        """The text of an answer before the first of the strings `until`, which may be special tokens."""
-        tokenizer = self.model.text.tokenizer
-        spelled: str = tokenizer.decode(out.ids, skip_special_tokens=False)
-        ends = [spelled.find(stop) for stop in until if stop and stop in spelled]
-        if not ends:
-            return out.text
-        text = spelled[: min(ends)]
-        for token in tokenizer.get_added_tokens_decoder().values():
-            text = text.replace(token.content, "") if token.special else text
-        return text
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any

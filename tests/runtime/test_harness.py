@@ -18,9 +18,10 @@ import pytest
 import export
 import runtime
 from engines.errors import OptionError
+from runtime.decoding.stops import cut
 from runtime.evaluation.exact_match import evaluate, summary
 from runtime.evaluation.likelihood import is_greedy, log_likelihood
-from tests.support.cases import ROOT, refused
+from tests.support.cases import ROOT, TEMPLATE, refused
 
 pytestmark = [
     pytest.mark.slow,  # lm_eval takes seconds to import
@@ -62,8 +63,9 @@ class Answers:
     def generate_batch(self, prompts: list[Any], policy: Any, **options: Any) -> list[Any]:
         self.batches.append([list(prompt) for prompt in prompts])
         self.options = options
-        ids = self.lm.model.text.encode(self.text)
-        return [SimpleNamespace(ids=ids.tolist(), text=self.lm.model.text.decode(ids)) for _ in prompts]
+        text = self.lm.model.text
+        found, said = cut(text.encode(self.text), text.decode, options["stop"] or ())
+        return [SimpleNamespace(ids=found.tolist(), text=said) for _ in prompts]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_generation_settings(
     lm = make()
     answers = Answers(lm, monkeypatch)
     lm.generate_until([request("hi", {"until": [], **settings})], disable_tqdm=True)
-    assert answers.options == {"gen_length": 8} | options
+    assert answers.options == {"gen_length": 8, "stop": None} | options
 
 
 def test_lengths_and_precedence(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +106,10 @@ def test_lengths_and_precedence(make: Make, monkeypatch: pytest.MonkeyPatch) -> 
     assert answers.options["threshold"] == 0.5 and answers.options["max_masks"] is None
     with refused(OptionError, "does not use reach"):
         make(reach=3)
+    lm = make(stop="Q:")
+    answers = Answers(lm, monkeypatch)
+    lm.generate_until([request("hi", {"until": ["<|user|>", ""]})], disable_tqdm=True)
+    assert answers.options["stop"] == ("<|user|>", "Q:")
     for wrong in (0, "many"):
         with refused(OptionError, "mc_num must be a whole number", str(wrong)):
             make(mc_num=wrong)
@@ -163,7 +169,7 @@ def test_contexts(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_chat_templates(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     lm = make()
     assert lm.chat_template(False) is None and not lm.rendered
-    assert lm.chat_template(True) == lm.model.text.template and lm.rendered, "contexts may come from lm_eval's cache"
+    assert lm.chat_template(True) == TEMPLATE and lm.rendered, "contexts may come from lm_eval's cache"
     lm.chat_template("tools")
     assert "'tools' has no effect" in caplog.text
     assert lm.tokenizer_name == lm.model.bundle.identity
