@@ -15,7 +15,6 @@ head. No file time or size replaces a hash.
 
 import importlib
 import inspect
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,16 +25,14 @@ from typing import Any, ParamSpec, TypeVar
 from engines.bundle import STAMPS, Manifest, write_manifest
 from engines.config import Capacity
 from engines.errors import INSTALL, BackendError, BundleError, OptionError
-from engines.files import describe, writing
+from engines.files import check_space, describe, writing
 from engines.registry import versions
 from engines.signatures import GraphSignature, TensorSpec
-from engines.signatures.gpu import gpu_signatures
-from engines.signatures.vision import vision_signatures
-from engines.weights import SIZES
 from export import folder
 from export.checkpoint import tokenizer
 from export.compilers import chosen, compiler
-from export.job import BuildJob, Sizes
+from export.estimate import estimate
+from export.job import BuildJob
 from export.options import MAX_BATCH, BuildOptions
 
 DEMO = Path(__file__).parent / "demo"
@@ -113,9 +110,10 @@ def check_compilers(options: BuildOptions) -> None:
 
 def run(job: BuildJob) -> Path:
     """Build what is planned, unless it is there; returns the bundle's path. Raises BundleError as `build`."""
-    need = estimate(job)["disk"] / 1e9
-    remedy = f"a build needs {need:.2f} GB in a writable folder (--out), and goes on where it stopped"
+    need = estimate(job)["disk"]
+    remedy = f"a build needs {need / 1e9:.2f} GB in a writable folder (--out), and goes on where it stopped"
     with writing(job.root, remedy, BundleError):
+        check_space(job.root, need - sum(path.stat().st_size for path in job.root.rglob("*") if path.is_file()))
         job.root.mkdir(parents=True, exist_ok=True)
         if not job.options.force and not (job.root / STAMPS).is_dir():
             folder.refuse_foreign_files(job.root)  # before a lock is left among them
@@ -143,6 +141,7 @@ def extend(job: BuildJob, manifest: Manifest) -> BuildJob:
 
 def make(job: BuildJob) -> None:
     """Write parts, engines and manifest, in this order."""
+    from export.half import HalfPass, probe_ids
     from export.part import Target
 
     options, config, source = job.options, job.config, job.checkpoint
@@ -150,16 +149,13 @@ def make(job: BuildJob) -> None:
         path = job.root / tokenizer.TOKENIZER
         tokenizer.write_tokenizer(source.directory, source.family.split, path)
         job.files[path.name] = describe(path)
-    signatures = (
-        *gpu_signatures(config, options.precision, job.capacity.track_num),
-        *vision_signatures(config, options.precision),
-    )
-    target = Target(
-        folder="onnx", dtype=options.precision, precision=options.precision, config=config, signatures=signatures
-    )
+    target = Target.exported(options.precision, config, job.capacity.track_num)
+    if options.precision == "fp16":
+        places = (place / tokenizer.TOKENIZER for place in (source.directory, job.root))
+        job.half = HalfPass(config, probe_ids(config, next(filter(Path.is_file, places), None)))
     compiling = [compiler(name) for name in job.backends]
     written = job.write_parts(target, *(other for one in compiling for other in one.targets(job)))
-    job.parts = {signature.name: written[signature.name] | tensors(signature) for signature in signatures}
+    job.parts = {signature.name: written[signature.name] | tensors(signature) for signature in target.signatures}
     for path in (source.directory / "config.json", *source.tokenizer_files()):
         shutil.copyfile(path, job.root / path.name)
         job.files[path.name] = describe(job.root / path.name)
@@ -192,20 +188,3 @@ def tensors(signature: GraphSignature) -> dict[str, Any]:
         "outputs": list(map(entry, signature.outputs)),
         "aliases": dict(signature.aliases),
     }
-
-
-def estimate(job: BuildJob) -> dict[str, int]:
-    """Bytes on disk and the peak of memory that a build needs, from the shapes alone: {"disk", "memory"}."""
-    c = job.config
-    table = c.vocab * c.d_model
-    of_vision = [job.checkpoint.family.weights(c, part).values() for part in c.vision_parts]
-    sizes = Sizes(
-        precision=job.options.precision,
-        weights=job.options.weights,
-        table=table,
-        language=2 * table + c.layers * c.layer_numbers,
-        vision=sum(math.prod(weight.shape) for part in of_vision for weight in part),
-    )
-    exported = (sizes.language + sizes.vision) * SIZES[sizes.precision]
-    engines = sum(compiler(name).engine_bytes(sizes) for name in job.backends)
-    return {"disk": exported + engines, "memory": 2 * max(c.layer_numbers, table) * 4}

@@ -46,6 +46,7 @@ class OnnxRuntimeModel(Model):
 
     def __init__(self, bundle: Bundle, threads: int | None = None):
         super().__init__(bundle)
+        bundle.check(bundle.files_for(self.backend))
         together = "reuse" in bundle.engines(self.backend)["parts"]
         parts = [signature.name for signature in cpu_signatures(self.config, together)]
         self.sessions = Sessions(bundle, self.backend, parts, self.timed, threads)

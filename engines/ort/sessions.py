@@ -13,8 +13,8 @@ from typing import Any
 import onnxruntime as ort
 
 from engines.bundle import Bundle
+from engines.cores import default_threads
 from engines.errors import BackendError, OptionError
-from engines.model import default_threads
 
 ort.set_default_logger_severity(3)  # errors only
 _threads: int | None = None  # of the process-wide pool, which ONNX Runtime creates once

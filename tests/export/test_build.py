@@ -19,10 +19,8 @@ import export.checkpoint
 import runtime
 from engines.bundle import LOCK, MANIFEST, Bundle
 from engines.errors import BackendError, BundleError, CheckpointError, OptionError
-from export.build import estimate, plan
-from export.options import BuildOptions
 from tests.support.builds import content, forked, full_after, logits
-from tests.support.cases import DRIFT_PARTS, GOLDEN, refused, sentence
+from tests.support.cases import DRIFT_PARTS, refused, sentence
 
 KILLS = int(os.environ.get("KILL_BUILDS", "4"))
 
@@ -50,12 +48,6 @@ def test_progress_names_each_part(tiny_checkpoint: Path, tmp_path: Path) -> None
     on_the_cpu = ("embed", "layer_00", "layer_01", "head", "attention", *DRIFT_PARTS, "probe", "reuse")
     exported = [(f"onnx/{name}", i, 7) for i, name in enumerate(names, 1)]
     assert seen == exported + [(f"onnx/{name}", i, 9) for i, name in enumerate(on_the_cpu, 1)]
-
-
-def test_the_estimate_is_near(golden_bundle: Path) -> None:
-    job = plan(BuildOptions(GOLDEN, window=32, track_num=4, max_batch=1))
-    size = sum(path.stat().st_size for path in golden_bundle.glob("onnx/*.safetensors"))
-    assert abs(estimate(job)["disk"] / size - 1) < 0.02
 
 
 def test_checkpoints_that_are_none(tmp_path: Path) -> None:
