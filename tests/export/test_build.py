@@ -88,15 +88,15 @@ def test_finished_parts_are_taken_up(text_checkpoint: Path, bundle_copy: Path, m
     (bundle_copy / MANIFEST).unlink()
     (bundle_copy / "onnx" / "layer_01.onnx").unlink()
     made: list[str] = []
-    from export import graphs
+    from export import part as parts
 
-    real = graphs.build
+    real = parts.save_graph
 
-    def noted(signature: Any, *rest: Any) -> Any:
-        made.append(signature.name)
-        return real(signature, *rest)
+    def noted(path: Path, target: Any, part: str, weights: Any) -> Any:
+        made.append(part)
+        return real(path, target, part, weights)
 
-    monkeypatch.setattr(graphs, "build", noted)
+    monkeypatch.setattr(parts, "save_graph", noted)
     export.build(text_checkpoint, bundle_copy)
     assert made == ["layer_01"]
 
