@@ -53,8 +53,13 @@ class OnnxRuntimeModel(Model):
         self.workspaces: list[Workspace] = []  # of each sequence of a batch, used by one batch after the other
 
     @property
+    def threads(self) -> int:
+        """CPU threads of the process-wide pool."""
+        return self.sessions.threads
+
+    @property
     def device(self) -> str:
-        return f"CPU, {self.sessions.threads} threads, onnxruntime {ort.__version__}"
+        return f"CPU, {self.threads} threads, onnxruntime {ort.__version__}"
 
     def new_runners(self, spans: list[tuple[int, int]]) -> Sequence[SequenceRunner]:
         while len(self.workspaces) < len(spans):

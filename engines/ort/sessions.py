@@ -78,9 +78,13 @@ class Sessions(dict[str, ort.InferenceSession]):
         with self.timed(part), translated(part):
             session.run_with_iobinding(binding)
 
-    def _session(self, part: str) -> ort.InferenceSession:
+    def check_open(self) -> None:
+        """Raise BackendError if the model is closed: bindings outlive their sessions, and must not be used then."""
         if not self:
             raise BackendError("the model is closed; load it again")
+
+    def _session(self, part: str) -> ort.InferenceSession:
+        self.check_open()
         return self[part]
 
 

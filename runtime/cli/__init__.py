@@ -106,9 +106,7 @@ def add_bench(command: argparse.ArgumentParser) -> None:
     command.add_argument("--limit", type=int, default=20, help="problems, or rounds with --image (default 20)")
     command.add_argument("--prompt-length", type=int, default=500, help="tokens of the few-shot prompt (default 500)")
     command.add_argument("--gen-length", type=int, default=512, help="masks to fill (default 512)")
-    command.add_argument(
-        "--threads", type=int, help="CPU threads (default: OMP_NUM_THREADS, or free cores - 1)"
-    )
+    command.add_argument("--threads", type=int, help="CPU threads (default: OMP_NUM_THREADS, or free cores - 1)")
     command.add_argument("--profile", action="store_true", help="also split the steps of elastic on onnxruntime")
     command.add_argument("--image", type=Path, action="append", default=[], metavar="FILE",
                          help="ask about this image instead of the problems (repeatable)")  # fmt: skip
@@ -122,9 +120,7 @@ def add_bundle(command: argparse.ArgumentParser) -> None:
     """The bundle and the back end it is loaded on."""
     command.add_argument("bundle", nargs="?", type=Path, default=DEFAULT_BUNDLE, help=f"default: {DEFAULT_BUNDLE}")
     command.add_argument("--backend", choices=["auto", *BACKENDS], default="auto")
-    command.add_argument(
-        "--threads", type=int, help="CPU threads (default: OMP_NUM_THREADS, or free cores - 1)"
-    )
+    command.add_argument("--threads", type=int, help="CPU threads (default: OMP_NUM_THREADS, or free cores - 1)")
     command.add_argument("--provider", choices=["auto", "cpu", "cuda", "tensorrt"],
                          help="of ONNX Runtime (default auto: CUDA where it is there and finds a GPU)")  # fmt: skip
 
