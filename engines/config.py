@@ -135,9 +135,9 @@ class Capacity:
 
     `max_length` positions of prompt and answer together, `window` masks predicted
     per step, `track_num` tracked keys per layer, `max_batch` sequences. `rows` (R)
-    is the most rows of a reuse pass: two windows (the masks of this step and the
-    commits of the last), a third where the rows that predict the masks are others
-    (`ModelConfig.shift`), and the tracked keys of all layers.
+    is the fixed number of rows of a captured reuse pass: two windows (the masks of
+    this step and the commits of the last), a third where the rows that predict the
+    masks are others (`ModelConfig.shift`), and the tracked keys of all layers.
     """
 
     max_length: int

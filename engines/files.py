@@ -1,6 +1,8 @@
 """Writing files: atomically, with hashes, and with errors of the operating system translated in one place."""
 
+import errno
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import BundleError, ElasticError, OptionError
+
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
 @contextmanager
@@ -41,6 +45,25 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
+def link(source: Path, path: Path) -> None:
+    """Give the file `source` the name `path` as well, in one step; a copy where the file system has no links.
+
+    Raises OSError.
+    """
+    if path.exists() and path.samefile(source):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), temporary)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, path)
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal; raises OSError."""
     with path.open("rb") as file:
@@ -53,3 +76,14 @@ def sha256(path: Path) -> str:
 def describe(path: Path) -> dict[str, Any]:
     """A file's entry in the manifest: its size in bytes and SHA-256."""
     return {"size": path.stat().st_size, "sha256": sha256(path)}
+
+
+def signed(content: dict[str, Any]) -> bytes:
+    """The bytes of a JSON file with its own SHA-256 beside `content`."""
+    digest = hashlib.sha256(canonical(content)).hexdigest()
+    return json.dumps(content | {"sha256": digest}, indent=1).encode() + b"\n"
+
+
+def canonical(content: dict[str, Any]) -> bytes:
+    """JSON of `content` that does not depend on the order of keys, for hashes."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()

@@ -56,10 +56,10 @@ class Model(ABC):
 
     def reuse(self, passes: list[ReusePass]) -> list[ReuseResult]:
         """Run the reuse passes of runners of one `new_runners`; each result is what the runner alone would give."""
-        return [due.runner.reuse(due.rows, due.watch, due.gamma) for due in passes]
+        return [due.runner.reuse(due.rows, due.drift_inputs, due.gamma) for due in passes]
 
     def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The plain full forward pass of ids [B, P] within the vocabulary: logits [B, P, V] in float32."""
+        """The plain forward of ids [B, P] within the vocabulary: logits [B, P, V] in float32."""
         logits = []
         for row in ids:
             runner = self.new_runner(len(row))
@@ -75,7 +75,7 @@ class Model(ABC):
         self.closed = True
 
     def logits(self, ids: Any) -> NDArray[np.float32]:
-        """The plain full forward pass, for parity: an integer array [B, P] or [P] -> float32 [B, P, V].
+        """The plain forward, for parity: an integer array [B, P] or [P] -> float32 [B, P, V].
 
         Raises PromptError for ids that are no such array, lie outside the
         vocabulary or are more than the bundle's length; BackendError if the model
@@ -84,9 +84,9 @@ class Model(ABC):
         try:
             array = np.atleast_2d(np.asarray(ids))
         except ValueError as error:
-            raise PromptError("ids have rows of different lengths; give an integer array [B, N]") from error
+            raise PromptError("ids have rows of different lengths; give an integer array [B, P]") from error
         if array.ndim != 2 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
-            raise PromptError(f"ids must be a non-empty integer array [B, N], got {array.dtype} {list(array.shape)}")
+            raise PromptError(f"ids must be a non-empty integer array [B, P], got {array.dtype} {list(array.shape)}")
         check_ids(array, self.config.vocab)
         if array.shape[1] > self.capacity.max_length:
             raise PromptError(

@@ -137,8 +137,8 @@ def load(bundle: Bundle, backend: str = "auto", **options: Any) -> Model:
     """Load `bundle` on a back end. An option that is None counts as not given.
 
     `auto` takes the first back end that is installed, has engines in the bundle,
-    takes the options and finds its device; a warning names each that is passed over
-    for one of the last two reasons. Raises OptionError for an unknown back
+    takes the options and finds its device; a warning names each that is not used for
+    one of the last two reasons. Raises OptionError for an unknown back
     end or an option that it does not take, BackendError where its package is
     missing, DeviceError where its device is, BundleError where a file is damaged or
     the bundle has no engines for it.
@@ -158,12 +158,12 @@ def _load_first(bundle: Bundle, options: dict[str, Any]) -> Model:
     for name in ready[: ready.index(last)] if last in ready else ():
         if name not in usable:
             unknown = ", ".join(BACKENDS[name].unknown(options))
-            logger.warning("%s is passed over: it takes no option %s", name, unknown)
+            logger.warning("not using %s: it takes no option %s", name, unknown)
             continue
         try:
             return load_one(bundle, name, options)
         except DeviceError as error:
-            logger.warning("%s is passed over: %s", name, error)
+            logger.warning("not using %s: %s", name, error)
     return load_one(bundle, last, options)
 
 

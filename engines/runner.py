@@ -1,9 +1,9 @@
 """The contract of a runner: one sequence's memory on a device, and how layers run on it.
 
 A `SequenceRunner` owns the caches of H, Q, K and V of one sequence, by slot, and runs parts on its first slots.
-`LayerwiseRunner` is the reuse pass of Elastic-Cache (arXiv 2510.14973), layer by layer, on top of three hooks. A back
-end that has a faster way overrides whole passes and must give the same results. Axis letters: see
-`engines.signatures`.
+`LayerwiseRunner` is the reuse pass of Elastic-Cache (arXiv 2510.14973), layer by layer, on top of `layer` and three
+hooks (`save_previous`, `drift`, `probe`). A back end that has a faster way overrides whole passes and must give the
+same results. Axis letters: see `engines.signatures`.
 """
 
 from abc import ABC, abstractmethod
@@ -31,7 +31,7 @@ class DriftInputs:
     Active rows occupy the first slots, so a slot is also the number of an active row.
     """
 
-    kind: str  # variant of the drift test, one of `signatures.gpu.DRIFTS`
+    kind: str  # of the drift test, one of `signatures.gpu.DRIFTS`
     # [T]
     tracked: Slots
     # [W]
@@ -46,7 +46,7 @@ class DriftInputs:
 class ReuseResult:
     """The outcome of a reuse pass: the layers up to the trigger, or all L where none triggered."""
 
-    # [layers up to the trigger], the drift similarities
+    # [layers up to the trigger]
     sigma: list[float]
     trigger: int | None  # the first layer whose sigma is below gamma
     # [layers up to the trigger, K]
@@ -105,16 +105,16 @@ class SequenceRunner(ABC):
 
     @abstractmethod
     def run_layers(
-        self, rows: int, watch: DriftInputs | None, first: int = 0, logits_rows: Slots | None = None
+        self, rows: int, drift_inputs: DriftInputs | None, first: int = 0, logits_rows: Slots | None = None
     ) -> Probes:
-        """Run layers `first` … L-1 over the first `rows` slots; returns their probes, or none without `watch`.
+        """Run layers `first` … L-1 over the first `rows` slots; returns their probes, or none without `drift_inputs`.
 
         Only the output rows `logits_rows` of the last layer will be read (None: all), so a runner may leave out the
         others.
         """
 
     @abstractmethod
-    def reuse(self, rows: int, watch: DriftInputs, gamma: float) -> ReuseResult:
+    def reuse(self, rows: int, drift_inputs: DriftInputs, gamma: float) -> ReuseResult:
         """Run the active rows through the layers up to the first whose sigma is below `gamma`.
 
         A runner may run more layers than that: the refresh that follows overwrites everything the later layers wrote.
@@ -149,45 +149,45 @@ class ReusePass:
 
     runner: SequenceRunner
     rows: int
-    watch: DriftInputs
+    drift_inputs: DriftInputs
     gamma: float
 
 
 class LayerwiseRunner(SequenceRunner):
     """A runner that tests and probes each layer right after it has run."""
 
-    optimistic = False  # run all layers of a reuse pass before looking at their drift numbers
+    runs_ahead = False  # whether `reuse` runs all layers before it searches for the trigger
 
     @abstractmethod
-    def save_previous(self, index: int, rows: int, watch: DriftInputs) -> Any:
+    def save_previous(self, index: int, rows: int, drift_inputs: DriftInputs) -> Any:
         """Save what the drift test of a layer needs from before the pass: Q of the tracked rows, K of all rows."""
 
     @abstractmethod
-    def drift(self, index: int, before: Any, watch: DriftInputs) -> float:
-        """The drift similarity sigma of a layer that has just run; `before` is what `save_previous` returned."""
+    def drift(self, index: int, before: Any, drift_inputs: DriftInputs) -> float:
+        """The sigma of a layer that has just run; `before` is what `save_previous` returned."""
 
     @abstractmethod
-    def probe(self, index: int, watch: DriftInputs) -> Slots:
+    def probe(self, index: int, drift_inputs: DriftInputs) -> Slots:
         """The tracked slots [K] of a layer that has just run, in descending order of attention."""
 
     def run_layers(
-        self, rows: int, watch: DriftInputs | None, first: int = 0, logits_rows: Slots | None = None
+        self, rows: int, drift_inputs: DriftInputs | None, first: int = 0, logits_rows: Slots | None = None
     ) -> Probes:
         probes = []
         for index in range(first, self.config.layers):
             self.layer(index, rows)
-            if watch is not None:
-                probes.append(self.probe(index, watch))
+            if drift_inputs is not None:
+                probes.append(self.probe(index, drift_inputs))
         return probes
 
-    def reuse(self, rows: int, watch: DriftInputs, gamma: float) -> ReuseResult:
+    def reuse(self, rows: int, drift_inputs: DriftInputs, gamma: float) -> ReuseResult:
         sigma: list[float] = []
         probes = []
         for index in range(self.config.layers):
-            before = self.save_previous(index, rows, watch)
+            before = self.save_previous(index, rows, drift_inputs)
             self.layer(index, rows)
-            sigma.append(self.drift(index, before, watch))
-            probes.append(self.probe(index, watch))
-            if sigma[-1] < gamma and not self.optimistic:
+            sigma.append(self.drift(index, before, drift_inputs))
+            probes.append(self.probe(index, drift_inputs))
+            if sigma[-1] < gamma and not self.runs_ahead:
                 break
         return ReuseResult.of(sigma, probes, gamma)

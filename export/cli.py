@@ -25,7 +25,7 @@ GIGA = 1e9
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets `call` to its function."""
-    top = Parser(prog=program("export"), description="From a LLaDA checkpoint to a bundle of engines.")
+    top = Parser(prog=program("export"), description="Build, verify and inspect bundles of diffusion language models.")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
     make = commands.add_parser("build", help="build the bundle of a checkpoint")
     options.add_arguments(make)

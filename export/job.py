@@ -1,12 +1,14 @@
 """One build under way: what is built, and which files have been written so far."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.config import Capacity, ModelConfig
-from export.options import BuildOptions, Progress
+from engines.record import SHIPPED, Record
+from export.options import BuildOptions, Progress, arguments
 from export.stamps import Files
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 class BuildJob:
     """A planned build. Compilers read it and add the files they write to `files`.
 
+    `root` is where files are written: the bundle of a plan, its folder `next/` once the build runs.
     `options` has the back ends to compile for; `config` and `capacity` have the
     checkpoint's numbers within the options' limits. `parts` maps each exported
     part to its manifest entry {"graph", "weights", …} once it is written.
@@ -39,6 +42,12 @@ class BuildJob:
         """The back ends to compile for."""
         assert self.options.backends is not None, "a planned build names its back ends"
         return self.options.backends
+
+    @property
+    def record(self) -> Record:
+        """What the bundle is built from."""
+        shipped = str(self.options.checkpoint) == SHIPPED
+        return Record(SHIPPED if shipped else os.path.abspath(self.checkpoint.directory), arguments(self.options))
 
     @property
     def progress(self) -> Progress:

@@ -43,6 +43,6 @@ def pack(bundle: Bundle, backends: Sequence[str], out: Path) -> Path:
                 shutil.copyfile(bundle.file(name), made / name)
             engines = {name: bundle.engines(name) for name in compiled}
             parts = bundle.exported if len(compiled) < len(backends) else {}
-            write_manifest(made, replace(bundle.manifest, parts=parts, engines=engines, files=files))
+            write_manifest(made, replace(bundle.manifest, parts=parts, engines=engines, files=files, replaces=None))
             os.replace(made, out)
     return out

@@ -119,9 +119,11 @@ def write_weights(
     for target in {target.weight_file(part): target for target in targets if target.has(part)}.values():
         (root / target.folder).mkdir(parents=True, exist_ok=True)
         made_from = weights_key(target, part, key)
-        reused = stamps.reusable(root, target.weight_files(part), made_from)
+        reused = stamps.taken(root, target.weight_files(part), made_from)
         if reused is None:
             stale[root / target.stored_file(part)] = target, made_from
+            for name in target.weight_files(part):  # written anew and not through a link to a bundle's file
+                (root / name).unlink(missing_ok=True)
         else:
             files |= reused
     (precision,) = {target.precision for target in targets}
@@ -159,10 +161,10 @@ def write_graph(root: Path, target: Target, part: str) -> Files:
 def save_graph(path: Path, target: Target, part: str, weights: dict[str, Path]) -> dict[str, Any]:
     """Write and check the graph of `part`, whose `weights` lie in files beside it; returns the entry of its file."""
     files = {source: (weight_files.locate(file), file.name) for source, file in weights.items()}
-    entry = stamps.write(
-        path, graphs.build(target.signature(part), target.config, target.dtype, files).SerializeToString()
-    )
-    onnx.checker.check_model(str(path))
+    model = graphs.build(target.signature(part), target.config, target.dtype, files)
+    entry = stamps.write(path, model.SerializeToString())
+    graphs.weights_to_inputs(model)  # the checker refuses weight files that are links
+    onnx.checker.check_model(model)
     return entry
 
 

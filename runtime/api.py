@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import registry
-from engines.bundle import Bundle, rebuild
+from engines.bundle import Bundle
 from engines.errors import BundleError, OptionError
 from engines.model import check_ids
 from engines.options import UNSET, document_keywords
@@ -40,7 +40,7 @@ class Runtime:
         if unknown:
             raise BundleError(
                 f"{bundle.root}: its decoding defaults have unknown options {unknown}; correct "
-                f"generation_config.json of the checkpoint, and {rebuild(bundle.root)}"
+                f"generation_config.json of the checkpoint, and {bundle.rebuild()}"
             )
         self.bundle = bundle
         self.model = registry.load(bundle, backend, **options)
@@ -71,11 +71,11 @@ class Runtime:
 
     @property
     def decode(self) -> Callable[[Any], str] | None:
-        """Turns ids [n] into text, if the bundle has a tokenizer."""
+        """Turns ids [n] into text, if the bundle has a tokenizer; None without one."""
         return self.text.decode if self.has_text else None
 
     def logits(self, ids: Any) -> NDArray[np.float32]:
-        """The plain full forward: int array [B, N] -> float32 [B, N, V]."""
+        """The plain forward: int array [B, P] or [P] -> float32 [B, P, V]; raises as `engines.model.Model.logits`."""
         return self.model.logits(ids)
 
     def generate(
@@ -86,10 +86,14 @@ class Runtime:
         `prompt` is a user's text, chat messages, or ids [P]; `images` are files,
         bytes or Pillow images, one for each placeholder of the prompt, or in front of
         it. `policy` is a name or an instance such as `Elastic(window=32)`; `options`
-        are those of the policy and of the request (`runtime.decoding`). An option
-        that is not given, or UNSET, has the bundle's default, else its own; None
-        lifts a limit. Raises OptionError for an option the policy does not use,
-        PromptError for a prompt or an image that cannot be decoded.
+        are those of the policy and of the request (`runtime.decoding.request`). For
+        `elastic` and `timesteps`, an option that is not given has the bundle's default
+        if there is one, else its own. Other policies and the request options have
+        their own. UNSET counts as not given, None lifts a limit. `embeddings` [n, d],
+        float32, are rows of the language model for ids of `prompt` beyond the
+        vocabulary: id V + i is row i (V: size of the vocabulary). Raises OptionError
+        for an option the policy does not use, PromptError for a prompt or an image
+        that cannot be decoded.
         """
         *_, output = self.stream(prompt, policy, images, **options)
         assert isinstance(output, Output)
@@ -176,9 +180,12 @@ for method in (Runtime.generate, Runtime.stream, Runtime.generate_batch, Runtime
 
 
 def load(bundle: str | Path, backend: str = "auto", **options: Any) -> Runtime:
-    """Load the bundle at a path. `options` are the back end's (`threads`, `provider`).
+    """Load the bundle at a path.
 
-    Raises BundleError for a bundle that is missing, incomplete or damaged,
-    BackendError where the back end is not installed.
+    `options` are the back end's: `threads` (eager, ONNX Runtime), `provider` (ONNX
+    Runtime), `device` (eager, TensorRT), `flavour` (TensorRT). Raises OptionError for
+    others, BundleError for a bundle that is missing, incomplete or damaged,
+    BackendError where the back end is not installed, DeviceError where its device is
+    missing.
     """
     return Runtime(Bundle.open(bundle), backend, **options)

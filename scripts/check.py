@@ -1,10 +1,10 @@
-"""The long checks before a release: every back end against the oracle on many models and prompts.
+"""The long checks before a release: ONNX Runtime and eager PyTorch against the oracle on many models and prompts.
 
     python scripts/check.py
     python scripts/check.py --models 5 --prompts 5 --json check.json
 
 Random tiny models with many options, and held-out problems of the demo checkpoint with its defaults, are decoded by
-Elastic-Cache on every back end and by the oracle, and compared decision by decision. A run with a decision whose margin
+Elastic-Cache on both back ends and by the oracle, and compared decision by decision. A run with a decision whose margin
 is below 1e-4 is ambiguous: float noise may change it. The check fails if any other run diverged, or if too many runs
 were ambiguous.
 """

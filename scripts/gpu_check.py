@@ -93,7 +93,7 @@ def timed(work: Callable[[], Any], sync: Callable[[], None]) -> float:
     return statistics.median(seconds[3:])
 
 
-def drift_inputs(runner: SequenceRunner, length: int, window: int) -> DriftInputs:
+def make_drift_inputs(runner: SequenceRunner, length: int, window: int) -> DriftInputs:
     """Drift inputs with eight tracked tokens before a window of masks, in a sequence of `length` positions."""
     masks = np.arange(8, 8 + window)
     return DriftInputs(
@@ -106,18 +106,18 @@ def steps(model: Model, length: int, window: int, sync: Callable[[], None]) -> d
     runner, layers = model.new_runner(length), model.config.layers
     rows = runner.padded_rows or 2 * window
     everything = runner.slots if runner.padded_rows else length
-    watch = drift_inputs(runner, length, window)
+    drift_inputs = make_drift_inputs(runner, length, window)
     runner.embed(np.ones(everything, np.int64))
-    runner.run_layers(everything, watch)
+    runner.run_layers(everything, drift_inputs)
 
     def reuse() -> None:
         runner.embed(np.ones(rows, np.int64))
-        runner.reuse(rows, watch, 0.0)
-        runner.head(watch.window)
+        runner.reuse(rows, drift_inputs, 0.0)
+        runner.head(drift_inputs.window)
 
     found = {"reuse": timed(reuse, sync)}
     for first in sorted({1, layers // 2, layers * 28 // 32}):
-        found[f"refresh from {first}"] = timed(partial(runner.run_layers, everything, watch, first), sync)
+        found[f"refresh from {first}"] = timed(partial(runner.run_layers, everything, drift_inputs, first), sync)
     found["full"] = timed(lambda: runner.run_layers(everything, None), sync)
     return {name: 1e3 * seconds for name, seconds in found.items()}
 
@@ -136,12 +136,12 @@ def host_fraction(model: Model, length: int, window: int) -> float:
     cuda.sync = sync
     try:
         runner = model.new_runner(length)
-        watch = drift_inputs(runner, length, window)
+        drift_inputs = make_drift_inputs(runner, length, window)
         for number in range(REPEATS + 3):
             if number == 3:
                 waited, began = 0.0, time.perf_counter()
             runner.embed(np.full(runner.padded_rows, number))
-            runner.reuse(runner.padded_rows, watch, 0.0)
+            runner.reuse(runner.padded_rows, drift_inputs, 0.0)
         return 1 - waited / (time.perf_counter() - began)
     finally:
         cuda.sync = wait
@@ -177,10 +177,12 @@ def batch_figures(model: Any, sizes: Iterable[int], length: int, window: int, ge
 def batched_pass(model: Model, size: int, length: int, window: int) -> float:
     """Seconds of a reuse pass of `size` sequences."""
     runners = model.new_runners([(length, length)] * size)
-    passes = [ReusePass(runner, runner.padded_rows, drift_inputs(runner, length, window), 0.0) for runner in runners]
+    passes = [
+        ReusePass(runner, runner.padded_rows, make_drift_inputs(runner, length, window), 0.0) for runner in runners
+    ]
     for due in passes:
         due.runner.embed(np.ones(due.runner.slots, np.int64))
-        due.runner.run_layers(due.runner.slots, due.watch)
+        due.runner.run_layers(due.runner.slots, due.drift_inputs)
 
     def reuse() -> None:
         for due in passes:
@@ -209,7 +211,7 @@ def decoding(
     others = [theirs for ours, theirs in zip(outs, alone, strict=True) if ours.sequence != theirs.sequence]
     return {
         "gamma": options["gamma"], "tokens_per_second": sum(out.tokens for out in outs) / seconds,
-        "refreshes": sum(event.trigger is not None for out in outs for event in out.trace),
+        "refreshes": sum(event.refreshed(model.bundle.config.layers) for out in outs for event in out.trace),
         "sequences": len(outs), "equal_to_alone": len(outs) - len(others),
         "closest": [min(event.margin for event in out.trace) for out in others],
     }  # fmt: skip

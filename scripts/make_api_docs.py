@@ -29,6 +29,10 @@ HEAD = """# Python interface
 
 Written by `python scripts/make_api_docs.py` from the docstrings; do not edit. Axis letters of shapes are those of
 `engines/signatures/__init__.py`.
+
+In signatures, `UNSET` (of `engines.options`) is the default of an option that is not given. A `Prompt` is a user's
+text, chat messages `[{"role": …, "content": …}]`, or ids [P]. A `Source` is an image: a path, the bytes of a file, or a
+Pillow image. A `Policy` is an instance of a policy's class, such as `runtime.Elastic`.
 """
 
 
@@ -103,7 +107,7 @@ def short(annotation: str) -> str:
 
 
 def code(function: Callable[..., Any]) -> Iterator[str]:
-    """The signature of a function as its file has it, without the comments behind its lines.
+    """The signature of a function as its file has it, without the comments at the ends of its lines.
 
     Where a decorator changes it, the parameters are listed, a function among their defaults as an ellipsis.
     """

@@ -63,7 +63,7 @@ class EagerModel(Model):
 
     @torch.inference_mode()
     def forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The plain full forward pass of all sequences at once: ids [B, P] -> logits [B, P, V]."""
+        """The plain forward of all sequences at once: ids [B, P] -> logits [B, P, V]."""
         batch, length = ids.shape
         positions = torch.arange(length, device=self.torch_device).expand(batch, -1)
         mask = torch.ones(batch, length, dtype=torch.bool, device=self.torch_device)
@@ -140,21 +140,21 @@ class EagerRunner(LayerwiseRunner):
         self.h[index + 1, :, :rows], self.q[index, :, :rows] = hidden, q
 
     @torch.inference_mode()
-    def save_previous(self, index: int, rows: int, watch: DriftInputs) -> Any:
-        return self.q[index][:, self.indices(watch.tracked)], self.k[index][:, :, :rows].clone()
+    def save_previous(self, index: int, rows: int, drift_inputs: DriftInputs) -> Any:
+        return self.q[index][:, self.indices(drift_inputs.tracked)], self.k[index][:, :, :rows].clone()
 
     @torch.inference_mode()
-    def drift(self, index: int, before: Any, watch: DriftInputs) -> float:
+    def drift(self, index: int, before: Any, drift_inputs: DriftInputs) -> float:
         q_prev, k_prev = before
         counted = torch.ones(q_prev.shape[:2], dtype=torch.bool, device=self.model.torch_device)
-        q_now = self.q[index][:, self.indices(watch.tracked)]
-        return float(parts.drift(watch.kind, q_prev, q_now, counted, k_prev, self.k[index], self.key_mask))
+        q_now = self.q[index][:, self.indices(drift_inputs.tracked)]
+        return float(parts.drift(drift_inputs.kind, q_prev, q_now, counted, k_prev, self.k[index], self.key_mask))
 
     @torch.inference_mode()
-    def probe(self, index: int, watch: DriftInputs) -> Slots:
-        window = self.q[index][:, self.indices(watch.window)]
+    def probe(self, index: int, drift_inputs: DriftInputs) -> Slots:
+        window = self.q[index][:, self.indices(drift_inputs.window)]
         counted = torch.ones(window.shape[:2], dtype=torch.bool, device=self.model.torch_device)
-        eligible = torch.from_numpy(watch.probe_keys)[None].to(self.model.torch_device)
+        eligible = torch.from_numpy(drift_inputs.probe_keys)[None].to(self.model.torch_device)
         track_num = self.model.capacity.track_num
         return parts.probe(track_num, window, counted, self.k[index], self.key_mask, eligible)[0].cpu().numpy()
 

@@ -1,8 +1,8 @@
 """Several sequences on a GPU whose reuse passes run as one, so that the weights are read once for all of them.
 
-A pass of B sequences runs the first B batch rows. So that a batch does not compute for sequences that are over, the
-others are moved to the front, as the slots of an active set are. Idle batch rows among the first B are computed too;
-nothing reads what that writes. Only a few values of B are used, because each has its own captured graph.
+A pass of B sequences runs the first B batch rows. Unfinished sequences are moved to the first batch rows, so that
+finished ones cost nothing. Only a few values of B are used, because each has its own captured graph; idle batch rows
+that this adds are computed too, and nothing reads what they write.
 """
 
 import math
@@ -20,7 +20,7 @@ from engines.weights import SIZES
 
 
 def pass_size(count: int, batch: int) -> int:
-    """How many of `batch` batch rows a pass of `count` sequences runs: 2, 3, 4, 6, 8, 12, 16, …, or all of them."""
+    """Batch rows that a pass of `count` sequences runs: `count` rounded up to 2, 3, 4, 6, 8, 12, …, at most `batch`."""
     sizes = (size for power in range(1, 64) for size in (1 << power, 3 << power - 1))
     return min(batch, next(size for size in sizes if size >= count))
 
@@ -65,17 +65,17 @@ class Batch:
         running = {id(runner) for runner in self.runners if not runner.idle}
         return (
             {id(due.runner) for due in passes} == running
-            and len({due.watch.kind for due in passes}) == 1
+            and len({due.drift_inputs.kind for due in passes}) == 1
             and all(runner_of(due).has_captured_shape(due) for due in passes)
             and all(runner_of(due).input_embeddings is None for due in passes)
         )
 
     def reuse(self, passes: list[ReusePass]) -> list[ReuseResult]:
         """Run passes that can join: one upload, one launch and one wait for all of them."""
-        kind, count = passes[0].watch.kind, pass_size(len(passes), len(self.runners))
+        kind, count = passes[0].drift_inputs.kind, pass_size(len(passes), len(self.runners))
         self._move_to_front(count)
         for due in passes:
-            runner_of(due).set_targets(due.watch)
+            runner_of(due).set_targets(due.drift_inputs)
         self._upload_control(count)
         self.pass_queue.batch = count
         self.pass_queue.replay((kind, count), lambda: self.pass_queue.reuse(self.rows, kind, self.rows))

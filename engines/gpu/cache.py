@@ -34,7 +34,7 @@ class DeviceCaches:
         }
         # One slot's row in all layers, for permutations.
         self.spare = {
-            name: cuda.alloc(self.layers[name] * self.planes[name] * self.width[name], "a row on the move")
+            name: cuda.alloc(self.layers[name] * self.planes[name] * self.width[name], "the buffer of one moved slot")
             for name in NAMES
         }
         # Passes follow each other on one stream, so all sequences share the buffers of a pass.
@@ -70,7 +70,7 @@ class DeviceCaches:
         """Queue the copies of one slot in all caches and layers; None is the spare row."""
         for name in NAMES:
             width, planes, layers = self.width[name], self.planes[name], self.layers[name]
-            # A slot has a row in every plane, `pitch` bytes apart; from layer to layer it is `height` planes.
+            # A slot's rows in successive planes are `pitch` bytes apart; successive layers, `height * pitch` bytes.
             (to, to_pitch, to_height), (start, pitch, height) = (
                 (self.spare[name], width, planes) if slot is None else
                 (self.at(name, 0, batch_row) + slot * width, self.slots * width, self.batch * planes)

@@ -1,7 +1,6 @@
 """What the passes of a sequence need from the model that runs them.
 
-A model on a GPU implements `Executor` and hands itself down, so that caches, passes, runners and batches depend on
-no model.
+A GPU model implements `Executor`; caches, passes, runners and batches take it as an argument and import no model.
 """
 
 from typing import Protocol

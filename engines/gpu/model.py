@@ -39,7 +39,7 @@ class GpuModel(Model):
         """Slots of a sequence of up to `length` positions, with the dummies of a reuse pass."""
 
     def new_runners(self, spans: list[tuple[int, int]]) -> list[GpuRunner]:
-        """Runners with the slots of the longest sequence each.
+        """One runner per sequence, each with as many slots as the longest needs.
 
         One engine runs them all, so a full pass of a short sequence costs what the longest one's does.
         """

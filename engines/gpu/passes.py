@@ -31,9 +31,10 @@ class PassQueue:
         self.graphs: dict[Hashable, Any] = {}  # by key; None after the first run, which only warms the engines up
 
     def replay(self, key: Hashable, work: Callable[[], None]) -> None:
-        """Queue `work`, which always queues the same under the same key.
+        """Queue the operations that `work` queues.
 
-        Where the executor allows it, the second call captures it as a CUDA graph, which this and later calls launch.
+        The same key must always stand for the same operations, shapes and addresses: where the executor allows it, the
+        second call captures them as a CUDA graph, which this and later calls launch.
         """
         graph = self.graphs.get(key)
         if graph is None and key in self.graphs and self.executor.capturable:

@@ -28,7 +28,7 @@ class GpuRunner(LayerwiseRunner):
         config, capacity, slots = executor.config, executor.capacity, caches.slots
         padded_rows = capacity.rows if executor.capturable else 0
         super().__init__(config, slots - capacity.rows, slots, padded_rows=padded_rows)
-        self.optimistic = True
+        self.runs_ahead = True
         self.cuda, self.capacity, self.caches, self.precision = executor.cuda, capacity, caches, executor.precision
         widths = dict.fromkeys(("ids", "positions", "key_mask", "probe_keys", "tracked", "window"), slots)
         self.control = ControlBuffer(self.cuda, 1, widths | {"rows": capacity.rows, "write_index": 1})
@@ -94,68 +94,68 @@ class GpuRunner(LayerwiseRunner):
         self.predicted = {}
         self.pass_queue.layer(index, rows)
 
-    def save_previous(self, index: int, rows: int, watch: DriftInputs) -> Any:
-        self._prepare(watch)
+    def save_previous(self, index: int, rows: int, drift_inputs: DriftInputs) -> Any:
+        self._prepare(drift_inputs)
         self.pass_queue.save_previous(index, rows)
         return rows
 
-    def drift(self, index: int, before: Any, watch: DriftInputs) -> float:
-        self._prepare(watch)
-        self.pass_queue.drift(index, before, watch.kind)
+    def drift(self, index: int, before: Any, drift_inputs: DriftInputs) -> float:
+        self._prepare(drift_inputs)
+        self.pass_queue.drift(index, before, drift_inputs.kind)
         self.result.fetch()
         return float(self.result["sigma"][index])
 
-    def probe(self, index: int, watch: DriftInputs) -> Slots:
-        self._prepare(watch)
-        self.pass_queue.probe(index, self._probe_rows(watch))
+    def probe(self, index: int, drift_inputs: DriftInputs) -> Slots:
+        self._prepare(drift_inputs)
+        self.pass_queue.probe(index, self._probe_rows(drift_inputs))
         self.result.fetch()
         return np.array(self._probes()[index])
 
     def run_layers(
-        self, rows: int, watch: DriftInputs | None, first: int = 0, logits_rows: Slots | None = None
+        self, rows: int, drift_inputs: DriftInputs | None, first: int = 0, logits_rows: Slots | None = None
     ) -> Probes:
-        self._prepare(watch)
+        self._prepare(drift_inputs)
         self.predicted = {}
         for index in range(first, self.config.layers):
             self.pass_queue.layer(index, rows)
-            if watch is not None:
-                self.pass_queue.probe(index, self._probe_rows(watch))
-        if watch is None:
+            if drift_inputs is not None:
+                self.pass_queue.probe(index, self._probe_rows(drift_inputs))
+        if drift_inputs is None:
             return []
         self.result.fetch()
         return list(self._probes()[first:].copy())
 
-    def reuse(self, rows: int, watch: DriftInputs, gamma: float) -> ReuseResult:
-        due = ReusePass(self, rows, watch, gamma)
+    def reuse(self, rows: int, drift_inputs: DriftInputs, gamma: float) -> ReuseResult:
+        due = ReusePass(self, rows, drift_inputs, gamma)
         if not self.can_run_ahead(due):
-            return super().reuse(rows, watch, gamma)
+            return super().reuse(rows, drift_inputs, gamma)
         self.enqueue(due)
         self.cuda.sync()
         return self.collect(due)
 
     def can_run_ahead(self, due: ReusePass) -> bool:
-        """Whether a pass may run to its end before its drift numbers are read."""
-        return self.optimistic and len(due.watch.window) <= self.capacity.window
+        """Whether a pass may run to its end before its sigmas are read."""
+        return self.runs_ahead and len(due.drift_inputs.window) <= self.capacity.window
 
     def has_captured_shape(self, due: ReusePass) -> bool:
         """Whether a pass has the shape of captured graphs: the padded rows, with the window among them."""
-        return self.can_run_ahead(due) and due.rows == self.padded_rows == self._probe_rows(due.watch)
+        return self.can_run_ahead(due) and due.rows == self.padded_rows == self._probe_rows(due.drift_inputs)
 
-    def set_targets(self, watch: DriftInputs) -> None:
+    def set_targets(self, drift_inputs: DriftInputs) -> None:
         """Write the rows that the head, the drift test and the probe of the coming pass read."""
-        self.control.set_head_rows(watch.logits_rows)
-        self.control.set_drift_inputs(watch)
+        self.control.set_head_rows(drift_inputs.logits_rows)
+        self.control.set_drift_inputs(drift_inputs)
 
     def enqueue(self, due: ReusePass) -> None:
         """Queue a reuse pass and the download of its results, which are valid after the next wait."""
-        self.set_targets(due.watch)
+        self.set_targets(due.drift_inputs)
         # Input embeddings are copied between embed and the first layer, differently in each pass: embed stays outside.
         embeds = self.input_embeddings is None
         if embeds:
             self.control.upload()
         else:
             self._prepare()
-        kind, rows, probe_rows = due.watch.kind, due.rows, self._probe_rows(due.watch)
+        kind, rows, probe_rows = due.drift_inputs.kind, due.rows, self._probe_rows(due.drift_inputs)
 
         def work() -> None:
             self.pass_queue.reuse(rows, kind, probe_rows, embeds)
@@ -180,7 +180,7 @@ class GpuRunner(LayerwiseRunner):
         """
         self.unembedded = NO_SLOTS
         predictions = zip(token.tolist(), confidence.copy(), strict=True)
-        self.predicted = dict(zip(due.watch.logits_rows.tolist(), predictions, strict=False))
+        self.predicted = dict(zip(due.drift_inputs.logits_rows.tolist(), predictions, strict=False))
         return ReuseResult.of(sigma.tolist(), list(probe.copy()), due.gamma)
 
     def head(self, rows: Slots) -> tuple[Slots, NDArray[np.float32]]:
@@ -227,10 +227,10 @@ class GpuRunner(LayerwiseRunner):
         self.cuda.sync()
         self.predicted = {}
 
-    def _prepare(self, watch: DriftInputs | None = None) -> None:
+    def _prepare(self, drift_inputs: DriftInputs | None = None) -> None:
         """Queue the upload of changed control arrays and the embedding of ids that are not embedded yet."""
-        if watch is not None:
-            self.control.set_drift_inputs(watch)
+        if drift_inputs is not None:
+            self.control.set_drift_inputs(drift_inputs)
         self.control.upload()
         if len(self.unembedded):
             self.pass_queue.embed(len(self.unembedded))
@@ -239,9 +239,9 @@ class GpuRunner(LayerwiseRunner):
                 self.input_embeddings.copy_to(hidden, self.unembedded - self.config.vocab)
             self.unembedded = NO_SLOTS
 
-    def _probe_rows(self, watch: DriftInputs) -> int:
+    def _probe_rows(self, drift_inputs: DriftInputs) -> int:
         """How many rows the probe reads: the capacity's, unless the window lies beyond them."""
-        return self.capacity.rows if watch.window.max() < self.capacity.rows else self.slots
+        return self.capacity.rows if drift_inputs.window.max() < self.capacity.rows else self.slots
 
     def _probes(self) -> Slots:
         """The probed slots [L, K] of the last pass."""

@@ -70,10 +70,10 @@ class ControlBuffer(StagingBuffer):
     def __init__(self, cuda: Cuda, batch: int, widths: dict[str, int]):
         super().__init__(cuda, **{name: ((batch * widths[name],), dtype) for name, dtype in CONTROL.items()})
 
-    def set_drift_inputs(self, watch: DriftInputs) -> None:
+    def set_drift_inputs(self, drift_inputs: DriftInputs) -> None:
         """Write the rows and keys that drift test and probe read, if they differ from what is there (one sequence)."""
-        arrays = {"probe_keys": watch.probe_keys}
-        for name, slots in (("tracked", watch.tracked), ("window", watch.window)):
+        arrays = {"probe_keys": drift_inputs.probe_keys}
+        for name, slots in (("tracked", drift_inputs.tracked), ("window", drift_inputs.window)):
             arrays[name] = np.zeros(len(self[name]), bool)
             arrays[name][slots] = True
         if any(not np.array_equal(self[name], array) for name, array in arrays.items()):

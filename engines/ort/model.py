@@ -30,12 +30,12 @@ def open_model(bundle: Bundle, threads: int | None = None, provider: str = "auto
         return OnnxRuntimeGpuModel(bundle, provider)
     if provider == "auto" and PROVIDERS["cuda"] in ort.get_available_providers():
         if threads is not None:
-            logger.warning("the GPU is passed over: threads are an option of the CPU")
+            logger.warning("not using the GPU: threads are an option of the CPU")
         else:
             try:
                 return OnnxRuntimeGpuModel(bundle)
             except DeviceError as error:
-                logger.warning("the GPU is passed over: %s", error)
+                logger.warning("not using the GPU: %s", error)
     return OnnxRuntimeModel(bundle, threads)
 
 

@@ -31,10 +31,10 @@ class OnnxRuntimeRunner(SequenceRunner):
         self.embeddings: NDArray[np.float32] | None = None  # [n, d]
         self.ids: Slots | None = None  # [A] of the first slots, if these have entered no layer but the first
         self.embedded = True  # whether H of the first layer holds the embeddings of `ids`
-        # Of the last run of all parts: logits rows, tokens and confidences, [W] each.
+        # Of the last run of the reuse graph: logits rows, tokens and confidences, [W] each.
         self.prediction: tuple[Slots, Slots, NDArray[np.float32]] | None = None
         self.row_of, self.slot_at = np.arange(limit), np.arange(limit)  # slot -> row of the caches, and back
-        self.one_graph = "reuse" in workspace.sessions
+        self.has_reuse_graph = "reuse" in workspace.sessions
         self._bind_caches()
 
     def grow(self, slots: Slots) -> None:
@@ -58,7 +58,7 @@ class OnnxRuntimeRunner(SequenceRunner):
         )
         work.bind("attention", {"q_cache": BoundArray.of(self.q[:, 0]), "k_cache": BoundArray.of(self.k[:, 0])}, {})
         work.bind("head", {"hidden": BoundArray.of(self.h[-1, None, :length])}, {})
-        if self.one_graph:
+        if self.has_reuse_graph:
             first = BoundArray.of(self.h[0, :length])
             work.bind("reuse", {"h_cache": first}, {"h_cache_out": first})
         for index in range(c.layers):
@@ -84,7 +84,7 @@ class OnnxRuntimeRunner(SequenceRunner):
         self.ids, self.prediction, self.embedded = ids, None, False
 
     def _embed_pending(self) -> bool:
-        """Embed `ids` unless that was done; returns whether they were embedded now, and so are in `hidden_0`, too."""
+        """Embed `ids` if still pending. Returns True if this call did; `hidden_0` then holds them [1, A, d]."""
         if self.ids is None or self.embedded:
             return False
         vocab, ids = self.config.vocab, self.ids
@@ -102,50 +102,52 @@ class OnnxRuntimeRunner(SequenceRunner):
         self._run(rows, index, index + 1, NO_SLOTS, NO_SLOTS, np.arange(rows))
 
     def run_layers(
-        self, rows: int, watch: DriftInputs | None, first: int = 0, logits_rows: Slots | None = None
+        self, rows: int, drift_inputs: DriftInputs | None, first: int = 0, logits_rows: Slots | None = None
     ) -> Probes:
-        if watch is not None:
-            output_rows = np.arange(rows) if logits_rows is None else np.union1d(watch.window, logits_rows)
-            _, attention = self._run(rows, first, self.config.layers, NO_SLOTS, watch.window, output_rows)
-            return self._probe(attention, watch)
-        if first == 0 and rows < self.slots and self._one_graph_fits(rows):
+        if drift_inputs is not None:
+            output_rows = np.arange(rows) if logits_rows is None else np.union1d(drift_inputs.window, logits_rows)
+            _, attention = self._run(rows, first, self.config.layers, NO_SLOTS, drift_inputs.window, output_rows)
+            return self._probe(attention, drift_inputs)
+        if first == 0 and rows < self.slots and self._reuse_graph_fits(rows):
             predicted = ONE_SLOT if logits_rows is None else logits_rows
-            self._run_one_graph(rows, DriftInputs("", NO_SLOTS, NO_SLOTS, np.zeros(self.length, bool), predicted))
+            self._run_reuse_graph(rows, DriftInputs("", NO_SLOTS, NO_SLOTS, np.zeros(self.length, bool), predicted))
         else:
             output_rows = np.arange(rows) if logits_rows is None else logits_rows
             self._run(rows, first, self.config.layers, NO_SLOTS, NO_SLOTS, output_rows)
         return []
 
-    def _probe(self, attention: BoundArray, watch: DriftInputs) -> Probes:
+    def _probe(self, attention: BoundArray, drift_inputs: DriftInputs) -> Probes:
         """The tracked slots of each layer from the window's attention rows."""
         probe = self.work.take("probe", len(attention.array), int(self.track_num.array[0]), dtype=np.int64)
-        inputs = {"window_attention": attention} | self._probe_inputs(watch.probe_keys)
+        inputs = {"window_attention": attention} | self._probe_inputs(drift_inputs.probe_keys)
         self.work.run("probe", inputs, {"probe": probe})
         slots: Slots = self.slot_at[probe.array]
         return slots
 
     def _probe_inputs(self, keys: NDArray[np.bool_]) -> dict[str, BoundArray]:
-        """Which keys may be tracked, slots here and rows of the caches there, and how many are."""
+        """The probe's inputs: `keys` [slots] reordered from slots to cache rows, and K as `track_num` [1]."""
         return {"probe_keys": self.work.put("keys", keys[self.slot_at[: self.length]]), "track_num": self.track_num}
 
-    def reuse(self, rows: int, watch: DriftInputs, gamma: float) -> ReuseResult:
-        """See `SequenceRunner.reuse`. All layers run: what is wasted is part of a reuse pass, before a refresh that
-        costs many times as much."""
-        c, work, tracked = self.config, self.work, watch.tracked
+    def reuse(self, rows: int, drift_inputs: DriftInputs, gamma: float) -> ReuseResult:
+        """See `SequenceRunner.reuse`. All layers run.
+
+        Those after the trigger run in vain, which costs little beside the refresh.
+        """
+        c, work, tracked = self.config, self.work, drift_inputs.tracked
         previous = work.take("attention_prev", c.layers, c.heads, len(tracked), self.length)
         sigma = work.take("sigma", c.layers)
         work.run("attention", {"tracked": work.put("tracked", self.row_of[tracked])}, {"attention_prev": previous})
-        if self._one_graph_fits(rows):
-            attention, probes = self._run_one_graph(rows, watch)
+        if self._reuse_graph_fits(rows):
+            attention, probes = self._run_reuse_graph(rows, drift_inputs)
         else:
-            attention, of_window = self._run(rows, 0, c.layers, tracked, watch.window, np.arange(rows))
-            probes = self._probe(of_window, watch)
-        work.run(f"drift_{watch.kind}", {"attention_prev": previous, "attention": attention}, {"sigma": sigma})
+            attention, of_window = self._run(rows, 0, c.layers, tracked, drift_inputs.window, np.arange(rows))
+            probes = self._probe(of_window, drift_inputs)
+        work.run(f"drift_{drift_inputs.kind}", {"attention_prev": previous, "attention": attention}, {"sigma": sigma})
         return ReuseResult.of(sigma.array.tolist(), probes, gamma)
 
-    def _one_graph_fits(self, rows: int) -> bool:
-        """Whether the graph of all parts can run these rows: it begins with their ids."""
-        return self.one_graph and self.embeddings is None and self.ids is not None and len(self.ids) == rows
+    def _reuse_graph_fits(self, rows: int) -> bool:
+        """Whether the reuse graph can run these rows: its inputs are their ids."""
+        return self.has_reuse_graph and self.embeddings is None and self.ids is not None and len(self.ids) == rows
 
     def _row_inputs(self, rows: int) -> dict[str, BoundArray]:
         """Where the first `rows` slots are written: positions [1, A], and indices [1, H, A, 3] of the caches."""
@@ -173,7 +175,8 @@ class OnnxRuntimeRunner(SequenceRunner):
             hidden.array[0] = self.h[first].take(self.row_of[:rows], axis=0)
         inputs = self._row_inputs(rows)
         inputs |= {"tracked_rows": work.put("tracked_rows", tracked), "window_rows": work.put("window_rows", window)}
-        # All layers are bound before any is run: while a layer runs, the caches of the processor forget Python's code.
+        # All layers are bound before any is run: running a layer evicts the interpreter's code from the CPU caches,
+        # which slows binding.
         for index in range(first, end):
             inputs["hidden"] = hidden
             hidden = work.take(f"hidden_{(index + 1 - first) % 2}", 1, rows, c.d_model)
@@ -188,23 +191,23 @@ class OnnxRuntimeRunner(SequenceRunner):
             work.run(layer_name(index), {}, {})
         return attention, window_attention
 
-    def _run_one_graph(self, rows: int, watch: DriftInputs) -> tuple[BoundArray, Probes]:
-        """Run all parts over the first `rows` slots; the attention [L, H, T, S] of the tracked rows, and the probes."""
+    def _run_reuse_graph(self, rows: int, drift_inputs: DriftInputs) -> tuple[BoundArray, Probes]:
+        """Run the reuse graph over the first `rows` slots; the tracked rows' attention [L, H, T, S], and the probes."""
         c, work = self.config, self.work
         assert self.ids is not None
         counted = work.take("counted", rows)
         counted.array[...] = 0
-        counted.array[watch.window] = 1
-        inputs = self._row_inputs(rows) | self._probe_inputs(watch.probe_keys)
+        counted.array[drift_inputs.window] = 1
+        inputs = self._row_inputs(rows) | self._probe_inputs(drift_inputs.probe_keys)
         inputs |= {
-            "ids": work.put("ids", self.ids[None]), "tracked_rows": work.put("tracked_rows", watch.tracked),
-            "window_rows": counted, "logits_rows": work.put("logits_rows", watch.logits_rows),
+            "ids": work.put("ids", self.ids[None]), "tracked_rows": work.put("tracked_rows", drift_inputs.tracked),
+            "window_rows": counted, "logits_rows": work.put("logits_rows", drift_inputs.logits_rows),
         }  # fmt: skip
-        attention = work.take("attention", c.layers, c.heads, len(watch.tracked), self.length)
+        attention = work.take("attention", c.layers, c.heads, len(drift_inputs.tracked), self.length)
         probe = work.take("probe", c.layers, int(self.track_num.array[0]), dtype=np.int64)
-        outputs = self._head_outputs(len(watch.logits_rows))
+        outputs = self._head_outputs(len(drift_inputs.logits_rows))
         work.run("reuse", inputs, outputs | {"attention": attention, "probe": probe})
-        self.embedded, self.prediction = True, (watch.logits_rows, *_copied(outputs))
+        self.embedded, self.prediction = True, (drift_inputs.logits_rows, *_copied(outputs))
         return attention, self.slot_at[probe.array]
 
     def _head_outputs(self, count: int) -> dict[str, BoundArray]:
@@ -235,5 +238,5 @@ class OnnxRuntimeRunner(SequenceRunner):
 
 
 def _copied(outputs: dict[str, BoundArray]) -> tuple[Slots, NDArray[np.float32]]:
-    """Token and confidence [W] out of the memory that the next run overwrites."""
+    """Copies of token (int64) and confidence (float32), [W]; the next run overwrites the originals."""
     return outputs["token"].array[0].copy(), outputs["confidence"].array[0].copy()

@@ -1,4 +1,4 @@
-"""The memory of one sequence after the other, and the sessions bound to it.
+"""Memory that successive sequences reuse, and the sessions bound to it.
 
 Binding a value takes as long as a small operator, and pages of memory are slow
 when they are first used: so an array is made once for each name and shape, and

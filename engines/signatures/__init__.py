@@ -7,7 +7,7 @@ Shapes are written with named axes. Each letter has one meaning in the whole pro
 | B    | batch: sequences that run in one pass                                      |
 | A    | active rows: the rows that a pass runs                                     |
 | S    | slots of a sequence's cache; on the CPU, where nothing is padded, positions |
-| R    | capacity: the fixed number of rows of a reuse pass on a GPU                |
+| R    | `Capacity.rows`, the fixed number of rows of a captured reuse pass         |
 | H    | attention heads                                                            |
 | G    | key/value heads                                                            |
 | D    | size of a head                                                             |

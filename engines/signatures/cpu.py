@@ -114,7 +114,7 @@ def attention_signature(config: ModelConfig) -> GraphSignature:
 
 
 def cpu_drift_signature(config: ModelConfig, kind: str) -> GraphSignature:
-    """The drift test of L layers: similarity `sigma` of the tracked tokens' attention rows before and after a pass."""
+    """The drift test of L layers: `sigma`, the similarity of the tracked tokens' attention before and after a pass."""
     axes = "L", config.heads, "T", "S"
     inputs = TensorSpec("attention_prev", "fp32", axes), TensorSpec("attention", "fp32", axes)
     return GraphSignature(f"drift_{kind}", inputs, (TensorSpec("sigma", "fp32", ("L",)),), dialect="cpu")
@@ -129,7 +129,7 @@ def cpu_probe_signature(config: ModelConfig) -> GraphSignature:
 
 
 def cpu_signatures(config: ModelConfig, with_reuse: bool) -> tuple[GraphSignature, ...]:
-    """All graphs of a language model in the CPU dialect; `with_reuse` adds the one of all parts in one graph."""
+    """All graphs of a language model in the CPU dialect; `with_reuse` adds the reuse graph."""
     layers = (cpu_layer_signature(config, i) for i in range(config.layers))
     drifts = (cpu_drift_signature(config, kind) for kind in DRIFTS)
     return (

@@ -7,7 +7,7 @@ caches are aliased: the same memory is input and output. Axis letters: see `engi
 from engines.config import ModelConfig, layer_name
 from engines.signatures import GraphSignature, TensorSpec
 
-DRIFTS = ("row", "head")  # variants of the drift test, defined in `engines.eager.layers.drift`
+DRIFTS = ("row", "head")  # kinds of drift test, defined in `engines.eager.layers.drift`
 
 
 def embed_signature(config: ModelConfig, dtype: str) -> GraphSignature:
@@ -57,7 +57,7 @@ def head_signature(config: ModelConfig, dtype: str) -> GraphSignature:
 
 
 def drift_signature(config: ModelConfig, dtype: str, kind: str) -> GraphSignature:
-    """The drift test of one layer: similarity `sigma` of the tracked rows' attention before and after a pass.
+    """The drift test of one layer: `sigma`, the similarity of the tracked rows' attention before and after a pass.
 
     The tracked rows are among the first T slots, where `tracked_rows` is true. `q_prev` and `k_prev` hold the
     queries and keys of the first slots before the pass; all other keys are unchanged in `k_cache`.

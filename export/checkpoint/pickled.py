@@ -7,7 +7,7 @@ PATTERNS = ("pytorch_model*.bin", "*.pt", "*.pth")
 
 
 def refusal(directory: Path, target: str) -> str | None:
-    """An error with the command that converts a directory of pickled weights to the file `target`; None for another."""
+    """The error message for pickled weights, with the command that converts them to `target`; None without any."""
     for pattern in PATTERNS:
         if any(directory.glob(pattern)):
             code = (

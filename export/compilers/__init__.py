@@ -1,7 +1,7 @@
 """Compilers: each turns exported parts into the engines of one back end.
 
 A compiler is a module of this package with a `COMPILER`; it is imported when a
-build asks for it by name. To add one, add its file and its name.
+build names it. To add one, add a module here and its name to `COMPILERS`.
 """
 
 import importlib

@@ -17,7 +17,7 @@ from export.job import BuildJob
 from export.options import BuildOptions
 from export.part import Target
 
-FEW_BYTES = 1 << 27  # of weights: a model up to this size gets a graph of all parts
+FEW_BYTES = 1 << 27  # of weights: a model up to this size gets a reuse graph
 
 
 class OnnxRuntimeCompiler(Compiler):
@@ -40,7 +40,7 @@ class OnnxRuntimeCompiler(Compiler):
     def target(self, job: BuildJob) -> Target:
         """The parts to write.
 
-        The graph of a whole reuse pass needs a second copy of the weights in memory.
+        The reuse graph needs a second copy of the weights in memory.
         It is for small models, where a call of each part takes much of a step.
         """
         options, c = job.options, job.config

@@ -25,6 +25,7 @@ from engines.trt.package import CURRENT, TensorRTPackage, find
 from export import stamps
 from export.compilers import Compiler, tensorrt_engine
 from export.compilers.tensorrt_engine import Span, Spans, build_engine, polygraphy_for
+from export.graphs import weights_to_inputs
 from export.job import BuildJob
 from export.options import BuildOptions
 
@@ -167,11 +168,8 @@ def with_weights_as_inputs(path: Path, slots: int) -> onnx.ModelProto:
     """The graph at `path` with `slots` slots and its external weights as inputs."""
     model = onnx.load(str(path), load_external_data=False)
     fix_slots(model, slots)
-    graph = model.graph
-    for tensor in [t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]:
-        graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-        graph.initializer.remove(tensor)
-    graph.name = graph.name.partition("_")[0]  # the graphs of layers of one shape are equal
+    weights_to_inputs(model)
+    model.graph.name = model.graph.name.partition("_")[0]  # the graphs of layers of one shape are equal
     return model
 
 
@@ -191,7 +189,7 @@ def plan_key(model: onnx.ModelProto, spans: list[Spans], package: TensorRTPackag
 
 @cache
 def code() -> str:
-    """SHA-256 of the code that makes plans, so that no stamp outlives it."""
+    """SHA-256 of the code that makes plans; a change of it makes all stamps of plans invalid."""
     sources = map(inspect.getsource, (sys.modules[__name__], tensorrt_engine))
     return hashlib.sha256("".join(sources).encode()).hexdigest()
 

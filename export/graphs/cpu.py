@@ -22,7 +22,7 @@ def layer(g: Graph, config: ModelConfig) -> None:
 
 
 def reuse(g: Graph, config: ModelConfig) -> None:
-    """All parts in one graph, from ids [1, A] to tokens: with few rows, calls cost as much as what they compute.
+    """The reuse graph: all parts, from ids [1, A] to tokens. With few rows, calls cost as much as what they compute.
 
     Also the attention rows [L, H, T, S] of the tracked tokens, and the probe [L, K].
     """

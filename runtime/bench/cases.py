@@ -107,7 +107,7 @@ def cases(models: Sequence[Runtime], names: Iterable[str]) -> list[Case]:
 
 
 def prompts(model: Runtime, count: int, length: int, seed: int = 0) -> Iterator[tuple[Any, tasks.Problem]]:
-    """Draw `count` held-out problems, with the ids [P] of each behind solved ones, of at most `length` tokens."""
+    """Draw `count` held-out problems, each with the ids [P] of its few-shot prompt of at most `length` tokens."""
     rng = random.Random(SEED + seed)
     for problem in tasks.in_turn(rng, "test", count):
         yield few_shot_prompt(model, problem, length, rng), problem

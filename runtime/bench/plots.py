@@ -53,7 +53,7 @@ def computed(trace: list[StepEvent], layers: int) -> NDArray[np.int64]:
     return found
 
 
-def similarity(trace: list[StepEvent], layers: int) -> NDArray[np.float64]:
+def sigma_by_layer(trace: list[StepEvent], layers: int) -> NDArray[np.float64]:
     """[L, steps] float64: sigma, NaN if the layer was not tested."""
     found = np.full((layers, len(trace)), np.nan)
     for event in trace:
@@ -68,10 +68,10 @@ def plot_trace(trace: list[StepEvent], layers: int, gamma: float, file: Path) ->
     steps = np.arange(len(trace))
     upper.imshow(computed(trace, layers), aspect="auto", cmap="Blues", vmin=0, vmax=2, interpolation="nearest")
     upper.set(title="layers run over the active rows (light) and over all (dark)", xlabel="step", ylabel="layer")
-    for layer, sigma in enumerate(similarity(trace, layers)):
+    for layer, sigma in enumerate(sigma_by_layer(trace, layers)):
         right.plot(steps, sigma, marker=".", label=f"layer {layer}", color=f"C{layer % 10}")
     right.axhline(gamma, color="black", linestyle="--", linewidth=1, label=f"gamma {gamma:g}")
-    right.set(title="drift similarity", xlabel="step", ylabel="sigma")
+    right.set(title="drift tests", xlabel="step", ylabel="sigma")
     right.legend(fontsize=7, ncols=2)
     for event in trace:
         lower.vlines(event.step, event.window[0], event.window[-1], color="C0", alpha=0.3, linewidth=4)

@@ -35,7 +35,7 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     prompt = command.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", help="the user's text; - reads it from standard input")
     prompt.add_argument("--prompt-ids", type=Path, help="a file of ids: a JSON list, or numbers separated by space")
-    prompt.add_argument("--prompts", type=Path, help="a file of prompts, one a line, decoded side by side")
+    prompt.add_argument("--prompts", type=Path, help="a file of prompts, one per line, decoded side by side")
     command.add_argument("--image", type=Path, action="append", default=[], metavar="FILE",
                          help="an image for the prompt (repeatable; for models with a vision tower)")  # fmt: skip
     command.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -83,7 +83,7 @@ def add_calibrate(command: argparse.ArgumentParser) -> None:
     add_bundle(command)
     command.add_argument("--target-agreement", type=float, default=0.99, help="fraction of equal tokens (default 0.99)")
     command.add_argument(
-        "--prompts", type=Path, help="a file of prompts, one a line (default: problems of the demo's tasks)"
+        "--prompts", type=Path, help="a file of prompts, one per line (default: problems of the demo's tasks)"
     )
     command.add_argument("--limit", type=int, default=40, help="prompts (default 40)")
     command.add_argument("--gen-length", type=int, default=192, help="masks to fill (default 192)")

@@ -97,7 +97,7 @@ def generate_all(args: argparse.Namespace, prompts: list[str]) -> None:
     if args.trace is not None:
         raise OptionError("--trace writes the steps of one prompt; give --prompt, or leave --trace out")
     if not prompts:
-        raise PromptError(f"{args.prompts} holds no prompt; write one a line")
+        raise PromptError(f"{args.prompts} holds no prompt; write one per line")
     with opened(args) as model:
         size, tokens, began = model.bundle.capacity.max_batch, 0, time.perf_counter()
         for start in range(0, len(prompts), size):
@@ -127,9 +127,10 @@ def trace_command(args: argparse.Namespace) -> None:
         out = model.generate(prompt, chosen.name, **options)
         for event in out.trace:
             trace.write(event)
-        plot_trace(out.trace, model.bundle.config.layers, chosen.gamma, args.plot)
+        layers = model.bundle.config.layers
+        plot_trace(out.trace, layers, chosen.gamma, args.plot)
     print(out.text)
-    refreshed = sum(event.trigger is not None for event in out.trace)
+    refreshed = sum(event.refreshed(layers) for event in out.trace)
     console.print(f"{out.steps} steps, {refreshed} with a refresh; drawn to {args.plot}")
 
 
@@ -189,7 +190,7 @@ def read_lines(path: Path) -> list[str]:
     except OSError as error:
         raise PromptError(f"cannot read prompts from {path} ({error.strerror}); check the path") from error
     except UnicodeError as error:
-        raise PromptError(f"{path} holds no text ({error}); write the prompts one a line, as UTF-8") from error
+        raise PromptError(f"{path} holds no text ({error}); write one prompt per line, as UTF-8") from error
 
 
 def verify_command(args: argparse.Namespace) -> None:

@@ -2,9 +2,10 @@
 
 The controller joins a policy (what a step computes), the slot map (where rows
 lie), a back end's runner (how layers run) and the sequence (ids and masks). It
-holds no tensor of a device, and reads from the device only drift similarities,
-tracked slots, tokens and confidences. What differs between policies is in the
-step's plan.
+holds no tensor of a device. It reads from the device only sigma, tracked slots,
+and each candidate's token and confidence; the candidates' logits where these do
+not suffice (sampling, guidance, forbidden ids, another ranking). What differs
+between policies is in the step's plan.
 """
 
 import time
@@ -27,12 +28,14 @@ from runtime.decoding.slots import SlotMap
 class StepEvent:
     """What a step did. Positions are absolute, layers count from 0.
 
-    `active` counts the active rows. `sigma` has the drift similarity of each layer
-    that was tested, `trigger` the layer whose drift test triggered a refresh.
-    `window` are the candidates, `committed` those that got their `tokens` with
-    `confidences`, `tracked` the tracked positions after the step. `rows` counts
-    the rows computed, summed over layers; `margin` is the smallest distance of a
-    commit decision to flipping; `seconds` the wall-clock time of the step.
+    `active` counts the active rows. `sigma` has the sigma of each layer that was
+    tested, `trigger` the first layer whose sigma was below gamma; the layers after
+    it, if any, were refreshed. `window` are the candidates, `committed` those that
+    got their `tokens` with `confidences`, `tracked` the tracked positions after the
+    step. `rows` counts the rows computed, summed over layers. `margin` is the
+    smallest change of one confidence that would have changed the commits; 1.0 where
+    none would, or where they were drawn at random. `seconds` is the wall-clock time
+    of the step.
     """
 
     step: int
@@ -47,6 +50,10 @@ class StepEvent:
     rows: int
     margin: float
     seconds: float
+
+    def refreshed(self, layers: int) -> bool:
+        """Whether layers were refreshed: there was a trigger, and not in the last of the model's `layers`."""
+        return self.trigger is not None and self.trigger + 1 < layers
 
     def to_json(self) -> dict[str, Any]:
         """The event as JSON values, by field name."""
@@ -68,7 +75,7 @@ class Controller:
         try:
             due = next(stages)
             while True:
-                due = stages.send(due.runner.reuse(due.rows, due.watch, due.gamma))
+                due = stages.send(due.runner.reuse(due.rows, due.drift_inputs, due.gamma))
         except StopIteration as end:
             event: StepEvent = end.value
             return event
@@ -88,12 +95,12 @@ class Controller:
             active = len(plan.active)
             count = self._pad(plan.active)
             self._embed(count)
-            watch = self._drift_inputs(plan)
-            if watch is None or plan.drift_test is None:
+            drift_inputs = self._drift_inputs(plan)
+            if drift_inputs is None or plan.drift_test is None:
                 self.runner.run_layers(count, None, logits_rows=self._logits_rows(plan.candidates))
                 result, rows = ReuseResult([], None, []), active * self.runner.config.layers
             else:
-                result = yield ReusePass(self.runner, count, watch, plan.drift_test.gamma)
+                result = yield ReusePass(self.runner, count, drift_inputs, plan.drift_test.gamma)
                 rows = self._refresh(plan, result, active)
         tokens, confidence = self._predict(plan)
         if not np.isfinite(confidence).all():
@@ -113,7 +120,10 @@ class Controller:
         )  # fmt: skip
 
     def _append_masks(self) -> int:
-        """Append the masks that the policy lets follow, and fill their rows of the caches; returns the rows run."""
+        """Append the masks that the policy asks for and run their rows through all layers.
+
+        Returns the layer-rows run.
+        """
         fresh = self.sequence.append_masks(self.policy.masks_to_append(self.sequence))
         if len(fresh):
             self.map.grow(len(self.sequence))
@@ -124,20 +134,20 @@ class Controller:
         return len(fresh) * self.runner.config.layers
 
     def _full_pass(self, plan: StepPlan) -> int:
-        """Run every layer over the whole sequence; returns the rows run."""
+        """Run every layer over the whole sequence; returns the layer-rows run."""
         if self.runner.padded_rows and plan.drift_test is not None:
-            self._bring_to_front(plan.candidates)  # the probe looks at the first rows
+            self._bring_to_front(plan.candidates)  # the probe reads the first rows
         count = len(self.map.slot_of)
         self._embed(count)
         probes = self.runner.run_layers(count, self._drift_inputs(plan), logits_rows=self._logits_rows(plan.candidates))
         self._track(self._tracked_positions(plan, probes))
         return len(self.sequence) * self.runner.config.layers
 
-    def _embed(self, count: int, hidden: int = 0) -> None:
-        """Embed the ids of the first `count` slots, the first `hidden` positions as masks; a dummy takes any id."""
+    def _embed(self, count: int, as_masks: int = 0) -> None:
+        """Embed the ids of the first `count` slots, positions below `as_masks` as masks; a dummy takes any id."""
         positions = self.map.position_at[:count]
         ids = self.sequence.ids[np.where(positions < len(self.sequence), positions, 0)]
-        self.runner.embed(np.where(positions < hidden, self.sequence.mask_id, ids) if hidden else ids)
+        self.runner.embed(np.where(positions < as_masks, self.sequence.mask_id, ids) if as_masks else ids)
 
     def _pad(self, active: Positions) -> int:
         """Bring the active positions to the first slots, padded with dummies to the runner's row count; returns it."""
@@ -150,7 +160,10 @@ class Controller:
         return len(active) + missing
 
     def _refresh(self, plan: StepPlan, result: ReuseResult, active: int) -> int:
-        """Refresh the layers behind the one that triggered in a pass of `active` rows; returns the rows run by both."""
+        """Refresh the layers after the trigger, if any.
+
+        Returns the layer-rows of the reuse pass (`active` rows per layer) and of the refresh.
+        """
         layers = self.runner.config.layers
         tracked = self._tracked_positions(plan, result.probes)
         rows = active * len(result.probes)
@@ -206,7 +219,7 @@ class Controller:
     def _choose(
         self, plan: StepPlan, tokens: Positions, confidence: NDArray[np.floating]
     ) -> tuple[NDArray[np.int64], float]:
-        """Indices of the candidates to commit, and the distance of that decision to flipping."""
+        """Indices of the candidates to commit, and the margin of the decision (1.0 where it is drawn at random)."""
         ranks = self.sampler.order(tokens, confidence)
         if plan.chance is not None:
             return np.flatnonzero(self.sampler.rng.random(len(tokens)) < plan.chance), 1.0
@@ -219,7 +232,7 @@ class Controller:
             return self.runner.head(rows)
         logits = self.runner.logits(rows)
         if plan.guidance:  # every step computes all rows, so the pass without the prompt may overwrite the caches
-            self._embed(len(self.map.slot_of), hidden=self.sequence.prompt_length)
+            self._embed(len(self.map.slot_of), as_masks=self.sequence.prompt_length)
             self.runner.run_layers(len(self.map.slot_of), None, logits_rows=rows)
             blind = self.runner.logits(rows)
             logits = blind + (plan.guidance + 1) * (logits - blind)

@@ -76,7 +76,7 @@ class RequestState:
 
     @property
     def span(self) -> tuple[int, int]:
-        """Positions at first, and at most."""
+        """(length now, largest length), in positions."""
         return len(self.sequence), len(self.sequence) + self.sequence.remaining
 
     def begin(self, runner: SequenceRunner) -> None:

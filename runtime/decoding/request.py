@@ -101,7 +101,7 @@ def make_sampler(request: Request, policy: Policy, model: Model) -> Sampler:
     late = (eos,) if config.eot_id is None else (eos, config.eot_id)
     return Sampler(
         excluded=(config.mask_id,), ranking=policy.ranking, temperature=float(request.temperature),
-        top_p=float(request.top_p), top_k=request.top_k, hidden=(eos,) if request.logits_eos_inf else (),
+        top_p=float(request.top_p), top_k=request.top_k, forbidden=(eos,) if request.logits_eos_inf else (),
         suppressed=config.suppressed, late=late if request.confidence_eos_eot_inf else (), seed=request.seed,
     )  # fmt: skip
 

@@ -25,7 +25,10 @@ def choose(confidence: Floats, threshold: float | None, commits: int | None) -> 
 
 
 def margin(confidence: Floats, threshold: float | None, commits: int | None) -> float:
-    """The smallest distance of a candidate to the other side of the decision; below float noise it may flip."""
+    """The smallest change of one confidence that would change the choice, 1.0 if none would.
+
+    If it is below float noise, back ends may differ.
+    """
     ranked = sorted(confidence.tolist(), reverse=True)  # for few numbers faster than an array
     if commits is not None:
         return float(ranked[commits - 1] - ranked[commits]) if 0 < commits < len(ranked) else 1.0
@@ -51,6 +54,7 @@ class Ranking:
 
     @property
     def by_chance(self) -> bool:
+        """Whether ranks are random, so that a seed has an effect."""
         return self.kind == "random" or self.temperature > 0
 
 
@@ -58,9 +62,9 @@ class Ranking:
 class Sampler:
     """Draws tokens from logits and ranks the candidates.
 
-    `excluded` ids are never drawn, but count in the softmax. `hidden` ids have
+    `excluded` ids are never drawn, but count in the softmax. `forbidden` ids have
     logits of minus infinity, so they have no probability either; `suppressed` ids
-    likewise, which the model's head hides itself. Candidates whose token is one of
+    likewise, which the model's head leaves out itself. Candidates whose token is one of
     `late` rank lowest. Everything random comes from `seed`.
     """
 
@@ -69,7 +73,7 @@ class Sampler:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int | None = None
-    hidden: tuple[int, ...] = ()
+    forbidden: tuple[int, ...] = ()
     suppressed: tuple[int, ...] = ()
     late: tuple[int, ...] = ()
     seed: int | None = None
@@ -81,10 +85,11 @@ class Sampler:
     def greedy(self) -> bool:
         """Whether the arg-max and its probability suffice, which the head computes."""
         drawn = self.temperature > 0 or self.filters or self.ranking.by_chance
-        return not drawn and self.ranking.kind == "probability" and not self.hidden
+        return not drawn and self.ranking.kind == "probability" and not self.forbidden
 
     @property
     def filters(self) -> bool:
+        """Whether top-k or top-p restricts the tokens that can be drawn."""
         return self.top_p < 1 or self.top_k is not None
 
     def draw(self, logits: Floats) -> tuple[Tokens, Floats]:
@@ -98,7 +103,7 @@ class Sampler:
 
     def _draw(self, logits: Floats) -> tuple[Tokens, Floats]:
         plain: Floats = logits.astype(np.float64)
-        plain[:, [*self.hidden, *self.suppressed]] = -np.inf
+        plain[:, [*self.forbidden, *self.suppressed]] = -np.inf
         tempered = plain / self.temperature if self.temperature else plain
         allowed: Floats = tempered.copy()
         allowed[:, list(self.excluded)] = -np.inf

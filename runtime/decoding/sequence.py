@@ -22,7 +22,7 @@ def union(length: int, *positions: Positions) -> Positions:
 
 @dataclass
 class Sequence:
-    """The ids [N] of prompt and answer; commits fill the masks of the answer.
+    """The ids of prompt and answer, one for each position; commits fill the masks of the answer.
 
     `eos_id` is None where decoding does not stop at EOS. `last` [n] holds the
     positions of the latest commit, `end` the lowest EOS position of the first
@@ -84,6 +84,7 @@ class Sequence:
 
     @property
     def done(self) -> bool:
+        """Whether no mask is left to fill."""
         return len(self.open) == 0
 
     def commit(self, positions: Positions, tokens: Positions) -> None:

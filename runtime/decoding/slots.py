@@ -19,7 +19,7 @@ class SlotMap:
         self.position_at: Positions = np.arange(length)
 
     def grow(self, length: int) -> None:
-        """Have at least `length` positions; each new one lies in the slot of its own number."""
+        """Extend the map to at least `length` positions; each new one lies in the slot of its own number."""
         more = np.arange(len(self.slot_of), length)
         self.slot_of, self.position_at = np.append(self.slot_of, more), np.append(self.position_at, more)
 

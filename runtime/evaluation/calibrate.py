@@ -56,7 +56,7 @@ def calibrate(model: Runtime, target: float, prompts: list[Any], gen_length: int
     if not 0 < target <= 1:
         raise OptionError(f"target-agreement must lie in (0, 1], got {target}")
     if not prompts:
-        raise OptionError("calibration needs at least one prompt, got none; give --prompts a file with one a line")
+        raise OptionError("calibration needs at least one prompt, got none; give --prompts a file with one per line")
     expected = [model.generate(prompt, "full", gen_length=gen_length).ids for prompt in prompts]
     trials: dict[tuple[Any, ...], Trial] = {}
 

@@ -85,7 +85,7 @@ def evaluate(
 
 
 def few_shot_prompt(model: Runtime, problem: tasks.Problem, length: int, rng: random.Random) -> Any:
-    """The ids [P] of a problem's prompt behind as many solved problems as fit into `length` tokens."""
+    """The ids [P] of a problem's prompt, after as many solved problems as fit into `length` tokens."""
     turns = [{"role": "user", "content": problem.prompt}]
     while True:
         shot = tasks.generate(problem.family, rng, "train", rng.randint(*SHOT_STEPS))

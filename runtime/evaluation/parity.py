@@ -1,7 +1,7 @@
 """End-to-end parity: the tokens, triggers and commits of a back end against eager PyTorch.
 
 Where two runs diverge, the margins of the eager run's decisions separate float noise from error: a commit within NOISE
-of the threshold, or a drift number within NOISE of gamma, may fall on either side.
+of the threshold, or a sigma within NOISE of gamma, may fall on either side.
 """
 
 from collections.abc import Iterator

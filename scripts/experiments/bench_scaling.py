@@ -89,24 +89,24 @@ def step(model: runtime.Runtime, length: int, rows: int, window: int = WINDOW) -
     engine, config = model.model, model.bundle.config
     runner = engine.new_runner(length)
     runner.embed(np.arange(length) % 1000)
-    watch = DriftInputs(
+    drift_inputs = DriftInputs(
         "row", np.arange(window, window + tracked), np.arange(window), np.ones(length, bool), np.arange(window)
     )
-    runner.run_layers(length, watch)
+    runner.run_layers(length, drift_inputs)
     lower_bound = products(config, rows, length)
     reuse, fractions, alone = [], [], []
-    runner.reuse(rows, watch, 0.0)
+    runner.reuse(rows, drift_inputs, 0.0)
     lower_bound()
     for _ in range(3 * REPEATS):  # interleaved, so that a disturbance affects all of them
         before = drift_seconds(engine)
         began = time.perf_counter()
-        runner.reuse(rows, watch, 0.0)
+        runner.reuse(rows, drift_inputs, 0.0)
         reuse.append(time.perf_counter() - began)
         fractions.append((drift_seconds(engine) - before) / reuse[-1])
         began = time.perf_counter()
         lower_bound()
         alone.append(time.perf_counter() - began)
-    full = timed(lambda: runner.run_layers(length, watch), 2)
+    full = timed(lambda: runner.run_layers(length, drift_inputs), 2)
     c, milli = config, 1e3 / config.layers
     read = 4 * (4 * c.d_model**2 + 3 * c.d_model * c.mlp_size + 2 * length * c.kv_heads * c.head_size)
     return {

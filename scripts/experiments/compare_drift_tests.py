@@ -4,7 +4,7 @@
 
 Few-shot problems are decoded in eager PyTorch with gamma 0, so that nothing is refreshed, and every drift test is
 computed at every step. The error of a step is the total variation distance between the window's token distributions
-and those of a full forward over the same ids. A good drift test ranks the steps as their errors do.
+and those of a plain forward over the same ids. A good drift test ranks the steps as their errors do.
 """
 
 import math
@@ -69,19 +69,19 @@ class RecordingRunner(EagerRunner):
     """A runner that computes every drift test at every layer and never triggers."""
 
     @torch.inference_mode()
-    def reuse(self, rows: int, watch: DriftInputs, gamma: float) -> ReuseResult:
+    def reuse(self, rows: int, drift_inputs: DriftInputs, gamma: float) -> ReuseResult:
         """Run the first `rows` slots through all layers and record sigma of every drift test."""
         self.sigma = {kind: list[float]() for kind in CANDIDATES}
         probes = []
         for index in range(self.config.layers):
-            q_prev, k_prev = self.save_previous(index, rows, watch)
+            q_prev, k_prev = self.save_previous(index, rows, drift_inputs)
             self.layer(index, rows)
-            q_now = self.q[index][:, self.indices(watch.tracked)]
+            q_now = self.q[index][:, self.indices(drift_inputs.tracked)]
             old, new = attention_before_and_after(q_prev, q_now, k_prev, self.k[index], self.key_mask)
             real = self.key_mask[0]  # [S]: slots that hold a position
             for kind, similarity in CANDIDATES.items():
                 self.sigma[kind].append(float(similarity(old[..., real], new[..., real])))
-            probes.append(self.probe(index, watch))
+            probes.append(self.probe(index, drift_inputs))
         return ReuseResult(self.sigma["row"], None, probes)
 
 

@@ -34,6 +34,6 @@ def programs(**_: Any) -> Any:
 
 
 def process_results(doc: dict[str, str], results: list[str]) -> dict[str, float]:
-    """1 if the number behind the last #### is the answer, as `runtime eval` grades."""
+    """1 if the number after the last #### is the answer, as `runtime eval` grades."""
     found = tasks.Problem("", doc["prompt"], doc["solution"], doc["answer"])
     return {"exact_match": float(tasks.grade(results[0], found))}

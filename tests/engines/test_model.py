@@ -30,7 +30,7 @@ def test_logits(model: runtime.Runtime) -> None:
 @pytest.mark.parametrize(
     ("ids", "words"),
     [([], ("non-empty integer array",)), ([[]], ("non-empty integer array",)), ([1.5], ("integer array", "float64")),
-     ([[[1]]], ("[B, N]", "[1, 1, 1]")), ([[1, 2], [3]], ("different lengths", "[B, N]")), ("abc", ("integer array",)),
+     ([[[1]]], ("[B, P]", "[1, 1, 1]")), ([[1, 2], [3]], ("different lengths", "[B, P]")), ("abc", ("integer array",)),
      ([True], ("integer array", "bool")), ([1, 256], ("256", "vocabulary of 256", "check the tokenizer")),
      ([-1], ("-1", "vocabulary of 256", "check the tokenizer")),
      ([0] * 513, ("513 ids", "length 512", "--max-length")), ([10**30], ("integer array", "object"))],

@@ -75,7 +75,9 @@ def test_there_but_not_built(tiny_checkpoint: Path, tmp_path: Path, monkeypatch:
     """Not the same as a back end that is not installed."""
     bundle = export.build(tiny_checkpoint, tmp_path / "b", backends=[])
     without(monkeypatch, "torch")
-    with refused(BundleError, "no engines for onnxruntime", "python -m export build --backend onnxruntime"):
+    with refused(
+        BundleError, "no engines for onnxruntime", "`python -m export build --checkpoint", "--backend onnxruntime"
+    ):
         runtime.load(bundle)
 
 
@@ -139,11 +141,11 @@ def test_auto_passes_over_what_does_not_take_an_option(
         assert model.backend == "onnxruntime" and not caplog.text
     edit_manifest(bundle_copy, lambda m: m["engines"].update(tensorrt={}))
     with runtime.load(bundle_copy, threads=1) as model:
-        assert model.backend == "onnxruntime" and "tensorrt is passed over: it takes no option threads" in caplog.text
+        assert model.backend == "onnxruntime" and "not using tensorrt: it takes no option threads" in caplog.text
     with runtime.load(bundle_copy, provider="cpu") as model:
         assert model.backend == "onnxruntime"
     with runtime.load(bundle_copy, device="cpu") as model:
-        assert model.backend == "eager" and "onnxruntime is passed over: it takes no option device" in caplog.text
+        assert model.backend == "eager" and "not using onnxruntime: it takes no option device" in caplog.text
 
 
 def test_options_that_are_taken() -> None:

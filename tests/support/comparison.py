@@ -61,7 +61,7 @@ def difference(got: Run, expected: Run) -> str | None:
 
 
 def sigma_gap(got: Run, expected: Run) -> float:
-    """The largest difference of a drift similarity between two runs with equal decisions."""
+    """The largest difference of a sigma between two runs with equal decisions."""
     gaps = (
         abs(a - b)
         for ours, theirs in zip(got.steps, expected.steps, strict=True)
@@ -101,10 +101,10 @@ def elastic_rows(
 
 @dataclass(frozen=True)
 class Comparison:
-    """One prompt decoded by the oracle and every back end.
+    """One prompt decoded by the oracle and the back ends `BACKENDS`.
 
     `margins` are the oracle's smallest margins of a decision, by kind; `diverged` maps a back end to the place where it
-    left the oracle's run; `sigma` is the largest difference of a drift similarity among the others.
+    left the oracle's run; `sigma` is the largest difference of a sigma among the others.
     """
 
     name: str
@@ -151,7 +151,7 @@ def compare(
 
 
 def loaded(stack: ExitStack, bundle: Path) -> list[runtime.Runtime]:
-    """Load the bundle on every back end until the stack closes, with one thread, since these models are small."""
+    """Load the bundle on each of `BACKENDS` until the stack closes, with one thread, since these models are small."""
     models = [runtime.load(bundle, backend, threads=1) for backend in BACKENDS]
     return [stack.enter_context(model) for model in (*models, layer_by_layer(bundle))]
 

@@ -34,7 +34,7 @@ REQUIRED: dict[str, Any] = {
 @dataclass
 class Step:
     active: int  # rows run up to the trigger (all N of them at step 0)
-    sigma: list[float]  # drift similarity of layer 0, 1, ... up to the trigger; empty at step 0
+    sigma: list[float]  # of layer 0, 1, ... up to the trigger; empty at step 0
     trigger: int | None  # the layer whose test fired; the layers after it were refreshed
     committed: list[int]  # positions, ascending
     tracked: list[int]  # union over layers after the step, ascending

@@ -25,7 +25,7 @@ def decisions(out: Output) -> list[Any]:
 
 
 def sigma(out: Output) -> NDArray[np.float64]:
-    """All drift similarities of a run, one after the other; begins with a 0, so that it is never empty."""
+    """The sigmas of a run, one after the other; begins with a 0, so that it is never empty."""
     return np.concatenate([[0.0], *(event.sigma for event in out.trace)])
 
 
@@ -35,7 +35,7 @@ def near(out: Output, gamma: float) -> bool:
 
 
 def assert_same(ours: Output, theirs: Output) -> None:
-    """Assert that two runs made the same decisions, with drift similarities equal up to float noise."""
+    """Assert that two runs made the same decisions, with sigmas equal up to float noise."""
     assert difference(recorded(ours), recorded(theirs)) is None
     for name in ("window", "tokens", "rows", "trigger"):
         assert [getattr(e, name) for e in ours.trace] == [getattr(e, name) for e in theirs.trace], name

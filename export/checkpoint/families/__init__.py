@@ -1,1 +1,1 @@
-"""The known families, one file each with a `FAMILY`; a file that is put here is found, nothing lists it."""
+"""One module per family, each with a `FAMILY`; the registry finds them."""

@@ -1,6 +1,6 @@
 """The family LLaDA-V, in the published layout of GSAI-ML/LLaDA-V (arXiv 2505.16933).
 
-LLaDA's transformer, with tensor names as in Llama, behind a SigLIP tower and a
+LLaDA's transformer, with tensor names as in Llama, after a SigLIP tower and a
 projector of two layers. Its config.json has neither the id of the mask, which is
 in the tokenizer, nor the numbers of the tower, which are in the tower's own
 config.json in or beside the checkpoint. The weights of the tower are those in

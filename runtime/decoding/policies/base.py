@@ -10,7 +10,7 @@ from runtime.decoding.sequence import Positions, Sequence
 
 @dataclass(frozen=True)
 class DriftTest:
-    """The drift test of a reuse pass (arXiv 2510.14973): a layer with a similarity below `gamma` triggers a refresh.
+    """The drift test of a reuse pass (arXiv 2510.14973): a sigma below `gamma` triggers a refresh.
 
     `kind` is one of `engines.signatures.gpu.DRIFTS`. `track_num` of the keys that
     the window attends to most are tracked in each layer. A refresh computes the
@@ -28,12 +28,12 @@ class StepPlan:
     """One step of decoding: what is computed, which masks are predicted, how many are committed.
 
     `active` are the positions of the rows to run (None: the whole sequence),
-    `candidates` the masks to predict. Committed are the `commits` most confident
-    candidates; or, where that is None, those whose confidence reaches
-    `threshold`, at least one; or each with the probability `chance`, where that is
-    given. Without a `drift_test` nothing is tested, tracked or refreshed. With
-    `guidance` s > 0 the logits move away from those of a forward pass without the
-    prompt, by the factor s + 1 (arXiv 2502.09992, Equation 16).
+    `candidates` the masks to predict. The step commits the `commits` most confident
+    candidates; if that is None, those that reach `threshold`, at least one; if
+    `chance` is not None, each with that probability instead. Without a `drift_test`
+    nothing is tested, tracked or refreshed. With `guidance` s > 0 the logits move
+    away from those of a forward pass without the prompt, by the factor s + 1
+    (arXiv 2502.09992, Equation 16).
     """
 
     active: Positions | None

@@ -107,7 +107,7 @@ class Full(Blocks):
         return replace(super().plan(sequence, step, tracked), guidance=self.cfg_scale)
 
     def rows(self, sequence: Sequence, step: int, start: int, end: int, new: bool) -> Positions | None:
-        """None: all."""
+        """All rows."""
         return None
 
 
@@ -138,7 +138,7 @@ class Prefix(BlockCache):
     """The positions before the block are cached while the block is filled."""
 
     name: ClassVar[str] = "prefix"
-    title: ClassVar[str] = "the block and all behind it; everything at block boundaries (Fast-dLLM)"
+    title: ClassVar[str] = "the block and everything after it; everything at block boundaries (Fast-dLLM)"
 
     def rows(self, sequence: Sequence, step: int, start: int, end: int, new: bool) -> Positions | None:
         """The block and what follows it; all at its first step."""

@@ -27,7 +27,9 @@ class Elastic(PolicyOptions):
     """
 
     name: ClassVar[str] = "elastic"
-    title: ClassVar[str] = "tracked tokens, last commits, a window of masks; layers behind one that drifted"
+    title: ClassVar[str] = (
+        "tracked tokens, last commits, a window of masks; everything in the layers after the first one that drifted"
+    )
     bundle_defaults: ClassVar[bool] = True
 
     window: int = option(16, "masks predicted per step", low=1)
@@ -38,14 +40,16 @@ class Elastic(PolicyOptions):
     tokens_per_step: int | None = option(None, "commit this many tokens per step, whatever their confidence", low=1)
     gamma: float = option(
         0.9,
-        "similarity below which a layer triggers a refresh",
+        "sigma (similarity of the attention) below which a layer has drifted",
         low=0.0,
         high=1.0,
         reason="a cosine similarity",
     )
     drift: str = option("row", "the drift test of the paper (row) or of the published code (head)", choices=DRIFTS)
     track_num: int = option(1, "tracked tokens per layer", low=1)
-    block_caching: bool = option(True, "masks beyond the window keep the K and V of their last refresh")
+    block_caching: bool = option(
+        True, "masks beyond the window keep the K and V of their last refresh (no relation to block_length)"
+    )
     refresh_scope: str = option(
         "all", "what a refresh computes: all, or not the masks beyond the window", choices=SCOPES
     )
@@ -68,7 +72,10 @@ class Elastic(PolicyOptions):
             raise OptionError("threshold none needs a number of commits per step; give tokens_per_step")
 
     def masks_to_append(self, sequence: Sequence) -> int:
-        """Masks up to `max_masks`, when half of them or more are filled and no EOS is committed yet."""
+        """How many masks restore the number of open masks to `max_masks`; all that remain without this option.
+
+        0 while more than half of `max_masks` are open, or after an EOS.
+        """
         if self.max_masks is None:
             return sequence.remaining
         open_masks = len(sequence.open)
@@ -83,8 +90,8 @@ class Elastic(PolicyOptions):
             window = window[window < window[0] + self.window_span]
         active = refresh = None
         if step > 0:
-            ahead = window if self.block_caching else sequence.open
-            active = union(len(sequence), tracked, sequence.last, ahead, *shifted_rows(sequence, window))
+            masks = window if self.block_caching else sequence.open
+            active = union(len(sequence), tracked, sequence.last, masks, *shifted_rows(sequence, window))
             if self.refresh_scope == "near":
                 far = np.setdiff1d(sequence.masked, active)
                 refresh = np.setdiff1d(np.arange(len(sequence)), far)

@@ -22,8 +22,8 @@ class Timesteps(PolicyOptions):
     the fraction 1 - s/t of the masks (all of them at the last step): those ranked
     highest by `alg`, which is the probability of the token (maskgit_plus), its
     lead over the second (topk_margin) or the negative entropy (entropy). `origin`
-    commits each mask with that probability. Numbers are rounded as float32, which
-    decides about a mask more or less, as in the published code.
+    commits each mask with that probability. Numbers are rounded as float32, as in
+    the published code: rounding can change the number of commits by one.
     """
 
     name: ClassVar[str] = "timesteps"
@@ -38,7 +38,7 @@ class Timesteps(PolicyOptions):
 
     @property
     def ranking(self) -> Ranking:
-        """As `alg` has it, after temperature, top-k and top-p."""
+        """The ranking that `alg` names, of the probabilities after temperature, top-k and top-p."""
         kinds = {"topk_margin": "margin", "entropy": "entropy", "origin": "random"}
         return Ranking(kinds.get(self.alg, "probability"), self.alg_temp, tempered=True)
 

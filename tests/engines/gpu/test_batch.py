@@ -221,7 +221,7 @@ def test_a_sequence_that_waits_is_left_alone(model: runtime.Runtime) -> None:
     some = [due[0], due[1], due[3]]
     outcomes = made.reuse(some)
     assert all(np.array_equal(a, b) for a, b in zip(before, caches(model, 2), strict=True))
-    alone = [due.runner.reuse(due.rows, due.watch, due.gamma) for due in passes_of(model, 4)]
+    alone = [due.runner.reuse(due.rows, due.drift_inputs, due.gamma) for due in passes_of(model, 4)]
     for number, ours in zip((0, 1, 3), outcomes, strict=True):
         equal(ours, alone[number])
 
@@ -237,10 +237,10 @@ def test_predictions_of_a_batched_pass_are_kept(model: runtime.Runtime) -> None:
     due = passes_of(model, 3)
     made.reuse(due)
     runs = cuda.counts["run"] + cuda.counts["launch"]
-    kept = [each.runner.head(each.watch.logits_rows) for each in due]
+    kept = [each.runner.head(each.drift_inputs.logits_rows) for each in due]
     assert cuda.counts["run"] + cuda.counts["launch"] == runs
     for each, (token, confidence) in zip(due, kept, strict=True):
-        again, sure = each.runner.head(np.append(each.watch.logits_rows, 0))
+        again, sure = each.runner.head(np.append(each.drift_inputs.logits_rows, 0))
         assert (again[:-1] == token).all() and np.allclose(sure[:-1], confidence, atol=1e-5)
     assert cuda.counts["run"] == runs - cuda.counts["launch"] + 3
 

@@ -53,15 +53,15 @@ def test_tokens_of_every_policy(bundle: Path) -> None:
         print(line)
 
 
-def test_optimistic_passes(model: runtime.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A captured pass and stopping at the first drift give the same tokens, triggers and drift numbers."""
+def test_passes_that_run_ahead(model: runtime.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A captured pass and stopping at the first drift give the same tokens, triggers and sigmas."""
     make, runs = model.model.new_runner, []
-    for optimistic in (False, True):
+    for runs_ahead in (False, True):
 
-        def new_runner(length: int, limit: int, optimistic: bool = optimistic) -> object:
+        def new_runner(length: int, limit: int, runs_ahead: bool = runs_ahead) -> object:
             made = make(length, limit)
             assert isinstance(made, LayerwiseRunner)
-            made.optimistic = optimistic
+            made.runs_ahead = runs_ahead
             return made
 
         monkeypatch.setattr(model.model, "new_runner", new_runner)

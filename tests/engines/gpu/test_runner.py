@@ -22,22 +22,22 @@ def golden_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "tensorrt"])
 @pytest.mark.parametrize("options", OPTIONS[:6], ids=str)
-def test_optimistic_passes(
+def test_passes_that_run_ahead(
     golden_on_gpu: Path, backend: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Running all layers first gives the tokens, drift numbers and caches of stopping at the first drift."""
+    """Running all layers first gives the tokens, sigmas and caches of stopping at the first drift."""
     with (
         fake_gpu(),
         runtime.load(golden_on_gpu, backend, **({} if backend == "tensorrt" else {"threads": 1})) as loaded,
     ):
         outs, caches = [], []
         make = loaded.model.new_runner
-        for optimistic in (False, True):
+        for runs_ahead in (False, True):
             runners: list[Any] = []
 
-            def new_runner(length: int, limit: int, optimistic: bool = optimistic, runners: list[Any] = runners) -> Any:
+            def new_runner(length: int, limit: int, runs_ahead: bool = runs_ahead, runners: list[Any] = runners) -> Any:
                 runners.append(make(length, limit))
-                runners[0].optimistic = optimistic
+                runners[0].runs_ahead = runs_ahead
                 return runners[0]
 
             monkeypatch.setattr(loaded.model, "new_runner", new_runner)

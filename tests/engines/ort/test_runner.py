@@ -1,4 +1,4 @@
-"""The runner on the CPU: all layers in one graph give what a run a layer gives."""
+"""The runner on the CPU: the reuse graph gives what a run a layer gives."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -23,11 +23,11 @@ def test_a_run_that_fails_is_one_sentence(golden: runtime.Runtime) -> None:
         runner._run(3, 0, 1, tracked=np.array([5]), window=np.array([5]), output_rows=np.arange(3))
 
 
-def test_layers_in_one_graph(golden_bundle: Path) -> None:
-    """One run of all layers leaves the same caches, drift numbers and tracked tokens as a run a layer."""
+def test_the_reuse_graph(golden_bundle: Path) -> None:
+    """One run of all layers leaves the same caches, sigmas and tracked tokens as a run a layer."""
     length, rng = 90, np.random.default_rng(0)
     ids, changed = rng.integers(0, 250, (2, length))
-    watch = DriftInputs("row", np.array([3, 20]), np.arange(4, 20), np.arange(length) % 3 > 0, np.arange(4, 20))
+    drift_inputs = DriftInputs("row", np.array([3, 20]), np.arange(4, 20), np.arange(length) % 3 > 0, np.arange(4, 20))
     found = []
     for together in (True, False):
         with runtime.load(golden_bundle, "onnxruntime", threads=1) as model:
@@ -35,10 +35,10 @@ def test_layers_in_one_graph(golden_bundle: Path) -> None:
                 del cast(OnnxRuntimeModel, model.model).sessions["reuse"]
             runner = cast(OnnxRuntimeRunner, model.model.new_runner(length))
             runner.embed(ids)
-            runner.run_layers(length, watch)
+            runner.run_layers(length, drift_inputs)
             runner.permute(np.array([0, 1, 50, 60]), np.array([50, 60, 0, 1]))
             runner.embed(changed[:24])
-            outcome = runner.reuse(24, watch, 0.0)
+            outcome = runner.reuse(24, drift_inputs, 0.0)
             found.append(({"h": runner.h, "q": runner.q, "k": runner.k, "v": runner.v}, outcome))
             assert model.model.runs["reuse"] == together
     (ours, one), (theirs, other) = found

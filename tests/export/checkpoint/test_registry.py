@@ -26,7 +26,7 @@ TINY: dict[str, Any] = {**COMMON, **SHAPES["tiny"]}
 
 
 THIRD = textwrap.dedent('''
-    """A family that nobody else knows: other keys and names, norms of Q and K, a tied head, the next row predicts."""
+    """A made-up family: other keys and names, norms of Q and K, a tied head, the next row predicts."""
 
     from export.checkpoint import Family, Weight
     from export.checkpoint.config_keys import Keys
@@ -66,14 +66,14 @@ THIRD = textwrap.dedent('''
 
 
 @pytest.mark.slow
-def test_a_third_family_takes_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_family_takes_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Built, verified and decoded by the code that is there."""
     (tmp_path / "families").mkdir()
     (tmp_path / "families" / "third.py").write_text(THIRD)
     monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path / "families")])
     raw = {"model_type": "madeup", "width": 48, "depth": 3, "rows": 90, "mask": 89, "end": 88}
     family = find_family(raw)
-    assert [f.name for f in known()] == ["dream", "llada", "llada-v", "made-up"]
+    assert {"dream", "llada", "made-up"} < {f.name for f in known()}
     config, generator = family.read_config(raw), torch.Generator().manual_seed(3)
     tensors = {}
     for part in config.parts:

@@ -1,25 +1,28 @@
 """Plots of a run agree with its events."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import runtime
-from runtime.bench.plots import computed, plot_trace, similarity
+from runtime.bench.plots import computed, plot_trace, sigma_by_layer
 from runtime.cli import main
 
 
 def test_what_each_layer_computed(golden: runtime.Runtime) -> None:
     out = golden.generate([3, 1, 4, 1, 5], gen_length=32, window=8, gamma=0.97)
     layers = golden.bundle.config.layers
-    ran, sigma = computed(out.trace, layers), similarity(out.trace, layers)
+    ran, sigma = computed(out.trace, layers), sigma_by_layer(out.trace, layers)
     assert ran.shape == sigma.shape == (layers, out.steps) and (ran[:, 0] == 2).all()
     assert {event.trigger is None for event in out.trace[1:]} == {True, False}, "steps of both kinds"
     for event in out.trace[1:]:
         last = layers - 1 if event.trigger is None else event.trigger
         assert (ran[: last + 1, event.step] == 1).all() and (ran[last + 1 :, event.step] == 2).all()
         assert np.array_equal(~np.isnan(sigma[:, event.step]), np.arange(layers) <= last)
+        assert event.refreshed(layers) == (ran[:, event.step] == 2).any()
+    assert not replace(out.trace[1], trigger=layers - 1).refreshed(layers), "no layer follows the last"
 
 
 @pytest.mark.slow

@@ -105,7 +105,7 @@ def test_the_command(
     assert main(["-" if given[i - 1] == "--prompts" else word for i, word in enumerate(given)]) == 0
     assert "1 prompts" in capsys.readouterr().out
     file.write_text("\n")
-    for extra, words in (([], ("no prompt", "one a line")), (["--trace", "t"], ("--trace", "one prompt"))):
+    for extra, words in (([], ("no prompt", "one per line")), (["--trace", "t"], ("--trace", "one prompt"))):
         assert main([*given, *extra]) != 0
         sentence(capsys.readouterr().err, *words)
 

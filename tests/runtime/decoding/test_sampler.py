@@ -153,7 +153,7 @@ def test_a_tempered_ranking_sees_what_was_drawn_from() -> None:
 
 
 def test_hidden_and_late_tokens() -> None:
-    sampler = Sampler((3,), hidden=(0,), late=(2,))
+    sampler = Sampler((3,), forbidden=(0,), late=(2,))
     tokens, confidence = sampler.draw(LOGITS)
     assert tokens.tolist() == [1, 2] and np.allclose(confidence, [0.6, 0.26 / 0.75])
     assert sampler.order(tokens, confidence).tolist() == [confidence[0], LAST]
