@@ -1,7 +1,8 @@
 """The bundle: one directory per built model, described by a manifest.
 
     manifest.json            written last and in one step; without it nothing loads
-    config.json, tokenizer…  files of the checkpoint, unchanged
+    config.json              the checkpoint's, as generation_config.json
+    tokenizer.json …         the tokenizer and the chat template as transformers reads them
     onnx/                    one graph per part, its weights beside it
     engines/<back end>/      engines that were compiled from the graphs
     stamps/                  what each part was made from, for the next build, and the command of this one

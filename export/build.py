@@ -24,7 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 from engines.bundle import STAMPS, Bundle, Manifest
 from engines.config import Capacity
 from engines.errors import INSTALL, BackendError, BundleError, OptionError
-from engines.files import check_space, describe, link, writing
+from engines.files import check_space, link, writing
 from engines.locks import locked
 from engines.record import NEXT, RECORD, SHIPPED
 from engines.registry import versions
@@ -153,6 +153,7 @@ def make(job: BuildJob) -> Manifest:
     from export.part import Target
 
     options, config, source = job.options, job.config, job.checkpoint
+    texts = source.texts()  # refused before a part is written
     (job.root / STAMPS).mkdir(parents=True, exist_ok=True)
     for path in job.root.iterdir():
         if path.is_file():  # which may be a link to a file of the bundle, from a build that was killed
@@ -161,21 +162,14 @@ def make(job: BuildJob) -> Manifest:
     for name in kept:
         link(job.root.parent / name, job.root / name)
     job.files[RECORD] = stamps.write(job.root / RECORD, job.record.content())
-    if tokenizer.needs_writing(source.directory):
-        path = job.root / tokenizer.TOKENIZER
-        tokenizer.write_tokenizer(source.directory, source.family.split, path)
-        job.files[path.name] = describe(path)
     target = Target.exported(options.precision, config, job.capacity.track_num)
     if options.precision == "fp16":
-        places = (place / tokenizer.TOKENIZER for place in (source.directory, job.root))
-        job.half = HalfPass(config, probe_ids(config, next(filter(Path.is_file, places), None)))
+        job.half = HalfPass(config, probe_ids(config, texts.get(tokenizer.TOKENIZER)))
     compiling = [compiler(name) for name in job.backends]
     written = job.write_parts(target, *(other for one in compiling for other in one.targets(job)))
     job.parts = {signature.name: written[signature.name] | tensors(signature) for signature in target.signatures}
-    for path in (source.directory / "config.json", *source.tokenizer_files()):
-        job.files[path.name] = stamps.write(job.root / path.name, path.read_bytes())
-    texts = {name: entry for name, entry in job.files.items() if "/" not in name and name not in kept}
-    job.files |= stamps.stamp(job.root, list(texts), "texts", texts)
+    written_texts = {name: stamps.write(job.root / name, content) for name, content in texts.items()}
+    job.files |= written_texts | stamps.stamp(job.root, list(texts), "texts", written_texts)
     engines = {one.name: one.compile(job) for one in compiling}
     decoding = source.decoding()
     defaults = decoding | {"window": min(decoding["window"], job.capacity.window)}
@@ -186,7 +180,11 @@ def make(job: BuildJob) -> Manifest:
         defaults=defaults if job.defaults is None else job.defaults,
         parts=job.parts,
         engines=engines,
-        checkpoint={"name": source.directory.name, "identity": source.identity},
+        checkpoint={
+            "name": source.directory.name,
+            "identity": source.identity,
+            "texts": tokenizer.digest(source.directory),
+        },
         tools=versions(),
         files=job.files,
     )

@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from engines.weights import SIZES, Entry
+from export.checkpoint import tokenizer
 from export.compilers import compiler
 from export.job import BuildJob
 from export.options import WEIGHTS
@@ -26,7 +27,7 @@ def estimate(job: BuildJob) -> dict[str, int]:
     sizes: dict[str, int] = {}  # by file: targets may share some
     for target in (exported, *(other for one in compilers for other in one.targets(job))):
         sizes |= files(job, target)
-    texts = [job.checkpoint.directory / "config.json", *job.checkpoint.tokenizer_files()]
+    texts = [job.checkpoint.directory / "config.json", *tokenizer.sources(job.checkpoint.directory)]
     tensors = sum(len(signature.inputs) + len(signature.outputs) for signature in exported.signatures)
     disk = sum(sizes.values()) + sum(one.engine_bytes(job) for one in compilers)
     disk += sum(path.stat().st_size for path in texts) + len(sizes) * (STAMP + 2 * LISTED) + tensors * TENSOR

@@ -89,8 +89,7 @@ def is_whole(job: BuildJob, bundle: Bundle) -> bool:
         bundle.check()
     except BundleError:
         return False
-    texts = (job.checkpoint.directory / "config.json", *job.checkpoint.tokenizer_files())
-    return all(bundle.manifest.files.get(path.name) == describe(path) for path in texts)
+    return bundle.manifest.checkpoint.get("texts") == tokenizer.digest(job.checkpoint.directory)
 
 
 def extended(options: BuildOptions, manifest: Manifest) -> BuildOptions:

@@ -7,7 +7,6 @@ tensors are in memory; `verify --half` runs those of a bundle.
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -88,19 +87,20 @@ class HalfPass:
         return math.nan if any(map(math.isnan, found)) else max(found)
 
 
-def probe_ids(config: ModelConfig, tokenizer: Path | None) -> list[int]:
+def probe_ids(config: ModelConfig, tokenizer: bytes | None) -> list[int]:
     """Ids that a part is tried on: special tokens, a text of several scripts, and masks.
 
-    Without a tokenizer, ids from the whole vocabulary stand for the text. Raises
-    CheckpointError for a tokenizer that cannot be read.
+    `tokenizer` is the content of tokenizer.json; without it, ids from the whole
+    vocabulary stand for the text. Raises CheckpointError for a tokenizer that cannot
+    be read.
     """
     if tokenizer is None:
         ids = [number * config.vocab // IDS for number in range(IDS)]
     else:
         try:
-            found = Tokenizer.from_file(str(tokenizer))
+            found = Tokenizer.from_buffer(tokenizer)
         except Exception as error:  # the library raises plain Exception
-            raise CheckpointError(f"{tokenizer} is not a tokenizer that can be read ({error})") from error
+            raise CheckpointError(f"tokenizer.json is not a tokenizer that can be read ({error})") from error
         ids = [*sorted(found.get_added_tokens_decoder())[:SPECIAL], *found.encode(TEXT).ids[:IDS]]
     known = [config.eos_id, *(number for number in ids if number < config.vocab)]
     return [*known, *[config.mask_id] * MASKS][-config.max_length :]
@@ -115,8 +115,8 @@ def verify_half(bundle: Bundle) -> Iterator[tuple[str, float]]:
     if bundle.manifest.precision != "fp16":
         raise OptionError(f"{bundle.root} is in {bundle.manifest.precision}; --half is for bundles in fp16")
     tokenizer = "tokenizer.json"
-    path = bundle.file(tokenizer) if tokenizer in bundle.manifest.files else None
-    forward = HalfPass(bundle.config, probe_ids(bundle.config, path))
+    content = bundle.file(tokenizer).read_bytes() if tokenizer in bundle.manifest.files else None
+    forward = HalfPass(bundle.config, probe_ids(bundle.config, content))
     for part in (*bundle.config.parts, *bundle.config.vision_parts):
         yield part, forward.run(part, load_file(bundle.weights(part)))
 

@@ -19,6 +19,7 @@ from engines.bundle import Bundle
 from engines.errors import BundleError, OptionError
 from engines.model import check_ids
 from engines.options import UNSET, document_keywords
+from engines.template import joined
 from engines.vision import Vision, open_vision
 from runtime.decoding.controller import StepEvent
 from runtime.decoding.generate import Output, stream, stream_batch
@@ -138,7 +139,9 @@ class Runtime:
 
     def request(self, prompt: Prompt, images: Sequence[Source | NDArray[np.float32]], given: dict[str, Any]) -> Request:
         """The request of a prompt: text as ids [P], each image as rows [n, d] with ids beyond the vocabulary."""
-        is_text = isinstance(prompt, str) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], dict))
+        is_text = isinstance(prompt, str) or (
+            isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+        )
         if isinstance(images, str | bytes | Path):
             raise OptionError("images are a list of files, bytes or Pillow's; put the image into one")
         if not images:
@@ -149,7 +152,8 @@ class Runtime:
         vision, vocab = self.bundle.config.vision, self.bundle.config.vocab
         assert vision is not None, "`encode_images` has checked"
         if is_text:
-            text = self.text.render(mentioned(prompt, vision.placeholder, len(images)))
+            turns = [turn | {"content": joined(turn.get("content", ""))} for turn in self.text.messages(prompt)]
+            text = self.text.render(mentioned(turns, vision.placeholder, len(images)))
             ids = encode(text, vision.placeholder, self.text.encode)
         else:
             ids = np.asarray(prompt)

@@ -1,28 +1,24 @@
 """Text in and out: the bundle's tokenizer and its chat template.
 
-Chat templates come with checkpoints and are untrusted code: they are rendered in Jinja's sandbox, without a loader.
+The build has made both what transformers reads from the checkpoint (`export.checkpoint.tokenizer`), so that a prompt
+has the ids that transformers gives it.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2.exceptions import SecurityError, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from engines.bundle import Bundle
 from engines.errors import BundleError, PromptError
+from engines.template import Messages, Template, joined
 from runtime.decoding.sequence import Positions
 
-
-class Sandbox(ImmutableSandboxedEnvironment):
-    """A sandbox that raises at the first unsafe access; Jinja's own prints nothing there and continues."""
-
-    def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
-        raise SecurityError(f"access to {attribute!r} of a {type(obj).__name__} is not allowed")
+MESSAGE = 'write {"role": "user", "content": "…"}'
 
 
 class Text:
@@ -40,48 +36,54 @@ class Text:
                 f"{self.bundle.root} has no tokenizer.json, which a text prompt needs; give ids with --prompt-ids"
             )
         try:
-            return Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise BundleError(
                 f"{path} is not a tokenizer that this installation can read ({first_line(error)}); "
                 "update the tokenizers package, or give ids with --prompt-ids"
             ) from error
+        tokenizer.encode_special_tokens = bool(self.settings.get("split_special_tokens", False))
+        return tokenizer
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The content of tokenizer_config.json; a special token that is an object there is replaced by its text."""
+        """The content of tokenizer_config.json: {"special_tokens": {name: text}, "split_special_tokens"}."""
+        text = self._read("tokenizer_config.json") or "{}"
         try:
-            content = json.loads(self._read("tokenizer_config.json") or "{}")
-            return {k: v["content"] if isinstance(v, dict) and "content" in v else v for k, v in content.items()}
-        except (ValueError, AttributeError, RecursionError) as error:
+            found: dict[str, Any] = json.loads(text) | {}
+            return found
+        except (ValueError, TypeError, RecursionError) as error:
             raise BundleError(
                 f"{self.bundle.root}: tokenizer_config.json is not a JSON object ({first_line(error)}); "
                 "repair the checkpoint and build again"
             ) from error
 
-    @property
-    def template(self) -> str | None:
-        """The source of the chat template: chat_template.jinja, or else the default one of tokenizer_config.json."""
-        found = self._read("chat_template.jinja") or self.settings.get("chat_template")
-        if isinstance(found, list):
-            named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-            found = named.get("default")
-        return found
+    @cached_property
+    def template(self) -> Template | None:
+        """The chat template; None for a base model. Raises PromptError for one that is no template."""
+        source, tokens = self._read("chat_template.jinja"), self.settings.get("special_tokens", {})
+        try:
+            return None if source is None else Template(source, tokens)
+        except Exception as error:  # untrusted code can raise any type
+            raise failed(error) from error
 
     def _read(self, name: str) -> str | None:
         path = self._file(name)
         try:
-            return path.read_text(encoding="utf-8") if path else None
+            return path.read_bytes().decode("utf-8") if path else None
         except (OSError, UnicodeError) as error:
             raise BundleError(f"{path} cannot be read ({error}); repair the checkpoint and build again") from error
 
     def _file(self, name: str) -> Path | None:
         return self.bundle.file(name) if name in self.bundle.manifest.files else None
 
-    def encode(self, text: str) -> Positions:
-        """Encode text to ids [P], int64; special tokens in the text are recognised and none are added."""
+    def encode(self, text: str, whole: bool = False) -> Positions:
+        """Encode text to ids [P], int64; special tokens in the text are recognised.
+
+        The tokens that the tokenizer puts around a `whole` text, as BOS before it, are added to one that is whole.
+        """
         try:
-            return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+            return np.array(self.tokenizer.encode(text, add_special_tokens=whole).ids, np.int64)
         except (TypeError, UnicodeError) as error:
             raise PromptError("the prompt is not valid Unicode text; save it as UTF-8") from error
 
@@ -89,42 +91,75 @@ class Text:
         """Decode ids to text without special tokens."""
         return self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=True)
 
-    def prompt(self, messages: str | list[dict[str, str]]) -> Positions:
-        """Encode a user's text, or messages {"role", "content"}, to ids [P]; see `render`."""
-        return self.encode(self.render(messages))
+    def prompt(self, messages: str | Sequence[Mapping[str, Any]]) -> Positions:
+        """Encode a user's text, or messages, to ids [P]; see `render`."""
+        return self.encode(self.render(messages), whole=self.template is None)
 
-    def render(self, messages: str | list[dict[str, str]]) -> str:
+    def render(self, messages: str | Sequence[Mapping[str, Any]]) -> str:
         """Render messages with the chat template to the text of a prompt.
 
         The model's own system message comes first unless the messages begin with one. Without a template (a base
         model) the text is the messages' content. Raises PromptError for empty text or a template that fails.
         """
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        for turn in turns:
-            if not isinstance(turn, dict) or {type(turn.get(key)) for key in ("role", "content")} != {str}:
-                raise PromptError('a message lacks its role or content; write {"role": "user", "content": "…"}')
-        if not turns or not turns[-1]["content"].strip():
+        turns = self.messages(messages)
+        if self.template is None:
+            return "\n".join(joined(turn.get("content", "")) for turn in turns)
+        try:
+            return self.template.render(self.template.adapted(turns))
+        except Exception as error:  # untrusted code can raise any type
+            raise failed(error) from error
+
+    def messages(self, prompt: str | Sequence[Mapping[str, Any]]) -> Messages:
+        """A user's text, or messages {"role", "content", …}, as messages of plain data, the model's own system first.
+
+        Content is a text or a list of parts {"type": "text", "text": …}; an assistant's may be missing. Keys whose
+        value is None are left out, others are kept for the template. Raises PromptError for anything else, and where
+        the last message is empty.
+        """
+        given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        turns = [message(number, turn) for number, turn in enumerate(given, 1)]
+        if not turns or not joined(turns[-1].get("content", "")).strip():
             raise PromptError("the prompt is empty; give some text")
         system = self.bundle.config.system
         if system is not None and turns[0]["role"] != "system":
             turns = [{"role": "system", "content": system}, *turns]
-        source = self.template
-        if source is None:
-            return "\n".join(turn["content"] for turn in turns)
-        environment = Sandbox(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
-        tokens = {k: v for k, v in self.settings.items() if k.endswith("_token") and v is not None}
-        try:
-            template = environment.from_string(source)
-            return template.render(messages=turns, add_generation_prompt=True, **tokens)
-        except Exception as error:  # untrusted code can raise any type
-            raise PromptError(
-                f"the bundle's chat template failed ({first_line(error)}); give ids with --prompt-ids"
-            ) from error
+        return turns
 
 
-def _refuse(message: str) -> None:
-    raise TemplateError(message)
+def message(number: int, turn: Any) -> dict[str, Any]:
+    """A message as plain data; `number`, from 1, names it in a PromptError."""
+    if not isinstance(turn, Mapping):
+        raise PromptError(f"message {number} has no role and content but is a {type(turn).__name__}; {MESSAGE}")
+    try:
+        found = {key: json.loads(json.dumps(value)) for key, value in turn.items() if value is not None}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PromptError(f"message {number} is not plain data ({first_line(error)}); {MESSAGE}") from error
+    role, content = found.get("role"), found.get("content")
+    if not isinstance(role, str) or (content is None and role != "assistant"):
+        raise PromptError(f"message {number} lacks its role or content; {MESSAGE}")
+    if content is None or isinstance(content, str):
+        return found
+    if not isinstance(content, list):
+        raise PromptError(f"message {number} has content of type {type(content).__name__}, expected text; {MESSAGE}")
+    return found | {"content": [part(number, one) for one in content]}
+
+
+def part(number: int, given: Any) -> dict[str, Any]:
+    """A part of a message's content; raises PromptError for one that is no text."""
+    if isinstance(given, str):
+        return {"type": "text", "text": given}
+    if not isinstance(given, dict) or given.get("type") != "text" or not isinstance(given.get("text"), str):
+        kind = given.get("type") if isinstance(given, dict) else type(given).__name__
+        raise PromptError(
+            f"message {number} has a part of type {kind}, expected text; write "
+            '{"type": "text", "text": "…"}, and give images with the option images'
+        )
+    return given
+
+
+def failed(error: Exception) -> PromptError:
+    """The error of a chat template that failed."""
+    return PromptError(f"the bundle's chat template failed ({first_line(error)}); give ids with --prompt-ids")
 
 
 def first_line(error: Exception) -> str:

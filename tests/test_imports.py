@@ -19,9 +19,9 @@ from scripts import import_graph
 from scripts.import_graph import PRODUCT, imported
 from tests.support.cases import ROOT, sentence
 
-DEVICES = {"torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "safetensors", "polygraphy"}
+DEVICES = {"torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "safetensors", "polygraphy", "transformers"}
 # What a machine that only runs bundles on ONNX Runtime does not have, and the modules that need some of it.
-BUILD_ONLY = ("torch", "onnx", "safetensors", "polygraphy", "tensorrt", "tensorrt_rtx")
+BUILD_ONLY = ("torch", "onnx", "safetensors", "polygraphy", "tensorrt", "tensorrt_rtx", "transformers")
 NEED_THEM = {
     "engines.eager.layers",
     "engines.eager.vision_layers",

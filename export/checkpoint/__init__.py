@@ -41,5 +41,6 @@ class Family:
     decoding: Mapping[str, Any] = field(default_factory=dict)  # decoding defaults of a bundle
     length: int | None = None  # most positions of a bundle by default, where the config allows more than were trained
     end_of_turn: str | None = None  # text of the special token that ends a turn of a chat
-    split: str | None = None  # pre-tokenizer's pattern for checkpoints that have vocab.json and merges.txt alone
+    mask: str | None = None  # text of the mask, where all tokenizers of the family have it
+    tokenizer: str | None = None  # class of transformers that equals the tokenizer class in published code
     complete: Callable[[Path, dict[str, Any]], dict[str, Any]] = lambda directory, raw: raw

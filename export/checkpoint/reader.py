@@ -22,10 +22,10 @@ from safetensors import SafetensorError, safe_open
 
 from engines.config import ModelConfig
 from engines.errors import CheckpointError
-from export.checkpoint import Family, pickled
+from export.checkpoint import Family, pickled, tokenizer
 from export.checkpoint.generation import decoding_defaults
 from export.checkpoint.registry import find_family
-from export.checkpoint.tokenizer import AGAIN, FILES, PAIRS, needs_writing, special_id
+from export.checkpoint.tokenizer import AGAIN, GENERATION, special_id
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -62,10 +62,14 @@ class Checkpoint:
         lines = [f"{local} {weight} {self.digests[weight.tensor]}" for local, weight in weights.items()]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    def tokenizer_files(self) -> list[Path]:
-        """The files of the tokenizer and the generation defaults that the checkpoint has."""
-        pairs = () if needs_writing(self.directory) else PAIRS
-        return [p for name in FILES if (p := self.directory / name).is_file() and name not in pairs]
+    def texts(self) -> dict[str, bytes]:
+        """The files of a bundle that are texts: config.json, generation_config.json, and those of the tokenizer.
+
+        Raises CheckpointError and BackendError as `export.checkpoint.tokenizer.canonical`.
+        """
+        copied = [path for name in ("config.json", GENERATION) if (path := self.directory / name).is_file()]
+        made = tokenizer.canonical(self.directory, self.family, self.config)
+        return {path.name: _content(path) for path in copied} | made
 
     def decoding(self) -> dict[str, Any]:
         """The checkpoint's decoding defaults; see `export.checkpoint.generation`."""

@@ -1,86 +1,209 @@
-"""The tokenizer files of a checkpoint: ids of special tokens, and tokenizer.json where there is none.
+"""The tokenizer and the chat template of a checkpoint, as transformers reads them, for a bundle.
 
-Some checkpoints are published with the vocab.json and merges.txt of a byte-level
-BPE and define the rest of the tokenizer in code. A bundle holds data only, so the
-same tokenizer is written as tokenizer.json.
+Checkpoints keep them in many files. transformers reads these at build time, in a process of its own
+(`export.checkpoint.canonical`), and a bundle gets the same in three: tokenizer.json, chat_template.jinja, and
+tokenizer_config.json with the texts of the special tokens, {"special_tokens": {name: text}, "split_special_tokens"}.
 """
 
+import codecs
+import hashlib
+import importlib.util
 import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from engines.errors import CheckpointError
+from engines.config import ModelConfig
+from engines.errors import INSTALL, BackendError, CheckpointError
+from export.checkpoint import Family
 
 TOKENIZER = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
-PAIRS = ("vocab.json", "merges.txt")
-FILES = (TOKENIZER, SETTINGS, "special_tokens_map.json", "chat_template.jinja", "generation_config.json", *PAIRS)
+TEMPLATE = "chat_template.jinja"
+PAIR = ("vocab.json", "merges.txt")
+VOCABULARIES = (TOKENIZER, *PAIR, "tokenizer.model")  # a tokenizer needs some of them
+BESIDE = (SETTINGS, "special_tokens_map.json", "added_tokens.json", TEMPLATE, "chat_template.json")
+GENERATION = "generation_config.json"
+FILES = (*VOCABULARIES, *BESIDE, GENERATION)
 AGAIN = "download or save the checkpoint again"
+ROOT = Path(__file__).resolve().parents[2]  # of the packages
+SECONDS = 300  # that transformers may take, also on a busy machine
+logger = logging.getLogger(__name__)
+
+
+def sources(directory: Path) -> list[Path]:
+    """The files of the tokenizer, its templates and the generation defaults that a checkpoint has."""
+    named = [path for name in FILES if (path := directory / name).is_file()]
+    return [*named, *sorted((directory / "additional_chat_templates").glob("*.jinja"))]
+
+
+def digest(directory: Path) -> str:
+    """SHA-256 (hex) over the names and content of `sources`."""
+    lines = (f"{path.name} {hashlib.sha256(content(path)).hexdigest()}" for path in sources(directory))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a file without a byte order mark; raises CheckpointError."""
+    try:
+        return path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from error
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, empty without the file; raises CheckpointError for anything else in it."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(content(path).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); {AGAIN}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(found).__name__}, expected an object; {AGAIN}")
+    return found
+
+
+def token_ids(directory: Path) -> dict[str, int]:
+    """The ids of all tokens by text, from the files of a checkpoint; a vocabulary goes before files beside it.
+
+    Raises CheckpointError for a file that is damaged.
+    """
+    found: dict[str, int] = {}
+    try:
+        for number, token in (json_object(directory / SETTINGS).get("added_tokens_decoder") or {}).items():
+            found[token["content"]] = int(number)
+        found = json_object(directory / "added_tokens.json") | found | json_object(directory / "vocab.json")
+        whole = json_object(directory / TOKENIZER)
+        vocabulary = (whole.get("model") or {}).get("vocab") or {}
+        found |= vocabulary if isinstance(vocabulary, dict) else {}
+        return found | {token["content"]: int(token["id"]) for token in whole.get("added_tokens") or ()}
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{directory}: its tokens have no ids ({error!r}); {AGAIN}") from error
 
 
 def special_id(directory: Path, text: str | None) -> int | None:
     """The id of the special token with the text `text`; None where the checkpoint lacks it or has no tokenizer.
 
-    Raises CheckpointError for a file that cannot be read.
+    Raises CheckpointError for a file that is damaged.
     """
-    for name in (SETTINGS, TOKENIZER):
-        for token in added_tokens(directory / name):
-            if text is not None and token.get("content") == text:
-                return int(token["id"])
-    return None
+    return None if text is None else token_ids(directory).get(text)
 
 
-def added_tokens(path: Path) -> list[dict[str, Any]]:
-    """The added tokens in a tokenizer's file, {"id", "content", …} each; raises CheckpointError for a damaged file."""
-    if not path.is_file():
-        return []
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if path.name == TOKENIZER:
-            return list(content.get("added_tokens") or [])
-        return [{"id": int(key)} | value for key, value in (content.get("added_tokens_decoder") or {}).items()]
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a tokenizer's JSON object ({error}); {AGAIN}") from error
+def canonical(directory: Path, family: Family, config: ModelConfig) -> dict[str, bytes]:
+    """The files of a bundle's tokenizer and template, by name; none for a checkpoint without a tokenizer.
 
-
-def needs_writing(directory: Path) -> bool:
-    """Whether the checkpoint has `PAIRS` and no tokenizer.json; raises CheckpointError for one file of the pair."""
-    found = [name for name in PAIRS if (directory / name).is_file()]
-    if (directory / TOKENIZER).is_file() or not found:
-        return False
-    if len(found) < len(PAIRS):
-        (missing,) = set(PAIRS) - set(found)
-        raise CheckpointError(f"{directory} has {found[0]} and no {missing}, expected both or {TOKENIZER}; {AGAIN}")
-    return True
-
-
-def write_tokenizer(directory: Path, split: str | None, path: Path) -> None:
-    """Write the checkpoint's byte-level BPE as the tokenizer.json `path`; `split` is the pattern of its words.
-
-    Raises CheckpointError where the files are no tokenizer, or the family has no pattern.
+    Raises CheckpointError for a tokenizer that cannot be read or does not belong to the model, and for a template that
+    cannot render a chat, which a base model may have: it is left out, with a warning. Raises BackendError where
+    transformers is not installed.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
-    if split is None:
-        raise CheckpointError(
-            f"{directory} has no {TOKENIZER}, and its family has no pattern that splits text; {AGAIN}"
+    if not any((directory / name).is_file() for name in VOCABULARIES):
+        return {}
+    pair = {name: (directory / name).is_file() for name in PAIR}
+    if not (directory / TOKENIZER).is_file() and sum(pair.values()) == 1:
+        has, lacks = sorted(pair, key=pair.__getitem__, reverse=True)
+        raise CheckpointError(f"{directory} has {has} and no {lacks}, expected both or {TOKENIZER}; {AGAIN}")
+    if importlib.util.find_spec("transformers") is None:
+        raise BackendError(
+            f"a build with a tokenizer needs transformers, which is not installed; {INSTALL.format(extra='export')}"
         )
+    found = read(directory, family, config)
+    if "refused" in found:
+        raise CheckpointError(f"{directory}: the tokenizer cannot be used: {found['refused']}")
+    check(directory, family, config, found)
+    if "unrendered" in found:
+        if not is_base(directory):
+            raise CheckpointError(f"{directory}: {found['unrendered']}")
+        logger.warning("%s: the bundle has no chat template, as for a base model: %s", directory, found["unrendered"])
+    settings = {"special_tokens": found["tokens"], "split_special_tokens": found["split"]}
+    files = {TOKENIZER: found["tokenizer"], SETTINGS: json.dumps(settings, indent=1, ensure_ascii=False) + "\n"}
+    if found.get("template") is not None:
+        files[TEMPLATE] = found["template"]
+    return {name: text.encode("utf-8") for name, text in files.items()}
+
+
+def read(directory: Path, family: Family, config: ModelConfig) -> dict[str, Any]:
+    """What `export.checkpoint.canonical` answers about a copy of the tokenizer's files.
+
+    The copy has no other file; JSON objects are checked, and byte order marks are left out. Raises CheckpointError.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work) / "checkpoint"
+        for path in (directory / "config.json", *sources(directory)):
+            if path.suffix == ".json":
+                json_object(path)
+            copy = folder / path.relative_to(directory)
+            copy.parent.mkdir(exist_ok=True, parents=True)
+            copy.write_bytes(content(path))
+        request = {
+            "folder": str(folder), "result": str(Path(work) / "result.json"), "stand_in": family.tokenizer,
+            "system": config.system, "named": [text for text in (family.mask, family.end_of_turn) if text],
+        }  # fmt: skip
+        try:
+            found = ask(request)
+        except CheckpointError as error:
+            raise CheckpointError(f"{directory}: {error}") from error
+        for key in {"refused", "unrendered"} & found.keys():
+            found[key] = found[key].replace(str(folder), str(directory))
+        return found
+
+
+def ask(request: dict[str, Any]) -> dict[str, Any]:
+    """The answer of `export.checkpoint.canonical` in a process of its own; raises CheckpointError if there is none."""
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HOME": str(Path(request["result"]).parent)}
+    command = [sys.executable, "-m", "export.checkpoint.canonical", json.dumps(request)]
     try:
-        tokenizer = Tokenizer(models.BPE.from_file(*(str(directory / name) for name in PAIRS)))
-    except Exception as error:  # the library raises plain Exception
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{directory}: {' and '.join(PAIRS)} make no tokenizer ({reason}); {AGAIN}") from error
-    tokenizer.normalizer = normalizers.NFC()
-    words = pre_tokenizers.Split(Regex(split), behavior="isolated")
-    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pieces])
-    tokenizer.decoder = decoders.ByteLevel()
-    for token in sorted(added_tokens(directory / SETTINGS), key=lambda token: int(token["id"])):
-        made = AddedToken(token["content"], special=bool(token.get("special")), normalized=False)
-        (tokenizer.add_special_tokens if made.special else tokenizer.add_tokens)([made])
-        if tokenizer.token_to_id(token["content"]) != token["id"]:
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | quiet | offline, capture_output=True, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CheckpointError(f"reading the tokenizer took more than {SECONDS} s; {AGAIN}") from error
+    if done.returncode == -signal.SIGXCPU:
+        raise CheckpointError("the chat template does not come to an end; correct it")
+    if done.returncode:
+        last = (done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise CheckpointError(f"the tokenizer cannot be read ({last}); {AGAIN}")
+    return dict(json.loads(Path(request["result"]).read_text(encoding="utf-8")))
+
+
+def check(directory: Path, family: Family, config: ModelConfig, found: dict[str, Any]) -> None:
+    """Raise CheckpointError for tokens that do not belong to the model; note what differs and does no harm."""
+    ids, (text, last) = found["ids"], found["last"] or ("", -1)
+    if last >= config.vocab:
+        raise CheckpointError(
+            f"{directory}: the token {text!r} has id {last}, and the embedding has {config.vocab} rows; use the "
+            "tokenizer that belongs to these weights"
+        )
+    generation = json_object(directory / GENERATION)
+    masks = {"the tokenizer": ids.get("mask_token"), GENERATION: generation.get("mask_token_id")}
+    masks[f"the token {family.mask}"] = found["named"].get(family.mask)
+    for place, mask in masks.items():
+        if mask not in (None, config.mask_id):
             raise CheckpointError(
-                f"{directory / SETTINGS}: {token['content']!r} has id {token['id']}, expected "
-                f"{tokenizer.token_to_id(token['content'])} as the next of {PAIRS[0]}; {AGAIN}"
+                f"{directory}: the mask's id is {mask} by {place} and {config.mask_id} by config.json; correct the one "
+                "that is wrong"
             )
-    tokenizer.save(str(path))
+    if config.mask_id in (config.eos_id, config.eot_id, ids.get("eos_token")):
+        raise CheckpointError(f"{directory}: the mask's id {config.mask_id} is also that of an end; correct it")
+    files = (generation, json_object(directory / "config.json"))
+    padding = {ids.get("pad_token"), *(file.get("pad_token_id") for file in files)} - {None}
+    if len(padding) > 1:
+        listed = ", ".join(map(str, sorted(padding, key=str)))
+        logger.warning("%s: its files give the padding different ids (%s); decoding pads nothing", directory, listed)
+    for text, number, elsewhere in found["moved"]:
+        logger.warning("%s: %r has id %s as transformers reads it, not %s", directory, text, number, elsewhere)
+
+
+def is_base(directory: Path) -> bool:
+    """Whether a checkpoint is called a base model, by its folder, a hub's cache, or its config.json."""
+    path = directory.resolve()
+    names = [path.name, str(json_object(directory / "config.json").get("_name_or_path"))]
+    names += [part for part in path.parts if part.startswith("models--")]
+    return any(re.search(r"(^|[-_])base($|[-_])", name, re.IGNORECASE) for name in names)

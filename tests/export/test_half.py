@@ -110,16 +110,15 @@ def test_the_layout_of_a_matrix_changes_nothing() -> None:
 
 def test_the_ids(tmp_path: Path) -> None:
     demo = open_checkpoint(DEMO).config
-    ids = probe_ids(demo, DEMO / "tokenizer.json")
+    ids = probe_ids(demo, (DEMO / "tokenizer.json").read_bytes())
     assert ids[0] == demo.eos_id and ids[-8:] == [demo.mask_id] * 8 and 30 < len(ids) <= demo.max_length
     assert all(0 <= number < demo.vocab for number in ids)
     tiny = open_checkpoint(make_checkpoint(tmp_path / "c", SHAPES["tiny"])).config
     write_tokenizer(tmp_path)  # of another model, with ids beyond this one's vocabulary
-    for tokenizer in (None, tmp_path / "tokenizer.json"):
+    for tokenizer in (None, (tmp_path / "tokenizer.json").read_bytes()):
         assert all(0 <= number < tiny.vocab for number in probe_ids(tiny, tokenizer))
-    (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
-    with refused(CheckpointError, str(tmp_path / "tokenizer.json"), "not a tokenizer"):
-        probe_ids(tiny, tmp_path / "tokenizer.json")
+    with refused(CheckpointError, "tokenizer.json is not a tokenizer"):
+        probe_ids(tiny, b"version https://git-lfs.github.com/spec/v1\n")
 
 
 # verify --half

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-import export
 import runtime
 from engines.bundle import MANIFEST, Bundle
 from engines.errors import BundleError, PromptError
@@ -28,7 +28,7 @@ def changed(bundle: Path, tmp_path: Path, **files: str | None) -> Text:
     """The text side of a bundle with other files: only the manifest and these are there."""
     folder = tmp_path / "bundle"
     folder.mkdir()
-    contents = {name: (bundle / name).read_text() for name in ("tokenizer.json", CONFIG)}
+    contents: dict[str, str | None] = {name: (bundle / name).read_text() for name in ("tokenizer.json", CONFIG, JINJA)}
     named = {"config": CONFIG, "jinja": JINJA, "tokenizer": "tokenizer.json"}
     contents |= {named[key]: content for key, content in files.items()}  # type: ignore[misc]
     (folder / MANIFEST).write_bytes((bundle / MANIFEST).read_bytes())
@@ -64,35 +64,37 @@ def test_special_tokens_are_left_out_of_text(text: Text) -> None:
 
 
 def test_the_template(text: Text) -> None:
-    """Special tokens come as a text (BOS) and as an object (EOS)."""
-    assert isinstance(json.loads((text.bundle.root / CONFIG).read_text())["eos_token"], dict)
+    """Special tokens come as texts, also one that was an object in the checkpoint (EOS)."""
+    tokens = json.loads((text.bundle.root / CONFIG).read_text())["special_tokens"]
+    assert tokens == {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
     assert text.prompt("Hi").tolist() == [BOS, USER, *letters(text, "Hi"), EOS, ASSISTANT]
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     a, b, c = letters(text, "abc")
     assert text.prompt(turns).tolist() == [BOS, USER, a, EOS, ASSISTANT, b, EOS, USER, c, EOS, ASSISTANT]
 
 
-def test_where_the_template_is(text_bundle: Path, tmp_path: Path) -> None:
-    """chat_template.jinja goes before tokenizer_config.json; a list has a default; without one, plain text."""
-    jinja = changed(text_bundle, tmp_path, jinja="{{ messages[0].content }}!")
-    assert jinja.prompt("Hi").tolist() == letters(jinja, "Hi!")
-    for number, (template, wanted) in enumerate((
-        ([{"name": "tools", "template": "x"}, {"name": "default", "template": "{{ messages[0]['content'] }}?"}], "Hi?"),
-        ([{"name": "tools", "template": "x"}], "Hi"), ([7], "Hi"), (None, "Hi"), ("{{ missing }}-", "-"),
-        ("{% if tools is defined %}x{% endif %}{% if tools %}y{% endif %}z", "z"),
-    )):  # fmt: skip
-        (tmp_path / str(number)).mkdir()
-        config = json.dumps({"chat_template": template})
-        other = changed(text_bundle, tmp_path / str(number), config=config)
-        assert other.prompt("Hi").tolist() == letters(other, wanted)
-    (tmp_path / "none").mkdir()
-    base = changed(text_bundle, tmp_path / "none", config=None)
-    assert base.template is None and base.prompt("Hi").tolist() == letters(base, "Hi")
+def test_a_base_model(text_bundle: Path, tmp_path: Path) -> None:
+    """Without a template the prompt is the text, and what the tokenizer puts around it."""
+    tokenizer = json.loads((text_bundle / "tokenizer.json").read_text())
+    single = [{"SpecialToken": {"id": "<|startoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing", "single": single, "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|startoftext|>": {"id": "<|startoftext|>", "ids": [BOS], "tokens": ["<|startoftext|>"]}},
+    }  # fmt: skip
+    base = changed(text_bundle, tmp_path, jinja=None, tokenizer=json.dumps(tokenizer))
+    assert base.template is None and base.prompt("Hi").tolist() == [BOS, *letters(base, "Hi")]
+    turns: list[dict[str, Any]] = [{"role": "user", "content": one} for one in ("a", [{"type": "text", "text": "b"}])]
+    assert base.prompt(turns).tolist() == [BOS, *letters(base, "a\nb")]
 
 
-def test_a_token_that_is_null_is_undefined(text_bundle: Path, tmp_path: Path) -> None:
-    text = changed(text_bundle, tmp_path, config=json.dumps({"bos_token": None, "chat_template": "{{ bos_token }}x"}))
-    assert text.prompt("Hi").tolist() == letters(text, "x")
+def test_a_template_puts_bos_itself(text_bundle: Path, tmp_path: Path) -> None:
+    jinja = changed(text_bundle, tmp_path, jinja="{{ messages[0].content }}!\r\n{{ missing }}{{ bos_token }}-")
+    assert jinja.render("Hi") == "Hi!\n<|startoftext|>-", "undefined is nothing"
+
+
+def test_split_special_tokens(text_bundle: Path, tmp_path: Path) -> None:
+    text = changed(text_bundle, tmp_path, config=json.dumps({"split_special_tokens": True}))
+    assert len(text.encode("<|user|>")) == len("<|user|>")
 
 
 # Prompts
@@ -108,8 +110,31 @@ def test_empty(text: Text, prompt: Any) -> None:
     "turn", [{}, {"role": "user"}, {"content": "x"}, {"role": "user", "content": None}, {"role": 1, "content": "x"}, 5]
 )
 def test_messages_that_are_none(text: Text, turn: Any) -> None:
-    with refused(PromptError, "role", "content", "write"):
+    with refused(PromptError, "message 2", "role", "content", "write"):
         text.prompt([{"role": "user", "content": "x"}, turn])
+
+
+def test_content_in_parts(text: Text) -> None:
+    """As clients of the common chat interface send it."""
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert text.render([{"role": "user", "content": parts}]) == text.render("a\nb")
+    assert text.render([{"role": "user", "content": parts[:1]}]) == text.render("a") == text.render(np.str_("a"))
+    assert text.render(({"role": "user", "content": ["a"], "name": "x", "tool_calls": None},)) == text.render("a")
+    assert "None" not in text.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "c"}] * 2)
+    assert text.messages([{"role": "assistant", "content": None}, {"role": "user", "content": "b"}])[0] == {
+        "role": "assistant"
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [([{"type": "image_url", "image_url": {}}], ("type image_url", "images")), ([5], ("type int",)),
+     ([{"type": "text"}], ("part of type text", "write")), ({"text": "a"}, ("content of type dict",)),
+     (object(), ("not plain data", "write")), (5, ("content of type int",))],
+)  # fmt: skip
+def test_content_that_is_none(text: Text, content: Any, words: tuple[str, ...]) -> None:
+    with refused(PromptError, "message 1", *words):
+        text.prompt([{"role": "user", "content": content}])
 
 
 def test_text_that_is_no_unicode(text: Text) -> None:
@@ -147,19 +172,12 @@ def test_escapes(text_bundle: Path, tmp_path: Path, template: str, named: str) -
      ("{{ raise_exception('two\nlines') }}", "two"), ("{{ raise_exception() }}", "argument"),
      ("{% for m in messages %}", "end of template"), ("{{ 1 / 0 }}", "division by zero"),
      ("{{ messages[7].content }}", "no element 7"), ("{{ nothing.at.all }}", "'nothing' is undefined"),
-     ("{{ strftime_now('%d') }}", "'strftime_now' is undefined"),
-     ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"), ("{{ 'a' * 10**15 }}", "MemoryError"),
+     ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"), ("{{ 'a' * 10**15 }}", "too large"),
      ("{{ messages[0].content + 1 }}", "str")],
 )  # fmt: skip
 def test_templates_that_fail(text_bundle: Path, tmp_path: Path, template: str, said: str) -> None:
     text = changed(text_bundle, tmp_path, jinja=template)
     with refused(PromptError, "chat template failed", said, "--prompt-ids"):
-        text.prompt("Hi")
-
-
-def test_a_template_that_is_no_text(text_bundle: Path, tmp_path: Path) -> None:
-    text = changed(text_bundle, tmp_path, config=json.dumps({"chat_template": 5}))
-    with refused(PromptError, "chat template failed", "--prompt-ids"):
         text.prompt("Hi")
 
 
@@ -211,16 +229,8 @@ def test_settings_that_are_no_text(text_bundle: Path, tmp_path: Path) -> None:
         text.prompt("Hi")
 
 
-def test_a_template_travels_with_the_checkpoint(text_checkpoint: Path, text_bundle: Path, tmp_path: Path) -> None:
-    """The bundle holds the checkpoint's text files unchanged and does not need the checkpoint."""
-    for name in ("tokenizer.json", CONFIG, "config.json"):
-        assert (text_bundle / name).read_bytes() == (text_checkpoint / name).read_bytes()
-    assert json.loads((text_bundle / CONFIG).read_text())["chat_template"] == TEMPLATE
-    import shutil
-
-    checkpoint = Path(shutil.copytree(text_checkpoint, tmp_path / "checkpoint"))
-    (checkpoint / JINJA).write_text("{{ messages[0].content }}#")
-    bundle = export.build(checkpoint, tmp_path / "bundle")
-    shutil.rmtree(checkpoint)
-    text = Text(Bundle.open(bundle))
-    assert text.prompt("Hi").tolist() == letters(text, "Hi#")
+def test_a_template_travels_with_the_checkpoint(text_checkpoint: Path, text_bundle: Path) -> None:
+    """The bundle holds what transformers reads from the checkpoint's text files and does not need the checkpoint."""
+    assert (text_bundle / "config.json").read_bytes() == (text_checkpoint / "config.json").read_bytes()
+    assert (text_bundle / JINJA).read_text() == TEMPLATE
+    assert json.loads((text_bundle / CONFIG).read_text())["split_special_tokens"] is False

@@ -35,9 +35,6 @@ FAMILY = Family(
     decoding={"window": 32},  # arXiv 2510.14973
     length=2048,  # positions in training; the config has 131072
     end_of_turn="<|im_end|>",
-    # As Qwen2 splits text: contractions, words, single digits, punctuation, line ends, blanks.
-    split=(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-        r"|\s+(?!\S)|\s+"
-    ),
+    mask="<|mask|>",
+    tokenizer="Qwen2Tokenizer",
 )

@@ -132,4 +132,5 @@ FAMILY = Family(
     ignorable=("*.rotary_emb.inv_freq",),
     decoding={"window": 16},  # arXiv 2510.14973
     end_of_turn="<|eot_id|>",
+    mask="<|mdm_mask|>",
 )

@@ -16,7 +16,7 @@ from engines.config import ModelConfig, VisionConfig
 from engines.errors import CheckpointError
 from export.checkpoint import Family, Weight, llama
 from export.checkpoint.config_keys import Keys, expect
-from export.checkpoint.tokenizer import AGAIN, special_id
+from export.checkpoint.tokenizer import AGAIN, token_ids
 
 REQUIRED = (
     "mm_hidden_size", "mm_vision_tower", "mm_projector_type", "mm_patch_merge_type", "mm_vision_select_layer",
@@ -66,7 +66,8 @@ SYSTEM = (
 
 def complete(directory: Path, raw: dict[str, Any]) -> dict[str, Any]:
     """The keys of config.json and the `ADDED` ones; raises CheckpointError where the directory lacks their sources."""
-    ids = {text: special_id(directory, text) for text in (MASK, *SUPPRESSED)}
+    known = token_ids(directory)
+    ids = {text: known.get(text) for text in (MASK, *SUPPRESSED)}
     for text, number in ids.items():
         if number is None:
             raise CheckpointError(
@@ -200,5 +201,6 @@ FAMILY = Family(
     weights=weights,
     ignorable=("*.rotary_emb.inv_freq", "*.vision_model.post_layernorm.*", "*.embeddings.position_ids"),
     end_of_turn="<|eot_id|>",
+    mask=MASK,
     complete=complete,
 )

@@ -13,7 +13,7 @@ from engines.errors import CheckpointError
 from export.checkpoint.families.llava_llada import FAMILY, SO400M
 from export.checkpoint.reader import open_checkpoint
 from export.checkpoint.registry import find_family
-from export.checkpoint.tokenizer import added_tokens
+from export.checkpoint.tokenizer import token_ids
 from tests.support.cases import refused
 from tests.support.vision import CHECKPOINT, GOLDEN, REAL, copy_checkpoint
 
@@ -113,7 +113,7 @@ def test_the_tokens_of_the_golden_checkpoint() -> None:
     ids = tiny["tiny_ids"]
     assert (config.mask_id, config.eos_id, config.eot_id) == (ids["mask"], ids["eos"], ids["eot"])
     assert set(config.suppressed) == set(tiny["suppressed_ids_tiny"])
-    assert ids["mask"] in {token["id"] for token in added_tokens(CHECKPOINT / "tokenizer_config.json")}
+    assert ids["mask"] in token_ids(CHECKPOINT).values()
     assert Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json")).token_to_id("<|mdm_mask|>") == ids["mask"]
 
 
