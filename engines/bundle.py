@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shlex
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -108,14 +109,35 @@ class Bundle:
             self._checked.add(name)
         return path
 
-    def check(self) -> None:
-        """Check every file of the bundle, in parallel; raises BundleError for the first that differs."""
+    def check(self, names: Iterable[str] | None = None) -> None:
+        """Check the files `names` (None: all), in parallel; raises BundleError for the first that differs.
+
+        A path in the manifest that leaves the bundle is refused, whoever needs it.
+        """
+        for name in self.manifest.files:
+            inside(self.root, name)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            list(pool.map(self.file, self.manifest.files))
+            list(pool.map(self.file, sorted(self.manifest.files if names is None else names)))
+
+    def files_for(self, backend: str | None) -> set[str]:
+        """The files that a back end reads: texts, and its engines with their weights (None: the exported parts).
+
+        Raises BundleError if the bundle does not have them.
+        """
+        parts = self.exported if backend is None else self.engines(backend)["parts"]
+        engines = {(p.get("graph"), p["weights"], *p.get("plans", {}).values()) for p in parts.values()}
+        return {name for name in self.manifest.files if "/" not in name} | set().union(*engines) - {None}
+
+    @property
+    def exported(self) -> dict[str, dict[str, Any]]:
+        """The manifest's entries of the exported parts; raises BundleError for a pack without them."""
+        if not self.manifest.parts:
+            raise BundleError(f"{self.root} is a pack without the exported parts; use the bundle that it was made from")
+        return self.manifest.parts
 
     def graph(self, part: str, backend: str | None = None) -> Path:
         """The graph of `part` for `backend` (None: as exported), its weights checked, too; raises BundleError."""
-        entry = self.manifest.parts.get(part) if backend is None else self.engines(backend)["parts"].get(part)
+        entry = (self.exported if backend is None else self.engines(backend)["parts"]).get(part)
         if entry is None:
             raise BundleError(
                 f"{self.root}: the manifest has no engine of {part} for {backend}; {self.rebuild('--force')}"
@@ -136,7 +158,7 @@ class Bundle:
 
     def weights(self, part: str) -> Path:
         """The weight file of `part` in the bundle's precision."""
-        return self.file(self.manifest.parts[part]["weights"])
+        return self.file(self.exported[part]["weights"])
 
     def rebuild(self, *more: str) -> str:
         """The remedy where the bundle cannot be used, as `engines.record.rebuild`."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engines.errors import ElasticError, OptionError
+from engines.errors import BundleError, ElasticError, OptionError
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
@@ -22,6 +22,17 @@ def writing(path: Path, remedy: str, error_type: type[ElasticError] = OptionErro
         yield
     except OSError as error:
         raise error_type(f"cannot write {path} ({error.strerror or error}); {remedy}") from error
+
+
+def check_space(folder: Path, need: int) -> None:
+    """Raise BundleError if the disk of `folder`, which may not exist yet, has less than `need` bytes free."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if need > free:
+        raise BundleError(
+            f"{folder} needs {need / 1e9:.3f} GB of disk, and {free / 1e9:.3f} GB are free there; free some, or choose "
+            "another --out"
+        )
 
 
 def write_atomically(path: Path, content: bytes) -> None:

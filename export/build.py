@@ -15,7 +15,6 @@ head. No file time or size replaces a hash.
 
 import importlib
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
@@ -25,18 +24,16 @@ from typing import Any, ParamSpec, TypeVar
 from engines.bundle import STAMPS, Bundle, Manifest
 from engines.config import Capacity
 from engines.errors import INSTALL, BackendError, BundleError, OptionError
-from engines.files import link, writing
+from engines.files import check_space, link, writing
 from engines.locks import locked
 from engines.record import NEXT, RECORD, SHIPPED
 from engines.registry import versions
 from engines.signatures import GraphSignature, TensorSpec
-from engines.signatures.gpu import gpu_signatures
-from engines.signatures.vision import vision_signatures
-from engines.weights import SIZES
 from export import folder, stamps, swap
 from export.checkpoint import tokenizer
 from export.compilers import chosen, compiler
-from export.job import BuildJob, Sizes
+from export.estimate import estimate
+from export.job import BuildJob
 from export.options import MAX_BATCH, BuildOptions
 
 DEMO = Path(__file__).parent / "demo"
@@ -114,12 +111,13 @@ def check_compilers(options: BuildOptions) -> None:
 
 def run(job: BuildJob) -> Path:
     """Build what is planned, unless it is there; returns the bundle's path. Raises BundleError as `build`."""
-    need = estimate(job)["disk"] / 1e9
-    remedy = f"a build needs {need:.2f} GB in a writable folder (--out), and goes on where it stopped"
+    need = estimate(job)["disk"]
+    remedy = f"a build needs {need / 1e9:.2f} GB in a writable folder (--out), and goes on where it stopped"
     root, force = job.root, job.options.force
     with writing(root, remedy, BundleError):
         if not force and is_up_to_date(job, folder.existing_bundle(job)):
             return root  # without a lock, which a read-only disk refuses
+        check_space(root, need - sum(path.stat().st_size for path in root.rglob("*") if path.is_file()))
         root.mkdir(parents=True, exist_ok=True)
         folder.refuse_foreign_files(root, force)
         with locked(root):
@@ -151,6 +149,7 @@ def extend(job: BuildJob, bundle: Bundle) -> BuildJob:
 
 def make(job: BuildJob) -> Manifest:
     """Write the record, parts and engines, in this order; returns the manifest."""
+    from export.half import HalfPass, probe_ids
     from export.part import Target
 
     options, config, source = job.options, job.config, job.checkpoint
@@ -163,16 +162,12 @@ def make(job: BuildJob) -> Manifest:
     for name in kept:
         link(job.root.parent / name, job.root / name)
     job.files[RECORD] = stamps.write(job.root / RECORD, job.record.content())
-    signatures = (
-        *gpu_signatures(config, options.precision, job.capacity.track_num),
-        *vision_signatures(config, options.precision),
-    )
-    target = Target(
-        folder="onnx", dtype=options.precision, precision=options.precision, config=config, signatures=signatures
-    )
+    target = Target.exported(options.precision, config, job.capacity.track_num)
+    if options.precision == "fp16":
+        job.half = HalfPass(config, probe_ids(config, texts.get(tokenizer.TOKENIZER)))
     compiling = [compiler(name) for name in job.backends]
     written = job.write_parts(target, *(other for one in compiling for other in one.targets(job)))
-    job.parts = {signature.name: written[signature.name] | tensors(signature) for signature in signatures}
+    job.parts = {signature.name: written[signature.name] | tensors(signature) for signature in target.signatures}
     for name, content in texts.items():
         job.files[name] = stamps.write(job.root / name, content)
     entries = {name: entry for name, entry in job.files.items() if "/" not in name and name not in kept}
@@ -208,20 +203,3 @@ def tensors(signature: GraphSignature) -> dict[str, Any]:
         "outputs": list(map(entry, signature.outputs)),
         "aliases": dict(signature.aliases),
     }
-
-
-def estimate(job: BuildJob) -> dict[str, int]:
-    """Bytes on disk and the peak of memory that a build needs, from the shapes alone: {"disk", "memory"}."""
-    c = job.config
-    table = c.vocab * c.d_model
-    of_vision = [job.checkpoint.family.weights(c, part).values() for part in c.vision_parts]
-    sizes = Sizes(
-        precision=job.options.precision,
-        weights=job.options.weights,
-        table=table,
-        language=2 * table + c.layers * c.layer_numbers,
-        vision=sum(math.prod(weight.shape) for part in of_vision for weight in part),
-    )
-    exported = (sizes.language + sizes.vision) * SIZES[sizes.precision]
-    engines = sum(compiler(name).engine_bytes(sizes) for name in job.backends)
-    return {"disk": exported + engines, "memory": 2 * max(c.layer_numbers, table) * 4}

@@ -13,18 +13,8 @@ from export.stamps import Files
 
 if TYPE_CHECKING:
     from export.checkpoint.reader import Checkpoint
+    from export.half import HalfPass
     from export.part import Target
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How many weights a model has and how a bundle stores them; what an estimate of disk space needs."""
-
-    precision: str
-    weights: str | None
-    table: int  # weights of the embedding's matrix [V, d]
-    language: int  # weights of the language model's matrices
-    vision: int  # weights of the vision parts, which are never quantised
 
 
 @dataclass
@@ -44,6 +34,7 @@ class BuildJob:
     capacity: Capacity
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: Files = field(default_factory=dict)
+    half: "HalfPass | None" = None  # runs each part of an fp16 build in fp16
     defaults: dict[str, Any] | None = None  # decoding defaults of the calibrated bundle that is extended
 
     @property
@@ -68,7 +59,7 @@ class BuildJob:
 
         Returns {part: {"graph", "weights"}} of `target`; the graphs of the others are
         written by `write_graphs`. Raises CheckpointError for a part that cannot be
-        read or stored, OSError as the disk does.
+        read, stored or computed in the precision, OSError as the disk does.
         """
         written = {}
         for part in self._announced(target):
@@ -92,6 +83,8 @@ class BuildJob:
         if part in (*self.config.parts, *self.config.vision_parts):
             tensors = self.checkpoint.part(part)  # freed before the next part is read
             self.files |= write_weights(self.root, part, targets, tensors, self.checkpoint.digest(part))
+            if self.half is not None:
+                self.half.run(part, tensors)
 
     def _write_graph(self, target: "Target", part: str) -> dict[str, Any]:
         from export.part import write_graph

@@ -27,6 +27,8 @@ from engines.config import ModelConfig
 from engines.errors import CheckpointError
 from engines.files import describe
 from engines.signatures import GraphSignature
+from engines.signatures.gpu import gpu_signatures
+from engines.signatures.vision import vision_signatures
 from export import checkpoint, graphs, stamps
 from export.checkpoint.reader import is_finite
 from export.graphs import quantize
@@ -52,6 +54,12 @@ class Target:
     config: ModelConfig
     signatures: tuple[GraphSignature, ...]
     weights: str | None = None
+
+    @classmethod
+    def exported(cls, precision: str, config: ModelConfig, track_num: int) -> "Target":
+        """The exported parts of a bundle, in its precision."""
+        signatures = *gpu_signatures(config, precision, track_num), *vision_signatures(config, precision)
+        return cls(folder="onnx", dtype=precision, precision=precision, config=config, signatures=signatures)
 
     def signature(self, part: str) -> GraphSignature:
         """The inputs and outputs of a part's graph."""

@@ -36,6 +36,7 @@ class TensorRTModel(GpuModel):
         self.cuda = Cuda(device)
         with self.cuda.closed_on_error():
             self.package = compatible_package(bundle, self.entry, flavour, self.cuda)
+            bundle.check(bundle.files_for(self.backend))
             trt = self.package.module
             self.runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
             self.weights = {part: self.upload_weights(part) for part in self.config.parts}
@@ -46,7 +47,7 @@ class TensorRTModel(GpuModel):
 
     def upload_weights(self, part: str) -> Bindings:
         """Copy the weights of a part to new device memory; raises BackendError if they do not fit."""
-        path = self.bundle.weights(part)
+        path = self.bundle.file(self.entry["parts"][part]["weights"])
         stored = np.memmap(path, np.uint8, "r")
         bindings = {}
         for name, entry in locate(path).items():

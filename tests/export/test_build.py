@@ -19,10 +19,8 @@ import export.checkpoint
 import runtime
 from engines.bundle import MANIFEST, Bundle
 from engines.errors import BackendError, BundleError, CheckpointError, OptionError
-from export.build import estimate, plan
-from export.options import BuildOptions
 from tests.support.builds import content, forked, full_after, logits, published
-from tests.support.cases import DRIFT_PARTS, GOLDEN, refused, sentence
+from tests.support.cases import DRIFT_PARTS, refused, sentence
 
 KILLS = int(os.environ.get("KILL_BUILDS", "4"))
 
@@ -50,12 +48,6 @@ def test_progress_names_each_part(tiny_checkpoint: Path, tmp_path: Path) -> None
     on_the_cpu = ("embed", "layer_00", "layer_01", "head", "attention", *DRIFT_PARTS, "probe", "reuse")
     exported = [(f"onnx/{name}", i, 7) for i, name in enumerate(names, 1)]
     assert seen == exported + [(f"onnx/{name}", i, 9) for i, name in enumerate(on_the_cpu, 1)]
-
-
-def test_the_estimate_is_near(golden_bundle: Path) -> None:
-    job = plan(BuildOptions(GOLDEN, window=32, track_num=4, max_batch=1))
-    size = sum(path.stat().st_size for path in golden_bundle.glob("onnx/*.safetensors"))
-    assert abs(estimate(job)["disk"] / size - 1) < 0.02
 
 
 def test_checkpoints_that_are_none(tmp_path: Path) -> None:
@@ -98,15 +90,15 @@ def test_finished_parts_are_taken_up(text_checkpoint: Path, bundle_copy: Path, m
     (bundle_copy / MANIFEST).unlink()
     (bundle_copy / "onnx" / "layer_01.onnx").unlink()
     made: list[str] = []
-    from export import graphs
+    from export import part as parts
 
-    real = graphs.build
+    real = parts.save_graph
 
-    def noted(signature: Any, *rest: Any) -> Any:
-        made.append(signature.name)
-        return real(signature, *rest)
+    def noted(path: Path, target: Any, part: str, weights: Any) -> Any:
+        made.append(part)
+        return real(path, target, part, weights)
 
-    monkeypatch.setattr(graphs, "build", noted)
+    monkeypatch.setattr(parts, "save_graph", noted)
     export.build(text_checkpoint, bundle_copy)
     assert made == ["layer_01"]
 
