@@ -1,10 +1,11 @@
 """The bundle: one directory per built model, described by a manifest.
 
-    manifest.json            written last and atomically; without it nothing loads
+    manifest.json            written last and in one step; without it nothing loads
     config.json, tokenizer…  files of the checkpoint, unchanged
     onnx/                    one graph per part, its weights beside it
     engines/<back end>/      engines that were compiled from the graphs
-    stamps/                  what each part was made from, for the next build
+    stamps/                  what each part was made from, for the next build, and the command of this one
+    next/                    what a build has written so far (`export.swap`)
 
 The manifest holds its own SHA-256 and that of every other file; all of them are
 checked before a model is loaded.
@@ -13,20 +14,25 @@ checked before a model is loaded.
 import hashlib
 import json
 import os
+import re
+import shlex
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from engines.config import Capacity, ModelConfig, strict
 from engines.errors import BundleError, NewerBundleError
-from engines.files import check_access, describe, sha256, write_atomically, writing
+from engines.files import canonical, check_access, describe, sha256, signed, write_atomically, writing
+from engines.locks import LOCK, locked
+from engines.record import NEXT, rebuild
 
 FORMAT = "elastic-bundle"
 VERSION = 6
 MANIFEST = "manifest.json"
 STAMPS = "stamps"
-LOCK = ".lock"  # held by the build that writes the folder
 CALIBRATION = "calibration.json"
 
 
@@ -37,7 +43,8 @@ class Manifest:
     `model` and `capacity` are the fields of ModelConfig and Capacity, `defaults`
     decoding options by name, `parts` the exported graph, weight file, inputs and
     outputs of each part, `engines` an entry for each back end, `files` the size and
-    SHA-256 of each file.
+    SHA-256 of each file. `replaces` is None but for the moment in which the files of
+    a finished build lie in `next/` still: then it names the files of the bundle before.
     """
 
     model: dict[str, Any]
@@ -49,8 +56,14 @@ class Manifest:
     checkpoint: dict[str, str]
     tools: dict[str, str]
     files: dict[str, dict[str, Any]]
+    replaces: list[str] | None = None
     format: str = FORMAT
     version: int = VERSION
+
+    @property
+    def folder(self) -> str:
+        """Where below the bundle its files lie."""
+        return "." if self.replaces is None else NEXT
 
 
 @dataclass
@@ -75,41 +88,62 @@ class Bundle:
     @property
     def identity(self) -> str:
         """16 hexadecimal digits that change with any file, version or option of the bundle."""
-        return hashlib.sha256(canonical(vars(self.manifest))).hexdigest()[:16]
+        return hashlib.sha256(canonical(vars(replace(self.manifest, replaces=None)))).hexdigest()[:16]
 
     def file(self, name: str) -> Path:
         """The path of a file of the bundle, its size and SHA-256 checked once; raises BundleError if they differ."""
         if name not in self.manifest.files:
-            raise BundleError(f"{self.root}: the manifest lists no file {name!r}; {rebuild(self.root)}")
-        path = inside(self.root, name)
+            raise BundleError(f"{self.root}: the manifest lists no file {name!r}; {self.rebuild('--force')}")
+        path = inside(self.root, name, self.manifest.folder)
         if name not in self._checked:
             expected = self.manifest.files[name]
-            check_access(path, BundleError)
-            if not path.is_file():
-                raise BundleError(f"{self.root}: {name} is missing; {rebuild(self.root)}")
             try:
                 intact = path.stat().st_size == expected["size"] and sha256(path) == expected["sha256"]
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise BundleError(f"{self.root}: {name} is missing; {self.rebuild()}") from error
             except OSError as error:
-                raise BundleError(
-                    f"{self.root}: {name} cannot be read ({error.strerror}); {rebuild(self.root)}"
-                ) from error
+                remedy = "check its permissions" if isinstance(error, PermissionError) else self.rebuild()
+                raise BundleError(f"{self.root}: {name} cannot be read ({error.strerror}); {remedy}") from error
             if not intact:
                 raise BundleError(
-                    f"{self.root}: {name} is not the file that was built (SHA-256 differs); {rebuild(self.root)}"
+                    f"{self.root}: {name} is not the file that was built (SHA-256 differs); {self.rebuild()}"
                 )
             self._checked.add(name)
         return path
 
-    def check(self) -> None:
-        """Check every file of the bundle, in parallel; raises BundleError for the first that differs."""
+    def check(self, names: Iterable[str] | None = None) -> None:
+        """Check the files `names` (None: all), in parallel; raises BundleError for the first that differs.
+
+        A path in the manifest that leaves the bundle is refused, whoever needs it.
+        """
+        for name in self.manifest.files:
+            inside(self.root, name)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            list(pool.map(self.file, self.manifest.files))
+            list(pool.map(self.file, sorted(self.manifest.files if names is None else names)))
+
+    def files_for(self, backend: str | None) -> set[str]:
+        """The files that a back end reads: texts, and its engines with their weights (None: the exported parts).
+
+        Raises BundleError if the bundle does not have them.
+        """
+        parts = self.exported if backend is None else self.engines(backend)["parts"]
+        engines = {(p.get("graph"), p["weights"], *p.get("plans", {}).values()) for p in parts.values()}
+        return {name for name in self.manifest.files if "/" not in name} | set().union(*engines) - {None}
+
+    @property
+    def exported(self) -> dict[str, dict[str, Any]]:
+        """The manifest's entries of the exported parts; raises BundleError for a pack without them."""
+        if not self.manifest.parts:
+            raise BundleError(f"{self.root} is a pack without the exported parts; use the bundle that it was made from")
+        return self.manifest.parts
 
     def graph(self, part: str, backend: str | None = None) -> Path:
         """The graph of `part` for `backend` (None: as exported), its weights checked, too; raises BundleError."""
-        entry = self.manifest.parts.get(part) if backend is None else self.engines(backend)["parts"].get(part)
+        entry = (self.exported if backend is None else self.engines(backend)["parts"]).get(part)
         if entry is None:
-            raise BundleError(f"{self.root}: the manifest has no engine of {part} for {backend}; {rebuild(self.root)}")
+            raise BundleError(
+                f"{self.root}: the manifest has no engine of {part} for {backend}; {self.rebuild('--force')}"
+            )
         if entry["weights"]:
             self.file(entry["weights"])
         return self.file(entry["graph"])
@@ -118,29 +152,30 @@ class Bundle:
         """The manifest's entry for a back end; raises BundleError if the bundle has no engines for it."""
         built = self.manifest.engines
         if backend not in built:
-            raise BundleError(
-                f"{self.root} has no engines for {backend}{', only for ' if built else ''}{', '.join(built)}; "
-                f"add them with `python -m export build --backend {backend} --out {self.root}`, and the options it has"
-            )
+            problem = f"{self.root} has no engines for {backend}{', only for ' if built else ''}{', '.join(built)}"
+            if backend == "tensorrt" and self.manifest.precision == "fp32":
+                raise BundleError(f"{problem}; TensorRT needs another bundle, of --fp16 or --bf16")
+            raise BundleError(f"{problem}; to add them, {self.rebuild('--backend', backend)}")
         return built[backend]
 
     def weights(self, part: str) -> Path:
         """The weight file of `part` in the bundle's precision."""
-        return self.file(self.manifest.parts[part]["weights"])
+        return self.file(self.exported[part]["weights"])
+
+    def rebuild(self, *more: str) -> str:
+        """The remedy where the bundle cannot be used, as `engines.record.rebuild`."""
+        return rebuild(self.root, *more, folder=self.manifest.folder)
 
 
-def rebuild(root: Path, options: str = "") -> str:
-    """The remedy where a bundle cannot be used."""
-    return f"build it again with `python -m export build --out {root}{options}`, and the options it had"
+def inside(root: Path, name: str, folder: str = ".") -> Path:
+    """The path of `name` in the bundle at `root`, whose files lie in `folder`.
 
-
-def inside(root: Path, name: str) -> Path:
-    """The path `root`/`name`; raises BundleError if it leaves the bundle."""
+    Raises BundleError for a name that leaves the bundle. Links are followed: what is read has a SHA-256.
+    """
     relative = PurePosixPath(name)
-    path = root / relative
-    if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(root.resolve()):
-        raise BundleError(f"{root}: the manifest names {name!r}, which leaves the bundle; {rebuild(root)}")
-    return path
+    if relative.is_absolute() or ".." in relative.parts:
+        raise BundleError(f"{root}: the manifest names {name!r}, which leaves the bundle; {rebuild(root, '--force')}")
+    return root / folder / relative
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -150,7 +185,7 @@ def read_manifest(root: Path) -> Manifest:
     if os.path.isfile(root):
         raise BundleError(f"{root} is a file and not a bundle; give a bundle's folder")
     if not os.path.isdir(root):
-        raise BundleError(f"there is no bundle at {root}; build one with `python -m export build --out {root}`")
+        raise BundleError(f"there is no bundle at {root}; `python -m export build --help` shows how to build one")
     try:
         raw = path.read_bytes()
         content = json.loads(raw)
@@ -158,9 +193,10 @@ def read_manifest(root: Path) -> Manifest:
     except FileNotFoundError as error:
         if (root / "config.json").is_file() and any(root.glob("*.safetensors")):
             raise BundleError(
-                f"{root} is a checkpoint and not a bundle; build one with `python -m export build --checkpoint {root}`"
+                f"{root} is a checkpoint and not a bundle; build one with "
+                f"`{shlex.join(['python', '-m', 'export', 'build', '--checkpoint', str(root)])}`"
             ) from error
-        if not (root / STAMPS).is_dir() and not (root / LOCK).is_file():
+        if not any((root / name).exists() for name in (STAMPS, NEXT, LOCK)):
             raise BundleError(f"{root} holds no {MANIFEST} and is no bundle; give a bundle's folder") from error
         raise BundleError(f"{root} holds no {MANIFEST}: its build was not finished; {rebuild(root)}") from error
     except PermissionError as error:
@@ -190,22 +226,24 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
 def set_defaults(root: Path, defaults: dict[str, Any], evidence: str, content: dict[str, Any]) -> None:
     """Change a bundle's decoding defaults, and keep the measurement behind them as its JSON file `evidence`.
 
-    Raises BundleError if `root` is no bundle or cannot be written.
+    The file gets a name of its own (`calibrations`), so that the old one is whole until the manifest is replaced.
+    Raises BundleError if `root` is no bundle, is being written or cannot be written.
     """
-    manifest = read_manifest(root)
-    path = inside(root, evidence)
-    with writing(root, "make it writable", BundleError):
+    read_manifest(root)  # before a lock is left in a folder that is no bundle
+    with writing(root, "make it writable", BundleError), locked(root):
+        manifest = read_manifest(root)
+        old = calibrations(manifest.files)
+        first = inside(root, evidence, manifest.folder)
+        others = (first.with_stem(f"{first.stem}-{number}") for number in count(2))
+        path = next(path for path in chain([first], others) if not path.exists())
         write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
-        files = manifest.files | {evidence: describe(path)}
+        files = {other: entry for other, entry in manifest.files.items() if other not in old}
+        files[path.name] = describe(path)
         write_manifest(root, replace(manifest, defaults=manifest.defaults | defaults, files=files))
+        for other in old:
+            path.with_name(other).unlink(missing_ok=True)
 
 
-def signed(content: dict[str, Any]) -> bytes:
-    """The bytes of the manifest's file: `content` and its SHA-256."""
-    digest = hashlib.sha256(canonical(content)).hexdigest()
-    return json.dumps(content | {"sha256": digest}, indent=1).encode() + b"\n"
-
-
-def canonical(content: dict[str, Any]) -> bytes:
-    """JSON of `content` that does not depend on the order of keys, for hashes."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+def calibrations(names: Iterable[str]) -> list[str]:
+    """Those of `names` that are measurements behind calibrated defaults: calibration.json, calibration-2.json, …"""
+    return [name for name in names if re.fullmatch(r"calibration(-\d+)?\.json", name)]

@@ -4,7 +4,6 @@ A `Model` makes the runners of sequences and computes plain forward passes. One
 caller uses it at a time.
 """
 
-import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -136,11 +135,3 @@ def check_ids(ids: NDArray[Any], vocab: int) -> None:
 def slots_for(capacity: Capacity, length: int) -> int:
     """Slots of a sequence of `length` positions: as many, but no fewer than the rows of a reuse pass."""
     return max(length, capacity.rows)
-
-
-def default_threads() -> int:
-    """CPU threads where no number is given: OMP_NUM_THREADS, else one for each core that this process may use."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list is for nested parallelism
-    if wanted.isdecimal() and int(wanted) > 0:
-        return min(int(wanted), os.cpu_count() or 1)
-    return len(os.sched_getaffinity(0))

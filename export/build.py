@@ -1,7 +1,7 @@
 """Build a bundle: checkpoint -> parts -> engines -> manifest, resumable at every part.
 
-While a build runs the bundle has no manifest and does not load; the manifest is
-the last file written.
+A build writes to a folder of its own in the bundle's, `next/`, and the manifest
+last of all; until then what was a bundle before it stays one (`export.swap`).
 
 How often the checkpoint is read: each part's tensors are mapped once, hashed,
 and then cast for every file that holds them (`export.part`). From these hashes
@@ -15,27 +15,25 @@ head. No file time or size replaces a hash.
 
 import importlib
 import inspect
-import math
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from engines.bundle import STAMPS, Manifest, write_manifest
+from engines.bundle import STAMPS, Bundle, Manifest
 from engines.config import Capacity
 from engines.errors import INSTALL, BackendError, BundleError, OptionError
-from engines.files import describe, writing
+from engines.files import check_space, describe, link, writing
+from engines.locks import locked
+from engines.record import NEXT, RECORD, SHIPPED
 from engines.registry import versions
 from engines.signatures import GraphSignature, TensorSpec
-from engines.signatures.gpu import gpu_signatures
-from engines.signatures.vision import vision_signatures
-from engines.weights import SIZES
-from export import folder
+from export import folder, stamps, swap
 from export.checkpoint import tokenizer
 from export.compilers import chosen, compiler
-from export.job import BuildJob, Sizes
+from export.estimate import estimate
+from export.job import BuildJob
 from export.options import MAX_BATCH, BuildOptions
 
 DEMO = Path(__file__).parent / "demo"
@@ -87,7 +85,7 @@ def plan(options: BuildOptions) -> BuildJob:
         remedy = INSTALL.format(extra="export")
         raise BackendError(f"a build needs {error.name}, which is not installed; {remedy}") from error
     check_compilers(options)
-    checkpoint = reader.open_checkpoint(DEMO if str(options.checkpoint) == "demo" else options.checkpoint)
+    checkpoint = reader.open_checkpoint(DEMO if str(options.checkpoint) == SHIPPED else options.checkpoint)
     limit = checkpoint.config.max_length
     length = min(limit, checkpoint.family.length or limit) if options.max_length is None else options.max_length
     window = min(checkpoint.decoding()["window"], length) if options.window is None else options.window
@@ -113,61 +111,75 @@ def check_compilers(options: BuildOptions) -> None:
 
 def run(job: BuildJob) -> Path:
     """Build what is planned, unless it is there; returns the bundle's path. Raises BundleError as `build`."""
-    need = estimate(job)["disk"] / 1e9
-    remedy = f"a build needs {need:.2f} GB in a writable folder (--out), and goes on where it stopped"
-    with writing(job.root, remedy, BundleError):
-        job.root.mkdir(parents=True, exist_ok=True)
-        if not job.options.force and not (job.root / STAMPS).is_dir():
-            folder.refuse_foreign_files(job.root)  # before a lock is left among them
-        with folder.locked(job.root):
-            bundle = None if job.options.force else folder.existing_bundle(job.root)
-            whole = False
+    need = estimate(job)["disk"]
+    remedy = f"a build needs {need / 1e9:.2f} GB in a writable folder (--out), and goes on where it stopped"
+    root, force = job.root, job.options.force
+    with writing(root, remedy, BundleError):
+        if not force and is_up_to_date(job, folder.existing_bundle(job)):
+            return root  # without a lock, which a read-only disk refuses
+        check_space(root, need - sum(path.stat().st_size for path in root.rglob("*") if path.is_file()))
+        root.mkdir(parents=True, exist_ok=True)
+        folder.refuse_foreign_files(root, force)
+        with locked(root):
+            swap.settle(root)
+            bundle = None if force else folder.existing_bundle(job)
             if bundle is not None:
-                folder.refuse_other_bundle(job, bundle)
-                whole = folder.is_whole(job, bundle)
-                if whole and set(job.backends) <= set(bundle.manifest.engines):
-                    return job.root
-                job = extend(job, bundle.manifest)
-            folder.prepare(job.root, keep_manifest=whole)
-            make(job)
-    return job.root
+                if is_up_to_date(job, bundle):
+                    return root
+                job = extend(job, bundle)
+            swap.publish(root, make(replace(job, root=root / NEXT)))
+    return root
 
 
-def extend(job: BuildJob, manifest: Manifest) -> BuildJob:
+def is_up_to_date(job: BuildJob, bundle: Bundle | None) -> bool:
+    """Whether there is nothing to build; raises BundleError for the bundle of another checkpoint or other options."""
+    if bundle is None:
+        return False
+    folder.refuse_other_bundle(job, bundle)
+    return set(job.backends) <= set(bundle.manifest.engines) and folder.is_whole(job, bundle)
+
+
+def extend(job: BuildJob, bundle: Bundle) -> BuildJob:
     """The job that also makes a bundle's other engines again and keeps its calibrated defaults."""
-    options = folder.extended(job.options, manifest)
+    options = folder.extended(job.options, bundle.manifest)
     check_compilers(options)
-    kept = folder.calibration(job.root, manifest)
-    return replace(job, options=options, files=job.files | kept, defaults=manifest.defaults if kept else None)
+    kept = folder.calibration(bundle)
+    return replace(job, options=options, files=job.files | kept, defaults=bundle.manifest.defaults if kept else None)
 
 
-def make(job: BuildJob) -> None:
-    """Write parts, engines and manifest, in this order."""
+def make(job: BuildJob) -> Manifest:
+    """Write the record, parts and engines, in this order; returns the manifest."""
+    from export.half import HalfPass, probe_ids
     from export.part import Target
 
     options, config, source = job.options, job.config, job.checkpoint
+    (job.root / STAMPS).mkdir(parents=True, exist_ok=True)
+    for path in job.root.iterdir():
+        if path.is_file():  # which may be a link to a file of the bundle, from a build that was killed
+            path.unlink()
+    kept = tuple(job.files)
+    for name in kept:
+        link(job.root.parent / name, job.root / name)
+    job.files[RECORD] = stamps.write(job.root / RECORD, job.record.content())
     if tokenizer.needs_writing(source.directory):
         path = job.root / tokenizer.TOKENIZER
         tokenizer.write_tokenizer(source.directory, source.family.split, path)
         job.files[path.name] = describe(path)
-    signatures = (
-        *gpu_signatures(config, options.precision, job.capacity.track_num),
-        *vision_signatures(config, options.precision),
-    )
-    target = Target(
-        folder="onnx", dtype=options.precision, precision=options.precision, config=config, signatures=signatures
-    )
+    target = Target.exported(options.precision, config, job.capacity.track_num)
+    if options.precision == "fp16":
+        places = (place / tokenizer.TOKENIZER for place in (source.directory, job.root))
+        job.half = HalfPass(config, probe_ids(config, next(filter(Path.is_file, places), None)))
     compiling = [compiler(name) for name in job.backends]
     written = job.write_parts(target, *(other for one in compiling for other in one.targets(job)))
-    job.parts = {signature.name: written[signature.name] | tensors(signature) for signature in signatures}
+    job.parts = {signature.name: written[signature.name] | tensors(signature) for signature in target.signatures}
     for path in (source.directory / "config.json", *source.tokenizer_files()):
-        shutil.copyfile(path, job.root / path.name)
-        job.files[path.name] = describe(job.root / path.name)
+        job.files[path.name] = stamps.write(job.root / path.name, path.read_bytes())
+    texts = {name: entry for name, entry in job.files.items() if "/" not in name and name not in kept}
+    job.files |= stamps.stamp(job.root, list(texts), "texts", texts)
     engines = {one.name: one.compile(job) for one in compiling}
-    folder.remove_stale(job.root, job.files)
     decoding = source.decoding()
     defaults = decoding | {"window": min(decoding["window"], job.capacity.window)}
-    manifest = Manifest(
+    return Manifest(
         model=config.to_json(),
         capacity=dict(vars(job.capacity)),
         precision=options.precision,
@@ -178,7 +190,6 @@ def make(job: BuildJob) -> None:
         tools=versions(),
         files=job.files,
     )
-    write_manifest(job.root, manifest)
 
 
 def tensors(signature: GraphSignature) -> dict[str, Any]:
@@ -192,20 +203,3 @@ def tensors(signature: GraphSignature) -> dict[str, Any]:
         "outputs": list(map(entry, signature.outputs)),
         "aliases": dict(signature.aliases),
     }
-
-
-def estimate(job: BuildJob) -> dict[str, int]:
-    """Bytes on disk and the peak of memory that a build needs, from the shapes alone: {"disk", "memory"}."""
-    c = job.config
-    table = c.vocab * c.d_model
-    of_vision = [job.checkpoint.family.weights(c, part).values() for part in c.vision_parts]
-    sizes = Sizes(
-        precision=job.options.precision,
-        weights=job.options.weights,
-        table=table,
-        language=2 * table + c.layers * c.layer_numbers,
-        vision=sum(math.prod(weight.shape) for part in of_vision for weight in part),
-    )
-    exported = (sizes.language + sizes.vision) * SIZES[sizes.precision]
-    engines = sum(compiler(name).engine_bytes(sizes) for name in job.backends)
-    return {"disk": exported + engines, "memory": 2 * max(c.layer_numbers, table) * 4}

@@ -14,9 +14,11 @@ from engines.bundle import Bundle
 from engines.cli import Parser, program, progress, run, screen
 from engines.registry import BACKENDS
 from export import options
-from export.build import estimate, plan
+from export.build import plan
 from export.build import run as build_planned
+from export.estimate import estimate
 from export.inspect import show
+from export.pack import pack
 from export.verify import GRAPHS, TOLERANCES, tolerance, verify
 
 console = screen()
@@ -51,6 +53,20 @@ def parser() -> argparse.ArgumentParser:
         help=f"tolerance, times a part's largest number where that is more than 1 (default: {TOLERANCES} by precision)",
     )  # fmt: skip
     check.add_argument("--json", action="store_true", help="print JSON, a line for each part, in place of the table")
+    check.add_argument(
+        "--half", action="store_true",
+        help="instead, run each part of an fp16 bundle with every operation rounded to fp16, as a GPU does, and show "
+        "how near its numbers come to the end of the range",
+    )  # fmt: skip
+    deploy = command("pack", "copy the part of a bundle that a deployment needs", pack_command,
+                     "bundles/demo --backend onnxruntime --out deploy")  # fmt: skip
+    deploy.add_argument("bundle", type=Path, help="a bundle's folder")
+    deploy.add_argument(
+        "--backend", dest="backends", action="append", choices=list(BACKENDS), required=True,
+        help="back end that the pack is for (repeatable)",
+    )  # fmt: skip
+    deploy.add_argument("--out", type=Path, required=True, help="folder of the pack, new or empty")
+    deploy.add_argument("--json", action="store_true", help="print JSON in place of text")
     look = command("inspect", "show what a bundle holds", inspect_command, "bundles/demo")
     look.add_argument("bundle", type=Path, help="a bundle's folder")
     look.add_argument("--json", action="store_true", help="print the manifest as JSON")
@@ -114,6 +130,8 @@ class FolderBars(Progress):
 def verify_command(args: argparse.Namespace) -> None:
     """Compare a bundle with the reference and print a row for each part."""
     bundle = Bundle.open(args.bundle)
+    if args.half:
+        return verify_half_command(bundle, args.json)
     atol = args.atol if args.atol is not None else tolerance(bundle, args.backend)
     title = f"{args.backend} against eager, tolerance {atol:g} of the largest number, or of 1"
     table = Table("part", "max", "mean", "cosine", "largest number", title=title)
@@ -134,6 +152,31 @@ def rows_of(bundle: Bundle, backend: str) -> int:
     if backend == GRAPHS:
         return sum(len(part["outputs"]) for part in parts.values())
     return len(parts) + 1 + bool(bundle.config.vision)
+
+
+def verify_half_command(bundle: Bundle, as_json: bool) -> None:
+    """Print the largest number of each part in fp16."""
+    from export.half import LARGEST, verify_half
+
+    table = Table("part", "largest number", "of the range", title="every operation in fp16, on probe texts")
+    for part, largest in verify_half(bundle):
+        if as_json:
+            print(json.dumps({"part": part, "largest": float(largest), "of_range": float(largest / LARGEST)}))
+        table.add_row(part, f"{largest:.4g}", f"{largest / LARGEST:.1%}")
+    if not as_json:
+        console.print(table)
+        console.print("[ok] no activation leaves the range of fp16")
+
+
+def pack_command(args: argparse.Namespace) -> None:
+    """Copy what back ends need of a bundle."""
+    root = pack(Bundle.open(args.bundle), args.backends, args.out)
+    files = Bundle.open(root).manifest.files
+    size = sum(entry["size"] for entry in files.values())
+    if args.json:
+        print(json.dumps({"bundle": str(root), "files": len(files), "bytes": size}))
+    else:
+        console.print(f"[ok] {root}: {len(files)} files, {size / GIGA:.3f} GB")
 
 
 def inspect_command(args: argparse.Namespace) -> None:

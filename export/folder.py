@@ -1,58 +1,60 @@
 """The folder a bundle is built in.
 
-`locked` keeps other builds out. `existing_bundle`, `differences`,
-`is_whole` and `extended` read what lies there and change nothing; `prepare` and
-`remove_stale` change the folder.
+What is here reads what lies there and changes nothing; `export.swap` makes a
+finished build the bundle.
 """
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from engines.bundle import CALIBRATION, LOCK, MANIFEST, STAMPS, Bundle, Manifest
+from engines.bundle import MANIFEST, STAMPS, Bundle, Manifest, calibrations, inside
 from engines.errors import BundleError, NewerBundleError
 from engines.files import describe
-from export import compilers
+from engines.locks import LOCK
+from engines.record import NEXT, read_record, rebuild
 from export.checkpoint import tokenizer
 from export.job import BuildJob
 from export.options import BuildOptions, engine_options
 from export.stamps import Files
+from export.swap import owned
+
+WRITTEN = {MANIFEST, STAMPS, NEXT, "onnx", "engines", "config.json", *tokenizer.FILES}  # names that a build may use
 
 
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Hold the folder's lock; raises BundleError while another build holds it."""
-    with (root / LOCK).open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BundleError(f"another build is writing {root}; wait for it or choose another --out") from error
-        yield
+def existing_bundle(job: BuildJob) -> Bundle | None:
+    """The bundle in the job's folder; None for an empty folder, an unfinished build, a damaged bundle or an older one.
 
-
-def existing_bundle(root: Path) -> Bundle | None:
-    """The bundle in `root`; None for an empty folder, an unfinished build, a damaged bundle or an older version.
-
-    Raises NewerBundleError for a bundle of a later version, BundleError for other files.
+    Raises NewerBundleError for a bundle of a later version, BundleError for other
+    files and for what is left of the bundle of another checkpoint.
     """
+    root = job.root
     try:
         return Bundle.open(root)
     except NewerBundleError:
         raise
     except BundleError:
-        refuse_foreign_files(root)
+        if not root.is_dir():
+            return None
+        refuse_foreign_files(root, force=False)
+        record = read_record(root)
+        if record and record.checkpoint != job.record.checkpoint:
+            raise BundleError(
+                f"{root} is a damaged bundle of {record.checkpoint}; {rebuild(root)}, or pass --force to replace it"
+            ) from None
         return None
 
 
-def refuse_foreign_files(root: Path) -> None:
-    """Raise BundleError where `root` holds files that no build has written."""
-    own = {LOCK}
-    if (root / STAMPS).is_dir():
-        own |= {STAMPS, MANIFEST, "onnx", "engines", "config.json", CALIBRATION, *tokenizer.FILES}
-    foreign = sorted(path.name for path in root.iterdir() if path.name.removesuffix(".tmp") not in own)
-    if foreign:
+def refuse_foreign_files(root: Path, force: bool) -> None:
+    """Raise BundleError for files that no build wrote: with `force` for those in the way alone."""
+    own = {LOCK, MANIFEST + ".tmp", *(PurePosixPath(name).parts[0] for name in owned(root))}
+    if (root / NEXT / STAMPS).is_dir() or ((root / NEXT).is_dir() and not any((root / NEXT).iterdir())):
+        own.add(NEXT)
+    found = {path.name for path in root.iterdir()}
+    foreign = sorted(found - own - set(calibrations(found)))
+    in_the_way = sorted(WRITTEN & set(foreign))
+    if in_the_way:
+        raise BundleError(f"{root} holds {in_the_way[0]}, which no build wrote; choose an empty --out")
+    if foreign and not force:
         raise BundleError(f"{root} holds other files ({foreign[0]}); choose an empty --out, or pass --force")
 
 
@@ -104,28 +106,8 @@ def extended(options: BuildOptions, manifest: Manifest) -> BuildOptions:
     return replace(options, backends=backends, **kept)
 
 
-def calibration(root: Path, manifest: Manifest) -> Files:
-    """The manifest entry of calibration.json if present and unchanged, else an empty dict."""
-    path = root / CALIBRATION
-    if path.is_file() and describe(path) == manifest.files.get(CALIBRATION):
-        return {CALIBRATION: manifest.files[CALIBRATION]}
-    return {}
-
-
-def prepare(root: Path, keep_manifest: bool) -> None:
-    """Make `root` a build's folder and, unless `keep_manifest`, remove the manifest.
-
-    Without a manifest nothing loads until the build has ended. That of a whole
-    bundle to which back ends are added is kept until the new one replaces it.
-    """
-    (root / STAMPS).mkdir(exist_ok=True)
-    if not keep_manifest:
-        (root / MANIFEST).unlink(missing_ok=True)
-
-
-def remove_stale(root: Path, files: Files) -> None:
-    """Remove what earlier builds left in the folders that builds own: every file there that is not one of `files`."""
-    for folder in (root / "onnx", root / STAMPS, *compilers.folders(root)):
-        for path in folder.rglob("*") if folder.exists() else ():
-            if path.is_file() and path.relative_to(root).as_posix() not in files:
-                path.unlink()
+def calibration(bundle: Bundle) -> Files:
+    """The entry of the file that a bundle's calibrated defaults rest on, if it is there and unchanged; else nothing."""
+    files, folder = bundle.manifest.files, bundle.manifest.folder
+    paths = {name: inside(bundle.root, name, folder) for name in calibrations(files)}
+    return {name: files[name] for name, path in paths.items() if path.is_file() and describe(path) == files[name]}

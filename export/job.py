@@ -1,34 +1,27 @@
 """One build under way: what is built, and which files have been written so far."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.config import Capacity, ModelConfig
-from export.options import BuildOptions, Progress
+from engines.record import SHIPPED, Record
+from export.options import BuildOptions, Progress, arguments
 from export.stamps import Files
 
 if TYPE_CHECKING:
     from export.checkpoint.reader import Checkpoint
+    from export.half import HalfPass
     from export.part import Target
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How many weights a model has and how a bundle stores them; what an estimate of disk space needs."""
-
-    precision: str
-    weights: str | None
-    table: int  # weights of the embedding's matrix [V, d]
-    language: int  # weights of the language model's matrices
-    vision: int  # weights of the vision parts, which are never quantised
 
 
 @dataclass
 class BuildJob:
     """A planned build. Compilers read it and add the files they write to `files`.
 
+    `root` is where files are written: the bundle of a plan, its folder `next/` once the build runs.
     `options` has the back ends to compile for; `config` and `capacity` have the
     checkpoint's numbers within the options' limits. `parts` maps each exported
     part to its manifest entry {"graph", "weights", …} once it is written.
@@ -41,6 +34,7 @@ class BuildJob:
     capacity: Capacity
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: Files = field(default_factory=dict)
+    half: "HalfPass | None" = None  # runs each part of an fp16 build in fp16
     defaults: dict[str, Any] | None = None  # decoding defaults of the calibrated bundle that is extended
 
     @property
@@ -48,6 +42,12 @@ class BuildJob:
         """The back ends to compile for."""
         assert self.options.backends is not None, "a planned build names its back ends"
         return self.options.backends
+
+    @property
+    def record(self) -> Record:
+        """What the bundle is built from."""
+        shipped = str(self.options.checkpoint) == SHIPPED
+        return Record(SHIPPED if shipped else os.path.abspath(self.checkpoint.directory), arguments(self.options))
 
     @property
     def progress(self) -> Progress:
@@ -59,7 +59,7 @@ class BuildJob:
 
         Returns {part: {"graph", "weights"}} of `target`; the graphs of the others are
         written by `write_graphs`. Raises CheckpointError for a part that cannot be
-        read or stored, OSError as the disk does.
+        read, stored or computed in the precision, OSError as the disk does.
         """
         written = {}
         for part in self._announced(target):
@@ -83,6 +83,8 @@ class BuildJob:
         if part in (*self.config.parts, *self.config.vision_parts):
             tensors = self.checkpoint.part(part)  # freed before the next part is read
             self.files |= write_weights(self.root, part, targets, tensors, self.checkpoint.digest(part))
+            if self.half is not None:
+                self.half.run(part, tensors)
 
     def _write_graph(self, target: "Target", part: str) -> dict[str, Any]:
         from export.part import write_graph

@@ -116,6 +116,21 @@ def engine_options() -> list[str]:
     return [one.name for one in fields(BuildOptions) if one.metadata.get("backend")]
 
 
+def arguments(options: BuildOptions) -> tuple[str, ...]:
+    """The arguments that give `options` on the command line, but checkpoint, folder and --force; defaults left out."""
+    found: list[str] = []
+    for one in fields(options):
+        value = getattr(options, one.name)
+        if one.name in ("checkpoint", "out", "force", "progress") or value == one.default:
+            continue
+        if one.name == "precision":
+            found.append(f"--{value}")
+        else:
+            for each in (value or ["none"]) if isinstance(value, list) else [value]:
+                found += [flag(one), str(each)]
+    return tuple(found)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add an argument for each option to `parser`; a precision is a flag of its own (--fp16)."""
     for one in fields(BuildOptions):

@@ -27,6 +27,8 @@ from engines.config import ModelConfig
 from engines.errors import CheckpointError
 from engines.files import describe
 from engines.signatures import GraphSignature
+from engines.signatures.gpu import gpu_signatures
+from engines.signatures.vision import vision_signatures
 from export import checkpoint, graphs, stamps
 from export.checkpoint.reader import is_finite
 from export.graphs import quantize
@@ -52,6 +54,12 @@ class Target:
     config: ModelConfig
     signatures: tuple[GraphSignature, ...]
     weights: str | None = None
+
+    @classmethod
+    def exported(cls, precision: str, config: ModelConfig, track_num: int) -> "Target":
+        """The exported parts of a bundle, in its precision."""
+        signatures = *gpu_signatures(config, precision, track_num), *vision_signatures(config, precision)
+        return cls(folder="onnx", dtype=precision, precision=precision, config=config, signatures=signatures)
 
     def signature(self, part: str) -> GraphSignature:
         """The inputs and outputs of a part's graph."""
@@ -111,9 +119,11 @@ def write_weights(
     for target in {target.weight_file(part): target for target in targets if target.has(part)}.values():
         (root / target.folder).mkdir(parents=True, exist_ok=True)
         made_from = weights_key(target, part, key)
-        reused = stamps.reusable(root, target.weight_files(part), made_from)
+        reused = stamps.taken(root, target.weight_files(part), made_from)
         if reused is None:
             stale[root / target.stored_file(part)] = target, made_from
+            for name in target.weight_files(part):  # written anew and not through a link to a bundle's file
+                (root / name).unlink(missing_ok=True)
         else:
             files |= reused
     (precision,) = {target.precision for target in targets}
@@ -151,10 +161,10 @@ def write_graph(root: Path, target: Target, part: str) -> Files:
 def save_graph(path: Path, target: Target, part: str, weights: dict[str, Path]) -> dict[str, Any]:
     """Write and check the graph of `part`, whose `weights` lie in files beside it; returns the entry of its file."""
     files = {source: (weight_files.locate(file), file.name) for source, file in weights.items()}
-    entry = stamps.write(
-        path, graphs.build(target.signature(part), target.config, target.dtype, files).SerializeToString()
-    )
-    onnx.checker.check_model(str(path))
+    model = graphs.build(target.signature(part), target.config, target.dtype, files)
+    entry = stamps.write(path, model.SerializeToString())
+    graphs.weights_to_inputs(model)  # the checker refuses weight files that are links
+    onnx.checker.check_model(model)
     return entry
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.bundle import STAMPS
-from engines.files import describe, write_atomically
+from engines.files import describe, link, write_atomically
+from engines.record import NEXT
 
 Files = dict[str, dict[str, Any]]  # path below the bundle -> {"size": bytes, "sha256": hex}, as in the manifest
 
@@ -25,7 +26,20 @@ def kept(root: Path, names: list[str], key: str, make: Callable[[], Files]) -> F
     returns their entries, hashed while they were written (`write`). Raises
     OSError as the disk does.
     """
-    return reusable(root, names, key) or stamp(root, names, key, make())
+    return taken(root, names, key) or stamp(root, names, key, make())
+
+
+def taken(root: Path, names: list[str], key: str) -> Files | None:
+    """The entries of `names` and their stamp if they are up to date (`reusable`), in `root` or in the bundle around it.
+
+    A build that writes to a bundle's folder NEXT links what the bundle has. Raises OSError.
+    """
+    files = reusable(root, names, key)
+    if files is None and root.name == NEXT:
+        files = reusable(root.parent, names, key)
+        for name in files or ():
+            link(root.parent / name, root / name)
+    return files
 
 
 def reusable(root: Path, names: list[str], key: str) -> Files | None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import registry
-from engines.bundle import Bundle, rebuild
+from engines.bundle import Bundle
 from engines.errors import BundleError, OptionError, PromptError
 from engines.model import check_ids
 from engines.options import UNSET, document_keywords, within
@@ -43,7 +43,7 @@ class Runtime:
         if unknown:
             raise BundleError(
                 f"{bundle.root}: its decoding defaults have unknown options {unknown}; correct "
-                f"generation_config.json of the checkpoint, and {rebuild(bundle.root)}"
+                f"generation_config.json of the checkpoint, and {bundle.rebuild()}"
             )
         self.bundle = bundle
         self.model = registry.load(bundle, backend, **options)

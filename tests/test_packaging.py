@@ -90,7 +90,7 @@ def test_metadata(wheel: Path) -> None:
     found = metadata(wheel)
     assert (found["Name"], found["Version"]) == ("elastic-diffusion", __version__)
     assert found["Author"] == "the Elastic Diffusion authors"
-    assert found["Requires-Python"] == ">=3.10"
+    assert found["Requires-Python"] == ">=3.11"
     assert "Operating System :: POSIX :: Linux" in found.get_all("Classifier", [])
     assert set(found.get_all("Provides-Extra", [])) == EXTRAS
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from engines.bundle import Bundle
 from engines.config import layer_name
+from engines.cores import default_threads
 from engines.eager import layers as parts
-from engines.model import Model, default_threads, slots_for
+from engines.model import Model, slots_for
 from engines.runner import DriftInputs, LayerwiseRunner, Slots
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -33,6 +34,7 @@ class EagerModel(Model):
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: str | None = None):
         super().__init__(bundle)
+        bundle.check(bundle.files_for(None))
         torch.set_num_threads(threads or default_threads())
         self.torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = DTYPES[bundle.manifest.precision if self.torch_device.type == "cuda" else "fp32"]

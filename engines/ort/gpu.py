@@ -64,6 +64,7 @@ class OnnxRuntimeGpuModel(GpuModel):
         self.cuda = Cuda(device)
         signatures = gpu_signatures(self.config, bundle.manifest.precision, self.capacity.track_num)
         with self.cuda.closed_on_error():
+            bundle.check(bundle.files_for(None))
             self.sessions = {
                 signature.name: Session(signature, self._open(signature.name, device)) for signature in signatures
             }

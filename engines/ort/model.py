@@ -46,14 +46,20 @@ class OnnxRuntimeModel(Model):
 
     def __init__(self, bundle: Bundle, threads: int | None = None):
         super().__init__(bundle)
+        bundle.check(bundle.files_for(self.backend))
         together = "reuse" in bundle.engines(self.backend)["parts"]
         parts = [signature.name for signature in cpu_signatures(self.config, together)]
         self.sessions = Sessions(bundle, self.backend, parts, self.timed, threads)
         self.workspaces: list[Workspace] = []  # of each sequence of a batch, used by one batch after the other
 
     @property
+    def threads(self) -> int:
+        """CPU threads of the process-wide pool."""
+        return self.sessions.threads
+
+    @property
     def device(self) -> str:
-        return f"CPU, {self.sessions.threads} threads, onnxruntime {ort.__version__}"
+        return f"CPU, {self.threads} threads, onnxruntime {ort.__version__}"
 
     def new_runners(self, spans: list[tuple[int, int]]) -> Sequence[SequenceRunner]:
         while len(self.workspaces) < len(spans):

@@ -13,8 +13,8 @@ from typing import Any
 import onnxruntime as ort
 
 from engines.bundle import Bundle
+from engines.cores import default_threads
 from engines.errors import BackendError, OptionError
-from engines.model import default_threads
 
 ort.set_default_logger_severity(3)  # errors only
 _threads: int | None = None  # of the process-wide pool, which ONNX Runtime creates once
@@ -78,9 +78,13 @@ class Sessions(dict[str, ort.InferenceSession]):
         with self.timed(part), translated(part):
             session.run_with_iobinding(binding)
 
-    def _session(self, part: str) -> ort.InferenceSession:
+    def check_open(self) -> None:
+        """Raise BackendError if the model is closed: bindings outlive their sessions, and must not be used then."""
         if not self:
             raise BackendError("the model is closed; load it again")
+
+    def _session(self, part: str) -> ort.InferenceSession:
+        self.check_open()
         return self[part]
 
 

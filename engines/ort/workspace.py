@@ -73,6 +73,7 @@ class Workspace:
 
     def bind(self, part: str, inputs: Mapping[str, BoundArray], outputs: Mapping[str, BoundArray]) -> None:
         """Bind inputs and outputs of `part` by name; bindings of other names stay."""
+        self.sessions.check_open()
         bound, binding = self.bound[part], self.bindings[part]
         for name, array in inputs.items():
             if bound.get(name) is not array:

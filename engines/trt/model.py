@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.bundle import Bundle, rebuild
+from engines.bundle import Bundle
 from engines.errors import BundleError, DeviceError
 from engines.gpu.cuda import Cuda
 from engines.gpu.executor import Bindings
@@ -36,6 +36,7 @@ class TensorRTModel(GpuModel):
         self.cuda = Cuda(device)
         with self.cuda.closed_on_error():
             self.package = compatible_package(bundle, self.entry, flavour, self.cuda)
+            bundle.check(bundle.files_for(self.backend))
             trt = self.package.module
             self.runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
             self.weights = {part: self.upload_weights(part) for part in self.config.parts}
@@ -46,7 +47,7 @@ class TensorRTModel(GpuModel):
 
     def upload_weights(self, part: str) -> Bindings:
         """Copy the weights of a part to new device memory; raises BackendError if they do not fit."""
-        path = self.bundle.weights(part)
+        path = self.bundle.file(self.entry["parts"][part]["weights"])
         stored = np.memmap(path, np.uint8, "r")
         bindings = {}
         for name, entry in locate(path).items():
@@ -69,10 +70,12 @@ class TensorRTModel(GpuModel):
         """
         engine = self.runtime.deserialize_cuda_engine(self.bundle.file(name).read_bytes())
         if engine is None:
+            built_here = CURRENT in self.entry["capabilities"]
+            wanted = () if built_here else ("--capability", capability(self.cuda))
             raise DeviceError(
                 f"{self.package.name} {self.package.version} cannot load {name} on {self.cuda.name}, compute "
                 f"capability {capability(self.cuda)} (built for {', '.join(self.entry['capabilities'])}); "
-                + rebuild(self.bundle.root, f" --backend tensorrt --capability {capability(self.cuda)}")
+                + self.bundle.rebuild(*wanted, "--force")
             )
         user_managed = self.package.module.ExecutionContextAllocationStrategy.USER_MANAGED
         return TrtEngine(part, engine, inputs, self.scratch, user_managed)
@@ -105,15 +108,13 @@ def compatible_package(bundle: Bundle, entry: dict[str, Any], name: str | None, 
     if (found.name, found.version) != (entry["flavour"], entry["version"]):
         raise BundleError(
             f"{bundle.root}: its engines were built by {built} and {found.name} {found.version} is installed; "
-            "install that version, or add engines with "
-            f"`python -m export build --backend tensorrt --out {bundle.root}`, and the options it has"
+            f"install that version, or {bundle.rebuild('--force')}"
         )
     targets = entry["capabilities"]
     # Kernels for an older GPU may run on a newer one; TensorRT decides that when it loads the engine.
     if not any(target == CURRENT or tuple(map(int, target.split("."))) <= cuda.capability for target in targets):
         raise DeviceError(
             f"{bundle.root}: its engines are built for compute capability {', '.join(targets)} and {cuda.name} has "
-            f"{capability(cuda)}; build with --backend tensorrt --capability {capability(cuda)}, or use --backend "
-            "onnxruntime"
+            f"{capability(cuda)}; {bundle.rebuild('--capability', capability(cuda), '--force')}"
         )
     return found

@@ -41,7 +41,7 @@ class TensorRTVision(Vision):
 
     @property
     def newline(self) -> Rows:
-        path = self.bundle.weights("projector")
+        path = self.bundle.file(self.bundle.engines(self.model.backend)["parts"]["projector"]["weights"])
         entry = locate(path)["newline"]
         return widen(np.memmap(path, np.uint8, "r", entry.offset, (entry.length,)), self.precision)
 

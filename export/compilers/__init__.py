@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.errors import OptionError
-from export.job import BuildJob, Sizes
+from export.job import BuildJob
 from export.options import BuildOptions
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ class Compiler(ABC):
     def check(self, options: BuildOptions) -> None:
         """Raise OptionError or BackendError for options that this compiler cannot build, before anything is written."""
 
-    @abstractmethod
-    def engine_bytes(self, sizes: Sizes) -> int:
-        """Bytes that the engines take beside the exported parts."""
+    def engine_bytes(self, job: BuildJob) -> int:
+        """Bytes that the engines take, about, beside the parts of `targets`."""
+        return 0
 
     def targets(self, job: BuildJob) -> "Sequence[Target]":
         """Weights that this compiler needs beside the exported ones; they are written from the same read."""

@@ -12,10 +12,9 @@ from engines.errors import INSTALL, BackendError
 from engines.registry import installed
 from engines.signatures.cpu import cpu_signatures
 from engines.signatures.vision import vision_signatures
-from engines.weights import SIZES
 from export.compilers import Compiler
-from export.job import BuildJob, Sizes
-from export.options import WEIGHTS, BuildOptions
+from export.job import BuildJob
+from export.options import BuildOptions
 from export.part import Target
 
 FEW_BYTES = 1 << 27  # of weights: a model up to this size gets a reuse graph
@@ -29,15 +28,6 @@ class OnnxRuntimeCompiler(Compiler):
     def check(self, options: BuildOptions) -> None:
         if options.weights is not None and not installed("onnxruntime"):
             raise BackendError(f"--weights needs ONNX Runtime's quantizer; {INSTALL.format(extra='cpu')} brings it")
-
-    def engine_bytes(self, sizes: Sizes) -> int:
-        if sizes.weights is not None:  # a block of 32 weights has a scale in fp32 and a zero point
-            bits = WEIGHTS[sizes.weights]
-            quantised = int((sizes.language - sizes.table) * (bits / 8 * 33 / 32 + 4 / 32))
-            return sizes.table * SIZES[sizes.precision] + quantised + sizes.vision * SIZES["fp32"]
-        if sizes.precision == "fp32":
-            return 0
-        return sizes.table * SIZES[sizes.precision] + (sizes.language - sizes.table + sizes.vision) * SIZES["fp32"]
 
     def targets(self, job: BuildJob) -> Sequence[Target]:
         return (self.target(job),)

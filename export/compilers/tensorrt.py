@@ -25,12 +25,14 @@ from engines.trt.package import CURRENT, TensorRTPackage, find
 from export import stamps
 from export.compilers import Compiler, tensorrt_engine
 from export.compilers.tensorrt_engine import Span, Spans, build_engine, polygraphy_for
-from export.job import BuildJob, Sizes
+from export.graphs import weights_to_inputs
+from export.job import BuildJob
 from export.options import BuildOptions
 
 FOLDER = "engines/tensorrt"
 CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")  # compute capabilities that an ahead-of-time build is for by default
 TYPICAL_TILES = 7  # of a photo
+PLANS = 15_500_000  # bytes of all plans of one length: 15.2 to 16.2 MB with TensorRT for RTX 1.7
 SHORTEST = 512  # positions of the shortest engines
 NATIVE = {"layer": ("ROTARY_EMBEDDING", "KV_CACHE_UPDATE", "ATTENTION_INPUT"), "tower": ("ATTENTION_INPUT",)}
 
@@ -48,9 +50,9 @@ class TensorRTCompiler(Compiler):
         targets(package, options.capabilities)
         polygraphy_for(package)
 
-    def engine_bytes(self, sizes: Sizes) -> int:
-        """Plans hold no weights, so they need next to no space."""
-        return 0
+    def engine_bytes(self, job: BuildJob) -> int:
+        """Plans hold no weights: those of a length have one size for models of all widths and any capabilities."""
+        return len(lengths(job.capacity)) * PLANS
 
     def compile(self, job: BuildJob) -> dict[str, Any]:
         """Write the plans of all parts and lengths; returns the manifest's entry.
@@ -166,11 +168,8 @@ def with_weights_as_inputs(path: Path, slots: int) -> onnx.ModelProto:
     """The graph at `path` with `slots` slots and its external weights as inputs."""
     model = onnx.load(str(path), load_external_data=False)
     fix_slots(model, slots)
-    graph = model.graph
-    for tensor in [t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]:
-        graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-        graph.initializer.remove(tensor)
-    graph.name = graph.name.partition("_")[0]  # the graphs of layers of one shape are equal
+    weights_to_inputs(model)
+    model.graph.name = model.graph.name.partition("_")[0]  # the graphs of layers of one shape are equal
     return model
 
 

@@ -20,3 +20,11 @@ def build(signature: GraphSignature, config: ModelConfig, dtype: str, files: Wei
     kind = signature.name.partition("_")[0]
     WRITERS[signature.dialect][kind](graph, config)
     return graph.model()
+
+
+def weights_to_inputs(model: onnx.ModelProto) -> None:
+    """Make inputs of the graph's external weights."""
+    graph = model.graph
+    for tensor in [t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]:
+        graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+        graph.initializer.remove(tensor)

@@ -65,8 +65,8 @@ def verify(bundle: Bundle, backend: str, atol: float, seed: int = 0) -> Iterator
         worst = max(beyond, key=lambda difference: difference.max / difference.scale)
         raise ParityError(
             f"{len(beyond)} parts of {bundle.root} differ from {REFERENCE} by more than {atol:g} on {backend}, the "
-            f"worst is {worst.part} by {worst.max:.3g} where numbers reach {worst.scale:.3g}; build it again, or "
-            "report it with what `inspect --json` prints"
+            f"worst is {worst.part} by {worst.max:.3g} where numbers reach {worst.scale:.3g}; "
+            f"{bundle.rebuild('--force')}, or report it with what `inspect --json` prints"
         )
 
 

@@ -144,7 +144,9 @@ def add_bundle(command: argparse.ArgumentParser, several: bool = False) -> None:
     command.add_argument("bundle", nargs="?", type=Path, default=DEFAULT_BUNDLE,
                          help=f"a bundle's folder (default: {DEFAULT_BUNDLE})")  # fmt: skip
     group = command.add_argument_group("where it runs")
-    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    group.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads (default: OMP_NUM_THREADS, or free cores - 1)"
+    )
     if several:
         group.add_argument("--backends", metavar="NAME,…",
                            help="back ends (default: all that are installed, built and find a GPU)")  # fmt: skip

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from engines import registry as backends
 from engines.bundle import STAMPS, Bundle
+from engines.record import NEXT
 from engines.registry import installed, versions
 from engines.signatures.vision import vision_signatures
 from engines.trt import package
@@ -77,6 +79,7 @@ def job(work: Path) -> BuildJob:
     """A planned build of the bundle that has not started."""
     options = BuildOptions(work / "checkpoint", work / "bundle", "fp16", max_length=LENGTH, window=8, max_batch=1)
     made = plan(options)
+    made = replace(made, root=made.root / NEXT)
     (made.root / STAMPS).mkdir(parents=True, exist_ok=True)
     return made
 

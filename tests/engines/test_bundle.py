@@ -12,13 +12,25 @@ from hypothesis import strategies as st
 
 import export
 import runtime
-from engines.bundle import MANIFEST, VERSION, Bundle, inside, read_manifest, set_defaults, signed
+from engines.bundle import (
+    CALIBRATION,
+    MANIFEST,
+    VERSION,
+    Bundle,
+    calibrations,
+    inside,
+    read_manifest,
+    set_defaults,
+)
 from engines.config import Capacity, ModelConfig, strict
 from engines.errors import BundleError, NewerBundleError
+from engines.files import sha256, signed
+from engines.locks import LOCK, locked
+from engines.record import RECORD
 from engines.weights import locate
 from tests.support.cases import edit_manifest, refused
 
-AGAIN = "python -m export build --out"
+AGAIN = "build it again with `python -m export build --checkpoint"
 
 
 def flip(path: Path, at: int, mask: int = 0xFF) -> None:
@@ -75,27 +87,51 @@ def test_identity_names_the_content(golden_bundle: Path, text_bundle: Path, bund
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_flipped_byte_in_any_file(text_checkpoint: Path, tmp_path: Path, precision: str) -> None:
-    """In each file three bytes, one after the other: the bundle does not load, whoever would read that file."""
+    """In each file that the back end reads three bytes, one after the other: the bundle does not load."""
     bundle = export.build(text_checkpoint, tmp_path / "bundle", precision)
-    files = [path for path in sorted(bundle.rglob("*")) if path.is_file() and path.stat().st_size]
-    assert len(files) > 20 and {bundle / MANIFEST, bundle / "config.json", bundle / "tokenizer.json"} < set(files)
+    files = [bundle / name for name in (MANIFEST, *sorted(Bundle.open(bundle).files_for("onnxruntime")))]
+    assert len(files) > 15 and {bundle / "config.json", bundle / "tokenizer.json"} < set(files)
     for path in files:
         size = path.stat().st_size
+        remedy = AGAIN if path != bundle / RECORD else "build it again from its checkpoint"
         for at in {0, size // 2, size - 1}:
             flip(path, at)
-            with refused(BundleError, str(bundle), path.name, AGAIN):
+            with refused(BundleError, str(bundle), path.name, remedy):
                 runtime.load(bundle, "onnxruntime")
             flip(path, at)
     with runtime.load(bundle, "onnxruntime") as model:  # every byte is back
         assert model.logits([1, 2, 3]).shape == (1, 3, 264)
 
 
-def test_every_back_end_checks_every_file(bundle_copy: Path) -> None:
-    """Also a file that only another back end reads."""
+def test_every_back_end_checks_the_texts(bundle_copy: Path) -> None:
     flip(bundle_copy / "config.json", 5)
     for backend in ("eager", "onnxruntime", "auto"):
         with refused(BundleError, "config.json", "SHA-256", AGAIN):
             runtime.load(bundle_copy, backend)
+
+
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_a_back_end_reads_its_own_files_only(
+    weights: str | None, text_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of another back end are not hashed, and so a damaged one does no harm."""
+    bundle = export.build(text_checkpoint, tmp_path / "bundle", "fp16", weights=weights)
+    hashed: list[str] = []
+
+    def noted(path: Path) -> str:
+        hashed.append(path.relative_to(bundle).as_posix())
+        return sha256(path)
+
+    monkeypatch.setattr("engines.bundle.sha256", noted)
+    flip(bundle / "onnx/layer_00.safetensors", 200)
+    with runtime.load(bundle, "onnxruntime", threads=1) as model:
+        assert model.generate([3, 1, 4], gen_length=4).steps > 0
+    texts = {"config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert len(set(hashed)) == len(hashed), "each file once"
+    assert texts < set(hashed) and all(name in texts or name.startswith("engines/onnxruntime/") for name in hashed)
+    assert {f"engines/onnxruntime/{part}" in str(hashed) for part in ("embed", "layer_00", "head", "probe")} == {True}
+    with refused(BundleError, "onnx/layer_00.safetensors", "SHA-256", AGAIN):
+        runtime.load(bundle, "eager")
 
 
 @pytest.mark.slow
@@ -129,14 +165,14 @@ def test_a_manifest_that_is_not_the_one_written(bundle_copy: Path, change: Calla
 
 def test_missing(bundle_copy: Path, tmp_path: Path) -> None:
     for place in (tmp_path / "nothing", Path("x" * 5000)):
-        with refused(BundleError, "there is no bundle", str(place), AGAIN):
+        with refused(BundleError, "there is no bundle", str(place), "`python -m export build --help`"):
             runtime.load(place)
     with refused(BundleError, "is a file", MANIFEST, "a bundle's folder"):
         runtime.load(bundle_copy / MANIFEST)
     with refused(BundleError, "is no bundle", str(tmp_path), "a bundle's folder"):
         runtime.load(tmp_path)
-    (bundle_copy / "onnx" / "layer_01.onnx").unlink()
-    with refused(BundleError, "layer_01.onnx is missing", AGAIN):
+    (bundle_copy / "onnx" / "layer_01.cpu.onnx").unlink()
+    with refused(BundleError, "layer_01.cpu.onnx is missing", AGAIN):
         runtime.load(bundle_copy)
     (bundle_copy / MANIFEST).unlink()
     with refused(BundleError, "not finished", AGAIN):
@@ -149,6 +185,13 @@ def test_a_file_that_cannot_be_read(bundle_copy: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("engines.bundle.sha256", broken)
     with refused(BundleError, str(bundle_copy), "cannot be read", "Input/output error", AGAIN):
+        runtime.load(bundle_copy)
+
+    def denied(path: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("engines.bundle.sha256", denied)
+    with refused(BundleError, str(bundle_copy), "cannot be read (Permission denied); check its permissions"):
         runtime.load(bundle_copy)
 
 
@@ -201,19 +244,32 @@ def test_paths_that_leave_the_bundle(bundle_copy: Path, name: str) -> None:
         runtime.load(bundle_copy)
 
 
-def test_links_that_leave_the_bundle(bundle_copy: Path) -> None:
-    """Even one with the right content: it can change after the check."""
-    outside = bundle_copy.parent / "outside.json"
-    (bundle_copy / "config.json").rename(outside)
-    (bundle_copy / "config.json").symlink_to(outside)
-    with refused(BundleError, "config.json", "leaves the bundle", AGAIN):
+def test_files_that_are_links(text_bundle: Path, bundle_copy: Path) -> None:
+    """As in a hub's cache, where all files lie in one folder under their hashes; their content is checked as ever."""
+    blobs = bundle_copy.parent / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate(sorted(path for path in bundle_copy.rglob("*") if path.is_file())):
+        path.rename(blobs / str(number))
+        path.symlink_to(blobs / str(number))
+    ids = np.arange(40)[None]
+    for backend in ("onnxruntime", "eager"):
+        with (
+            runtime.load(text_bundle, backend, threads=1) as model,
+            runtime.load(bundle_copy, backend, threads=1) as linked,
+        ):
+            assert np.array_equal(model.logits(ids), linked.logits(ids))
+    config = (bundle_copy / "config.json").resolve()
+    config.write_bytes(config.read_bytes() + b" ")
+    with refused(BundleError, "config.json", "SHA-256", AGAIN):
+        runtime.load(bundle_copy)
+    config.unlink()
+    with refused(BundleError, "config.json is missing", AGAIN):
         runtime.load(bundle_copy)
 
 
 def test_paths_that_stay(tmp_path: Path) -> None:
     assert inside(tmp_path, "onnx/layer_00.onnx") == tmp_path / "onnx" / "layer_00.onnx"
-    (tmp_path / "link").symlink_to(tmp_path / "onnx")
-    assert inside(tmp_path, "link/x") == tmp_path / "link" / "x"
+    assert inside(tmp_path, "config.json", "next") == tmp_path / "next" / "config.json"
 
 
 # Engines
@@ -222,7 +278,7 @@ def test_paths_that_stay(tmp_path: Path) -> None:
 def test_engines_built_for_another_back_end(text_checkpoint: Path, tmp_path: Path) -> None:
     bundle = export.build(text_checkpoint, tmp_path / "b", backends=[])
     assert Bundle.open(bundle).manifest.engines == {}
-    with refused(BundleError, "no engines for onnxruntime; add them", "--backend onnxruntime"):
+    with refused(BundleError, "no engines for onnxruntime; to add them, build it again", "--backend onnxruntime"):
         runtime.load(bundle, "onnxruntime")
     with runtime.load(bundle, "eager", threads=1) as model:  # needs no engine
         assert model.backend == "eager"
@@ -286,6 +342,39 @@ def test_new_defaults(bundle_copy: Path) -> None:
     assert after.manifest.defaults == before.manifest.defaults | {"gamma": 0.8}
     assert json.loads(after.file("calibration.json").read_text()) == {"trials": [1, 2]}
     assert after.identity != before.identity
+
+
+def test_new_defaults_again(bundle_copy: Path) -> None:
+    """Their measurement has a name of its own, so that what was there is whole to the end."""
+    (bundle_copy / "calibration-2.json").write_text("mine")
+    set_defaults(bundle_copy, {"gamma": 0.8}, CALIBRATION, {"trials": [1]})
+    before = Bundle.open(bundle_copy)
+
+    def cut(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engines.bundle.write_manifest", cut)
+        with refused(BundleError, "No space left on device"):
+            set_defaults(bundle_copy, {"gamma": 0.7}, CALIBRATION, {"trials": [2]})
+    Bundle.open(bundle_copy).check()
+    assert Bundle.open(bundle_copy).identity == before.identity
+    set_defaults(bundle_copy, {"gamma": 0.7}, CALIBRATION, {"trials": [2]})
+    after = Bundle.open(bundle_copy)
+    after.check()
+    (name,) = calibrations(after.manifest.files)
+    assert json.loads(after.file(name).read_text()) == {"trials": [2]} and after.manifest.defaults["gamma"] == 0.7
+    assert not (bundle_copy / CALIBRATION).exists() and (bundle_copy / "calibration-2.json").read_text() == "mine"
+
+
+def test_defaults_take_the_lock(bundle_copy: Path, tmp_path: Path) -> None:
+    before = Bundle.open(bundle_copy).identity
+    with locked(bundle_copy), refused(BundleError, "another build", str(bundle_copy), "wait"):
+        set_defaults(bundle_copy, {"gamma": 0.8}, CALIBRATION, {})
+    assert Bundle.open(bundle_copy).identity == before
+    with refused(BundleError, "is no bundle"):
+        set_defaults(tmp_path / "copy" / "onnx", {}, CALIBRATION, {})
+    assert not (tmp_path / "copy" / "onnx" / LOCK).exists()
 
 
 def test_defaults_that_cannot_be_written(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

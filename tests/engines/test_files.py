@@ -1,13 +1,14 @@
 """Writing files: atomically, with hashes, and with one translation of errors."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from engines.errors import BundleError, OptionError
-from engines.files import check_access, describe, sha256, write_atomically, writing
+from engines.files import check_access, describe, link, sha256, signed, write_atomically, writing
 from tests.support.cases import refused
 
 
@@ -32,6 +33,38 @@ def test_size_and_hash(tmp_path: Path) -> None:
     digest = hashlib.sha256(content).hexdigest()
     assert sha256(tmp_path / "file") == digest
     assert describe(tmp_path / "file") == {"size": len(content), "sha256": digest}
+
+
+def test_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, path = tmp_path / "source", tmp_path / "deep" / "path"
+    source.write_bytes(b"new")
+    for _ in range(2):
+        link(source, path)
+        assert path.samefile(source) and [p.name for p in path.parent.iterdir()] == ["path"]
+    (tmp_path / "symlink").symlink_to("source")
+    link(tmp_path / "symlink", tmp_path / "deep" / "second")
+    assert (tmp_path / "deep" / "second").samefile(source) and not (tmp_path / "deep" / "second").is_symlink()
+    path.unlink()
+    path.write_bytes(b"old")
+
+    def none(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", none)
+    number = 28
+    with pytest.raises(OSError, match="No space"):
+        link(source, path)
+    assert path.read_bytes() == b"old"
+    number = 1
+    link(source, path)
+    assert path.read_bytes() == b"new" and not path.samefile(source), "a copy where there are no links"
+
+
+def test_a_signed_file() -> None:
+    raw = signed({"b": 1, "a": [2]})
+    content = json.loads(raw)
+    digest = content.pop("sha256")
+    assert content == {"b": 1, "a": [2]} and digest == hashlib.sha256(b'{"a":[2],"b":1}').hexdigest()
 
 
 def test_errors_are_translated(tmp_path: Path) -> None:

@@ -1,8 +1,5 @@
 """A loaded model, whatever the back end: its plain forward pass, one user at a time, a clean end."""
 
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,8 +9,7 @@ import pytest
 
 import runtime
 from engines.errors import BackendError, PromptError
-from engines.model import default_threads
-from tests.support.cases import ROOT, refused
+from tests.support.cases import refused
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -120,32 +116,3 @@ def test_numbers_that_are_none(golden: runtime.Runtime, monkeypatch: pytest.Monk
     monkeypatch.setattr(runner, "head", lambda self, rows: (np.zeros(len(rows), int), np.full(len(rows), np.nan)))
     with refused(BackendError, "confidences at step 0 are not finite numbers", "python -m export verify", "--bf16"):
         golden.generate(PROMPT, gen_length=8)
-
-
-# Threads
-
-
-@pytest.mark.parametrize(
-    ("value", "threads"),
-    [("1", 1), ("3", 3), ("3,2", 3), ("99", 8), ("", 2), ("0", 2), ("-1", 2), ("many", 2), (None, 2)],
-)  # fmt: skip
-def test_the_default_number_of_threads(value: str | None, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """OMP_NUM_THREADS where it is a number, as far as there are cores; else the cores that the process may use."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5})
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    if value is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", value)
-    assert default_threads() == threads
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["onnxruntime", "eager"])
-def test_omp_num_threads(golden_bundle: Path, backend: str) -> None:
-    """In a process of its own, for ONNX Runtime makes its pool once."""
-    code = "import runtime, sys; print(runtime.load(sys.argv[1], sys.argv[2]).model.device)"
-    found = subprocess.run(
-        [sys.executable, "-c", code, str(golden_bundle), backend],
-        cwd=ROOT, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert "CPU, 1 threads" in found.stdout

@@ -75,7 +75,9 @@ def test_there_but_not_built(tiny_checkpoint: Path, tmp_path: Path, monkeypatch:
     """Not the same as a back end that is not installed."""
     bundle = export.build(tiny_checkpoint, tmp_path / "b", backends=[])
     without(monkeypatch, "torch")
-    with refused(BundleError, "no engines for onnxruntime", "python -m export build --backend onnxruntime"):
+    with refused(
+        BundleError, "no engines for onnxruntime", "`python -m export build --checkpoint", "--backend onnxruntime"
+    ):
         runtime.load(bundle)
 
 

@@ -13,13 +13,14 @@ import pytest
 import export
 import export.checkpoint
 import runtime
-from engines.bundle import CALIBRATION, LOCK, MANIFEST, VERSION, Bundle, set_defaults
+from engines.bundle import CALIBRATION, MANIFEST, VERSION, Bundle, set_defaults
 from engines.errors import BundleError, NewerBundleError
+from engines.locks import LOCK, locked
 from export import folder
 from export.build import plan
-from export.folder import differences, locked
+from export.folder import differences
 from export.options import BuildOptions
-from tests.support.builds import content, forked, logits
+from tests.support.builds import content, forked, logits, published
 from tests.support.cases import edit_manifest, refused
 
 
@@ -55,9 +56,32 @@ def test_files_of_others_are_not_touched(tiny_checkpoint: Path, tmp_path: Path, 
     out = tmp_path / "mine"
     out.mkdir()
     (out / name).write_text("mine")
-    with refused(BundleError, str(out), name, "--out", "--force"):
+    with refused(BundleError, str(out), name, "--out", *["--force"] * (name == "notes.txt")):
         export.build(tiny_checkpoint, out)
     assert content(out) == {name: b"mine"}
+    if name == "notes.txt":
+        export.build(tiny_checkpoint, out, force=True)
+        export.build(tiny_checkpoint, out, "fp16", window=4, force=True)
+        Bundle.open(out).check()
+        assert (out / name).read_text() == "mine"
+        return
+    with refused(BundleError, str(out), f"holds {name}, which no build wrote", "--out"):
+        export.build(tiny_checkpoint, out, force=True)
+    assert content(out) == {name: b"mine"}, "a file in the way is not written over"
+
+
+def test_files_of_others_in_a_bundle_are_kept(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Beside the files that builds wrote, in their folders and under names that a later build would use."""
+    out = export.build(tiny_checkpoint, tmp_path / "b")
+    (out / "onnx" / "notes.txt").write_text("mine")
+    export.build(tiny_checkpoint, out, "fp16", window=4, force=True)
+    assert (out / "onnx" / "notes.txt").read_text() == "mine"
+    (out / "onnx" / "layer_00.cpu.onnx").write_text("mine")
+    before = content(out)
+    with refused(BundleError, str(out), "onnx/layer_00.cpu.onnx, which no build wrote", "move it away"):
+        export.build(tiny_checkpoint, out, force=True)
+    assert published(out) == before
+    Bundle.open(out).check()
 
 
 def test_a_newer_bundle_needs_force(text_checkpoint: Path, bundle_copy: Path) -> None:
@@ -113,10 +137,35 @@ def test_engines_with_other_options_need_force(tiny_checkpoint: Path, tmp_path: 
 def test_one_build_at_a_time(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "b"
     out.mkdir()
+    (out / LOCK).write_text("")
     with locked(out), refused(BundleError, "another build", str(out), "wait"):
         export.build(tiny_checkpoint, out)
     assert list(out.iterdir()) == [out / LOCK]
     Bundle.open(export.build(tiny_checkpoint, out)).check()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: Any, number: int) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with refused(BundleError, str(tmp_path / "b"), "a file system without locks", os.strerror(number)):
+        export.build(tiny_checkpoint, tmp_path / "b")
+
+
+def test_a_damaged_bundle_is_not_replaced_by_another(
+    tiny_checkpoint: Path, text_checkpoint: Path, bundle_copy: Path
+) -> None:
+    """Not even where its manifest cannot be read: the error has the command that mends it."""
+    (bundle_copy / MANIFEST).write_bytes(b"{")
+    before = content(bundle_copy)
+    command = f"--checkpoint {text_checkpoint} --backend onnxruntime --out {bundle_copy}`"
+    with refused(BundleError, f"a damaged bundle of {text_checkpoint}", command, "--force"):
+        export.build(tiny_checkpoint, bundle_copy)
+    assert content(bundle_copy) == before
+    export.build(tiny_checkpoint, bundle_copy, force=True)
+    Bundle.open(bundle_copy).check()
 
 
 def test_builds_racing(tiny_checkpoint: Path, tmp_path: Path, undisturbed: np.ndarray) -> None:
@@ -158,26 +207,15 @@ def test_reading_a_folder_changes_nothing(tiny_checkpoint: Path, tmp_path: Path)
     before = content(root)
     job = plan(BuildOptions(tiny_checkpoint, root, backends=[]))
     wanted = vars(job).copy()
-    bundle = folder.existing_bundle(root)
+    bundle = folder.existing_bundle(job)
     assert bundle is not None and folder.differences(job, bundle.manifest) == [] and folder.is_whole(job, bundle)
     folder.refuse_other_bundle(job, bundle)
-    folder.refuse_foreign_files(root)
-    assert list(folder.calibration(root, bundle.manifest)) == [CALIBRATION]
+    folder.refuse_foreign_files(root, False)
+    assert list(folder.calibration(bundle)) == [CALIBRATION]
     grown = folder.extended(job.options, bundle.manifest)
     assert (grown.backends, grown.weights) == (["onnxruntime"], "int8"), "as the engines that are there were compiled"
     assert (job.options.backends, job.options.weights) == ([], None)
     assert content(root) == before and vars(job) == wanted and job.files == {} == job.parts
     (root / MANIFEST).unlink()
     before = content(root)
-    assert folder.existing_bundle(root) is None and content(root) == before
-
-
-def test_preparing_a_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    root = export.build(tiny_checkpoint, tmp_path / "b")
-    before = content(root)
-    folder.prepare(root, keep_manifest=True)
-    assert content(root) == before
-    folder.prepare(root, keep_manifest=False)
-    assert content(root) == {name: text for name, text in before.items() if name != MANIFEST}
-    folder.remove_stale(root, {"onnx/embed.onnx": {}})
-    assert set(content(root)) == {"onnx/embed.onnx", "config.json", LOCK}
+    assert folder.existing_bundle(job) is None and content(root) == before

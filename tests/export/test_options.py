@@ -1,7 +1,7 @@
 """Options of a build: ranges, and the command line and the keywords that are made from one list of fields."""
 
 import argparse
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,16 @@ def test_the_command_line_has_every_option() -> None:
     everything = " ".join(words for _, words in VALUES.values())
     assert parsed(everything) == BuildOptions(**{name: value for name, (value, _) in VALUES.items()})
     assert parsed("--backend none").backends == []
+
+
+def test_the_arguments_of_options() -> None:
+    """What is written down of a build is what the command line reads again."""
+    everything = BuildOptions(**{name: value for name, (value, _) in VALUES.items()})
+    chosen = ("checkpoint", "out", "force")
+    for made in (BuildOptions(), everything, BuildOptions(precision="bf16", backends=[], window=3)):
+        kept = {name: getattr(made, name) for name in chosen}
+        assert replace(parsed(" ".join(options.arguments(made))), **kept) == made
+    assert options.arguments(BuildOptions()) == ()
 
 
 def test_the_keywords_of_build() -> None:

@@ -16,8 +16,9 @@ import pytest
 import export
 import export.checkpoint
 import runtime
-from engines.bundle import LOCK
 from engines.errors import BundleError
+from engines.locks import LOCK
+from engines.record import NEXT
 from tests.support.cases import sentence
 
 IDS = np.random.default_rng(0).integers(0, 60, (2, 40))
@@ -30,6 +31,11 @@ def logits(bundle: Path) -> np.ndarray:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def published(folder: Path) -> dict[str, bytes]:
+    """The content of a bundle without what an unfinished build has left in it."""
+    return {name: text for name, text in content(folder).items() if not name.startswith(f"{NEXT}/")}
 
 
 def forked(checkpoint: Path, out: Path, **options: Any) -> Any:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from engines.bundle import MANIFEST, signed
+from engines.bundle import MANIFEST
 from engines.errors import ElasticError
+from engines.files import signed
 from engines.signatures.gpu import DRIFTS
 from scripts.experiments.make_random_checkpoint import SHAPES
 
