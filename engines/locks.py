@@ -15,7 +15,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
     """Hold the lock of the folder `root`; raises BundleError while another process does, or without locks, OSError."""
-    with (root / LOCK).open("a") as file:
+    with (root / LOCK).open("a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
