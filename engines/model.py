@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,13 @@ class Model(ABC):
         self.runs: dict[str, int] = defaultdict(int)
         self.closed = False
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse pickling and copying: engines belong to their process."""
+        raise BackendError(
+            "a loaded model cannot be pickled, copied or sent to another process, as its engines belong to this one; "
+            f"load the bundle there with runtime.load({str(self.bundle.root)!r})"
+        )
 
     @property
     @abstractmethod

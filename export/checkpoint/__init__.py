@@ -21,6 +21,9 @@ class Weight(NamedTuple):
     transposed: bool  # read as [in, out], because a part computes x @ W; axes after the first count as one `in`
 
 
+Naming = Callable[[ModelConfig, str], dict[str, Weight]]  # (config, part) -> local name -> tensor
+
+
 @dataclass(frozen=True)
 class Family:
     """A format of checkpoints that share their config keys and tensor names.
@@ -36,7 +39,9 @@ class Family:
     model_type: str
     architectures: tuple[str, ...]
     read_config: Callable[[dict[str, Any]], ModelConfig]
-    weights: Callable[[ModelConfig, str], dict[str, Weight]]
+    weights: Naming
+    namings: tuple[Naming, ...] = ()  # other names that the same tensors are published under
+    published: tuple[str, ...] = ()  # names of its checkpoints on the hub
     ignorable: tuple[str, ...] = ()  # shell patterns of tensors that no part reads
     decoding: Mapping[str, Any] = field(default_factory=dict)  # decoding defaults of a bundle
     length: int | None = None  # most positions of a bundle by default, where the config allows more than were trained

@@ -10,7 +10,7 @@ REQUIRED = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
     "max_position_embeddings", "rope_theta", "rms_norm_eps", "mask_token_id", "eos_token_id", "hidden_act",
 )  # fmt: skip
-OPTIONAL = ("num_key_value_heads", "tie_word_embeddings")
+OPTIONAL = ("num_key_value_heads", "tie_word_embeddings", "head_dim")
 
 
 def numbers(keys: Keys) -> dict[str, Any]:
@@ -20,6 +20,8 @@ def numbers(keys: Keys) -> dict[str, Any]:
     """
     d_model, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
     expect(d_model % (2 * heads) == 0, "hidden_size", d_model, f"an even number per head ({heads} heads)")
+    size = keys.count("head_dim", d_model // heads)
+    expect(size * heads == d_model, "head_dim", size, f"hidden_size / num_attention_heads ({d_model // heads})")
     kv_heads = keys.count("num_key_value_heads", heads)
     expect(heads % kv_heads == 0, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads ({heads})")
     vocab = keys.count("vocab_size")
@@ -30,7 +32,7 @@ def numbers(keys: Keys) -> dict[str, Any]:
         "d_model": d_model,
         "heads": heads,
         "kv_heads": kv_heads,
-        "head_size": d_model // heads,
+        "head_size": size,
         "mlp_size": keys.count("intermediate_size"),
         "vocab": vocab,
         "max_length": keys.count("max_position_embeddings"),

@@ -1,19 +1,20 @@
 """Reading a checkpoint: strictly when it is opened, part by part after that.
 
 Opening parses config.json and the headers of the safetensors files, and checks
-the file, name, shape and type of every tensor. `Checkpoint.part` maps the
-tensors of one part and hashes them; the identity of a checkpoint is made of
-these hashes. Nothing in a checkpoint is executed or unpickled.
+the file, name, shape and type of every tensor (`export.checkpoint.tensors`); of
+their content it reads only a head that is saved twice, to compare the two. What
+is no checkpoint is named for what it is (`export.checkpoint.foreign`).
+`Checkpoint.part` maps the tensors of one part and hashes them; the identity of a
+checkpoint is made of these hashes. Nothing in a checkpoint is executed or
+unpickled.
 """
 
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,14 @@ from safetensors import SafetensorError, safe_open
 from engines.config import ModelConfig
 from engines.errors import CheckpointError
 from engines.files import check_access
-from export.checkpoint import Family, ends, pickled
+from export.checkpoint import Family, ends, foreign, tensors
+from export.checkpoint.commands import again
+from export.checkpoint.foreign import INDEX as INDEX
+from export.checkpoint.foreign import SINGLE as SINGLE
 from export.checkpoint.generation import decoding_defaults
 from export.checkpoint.registry import find_family
 from export.checkpoint.tokenizer import AGAIN, FILES, PAIRS, needs_writing
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-DTYPES = ("F32", "F16", "BF16")
 CHUNK = 1 << 22  # elements hashed at a time
 
 
@@ -41,7 +42,8 @@ class Checkpoint:
     directory: Path
     config: ModelConfig
     family: Family = field(repr=False)
-    shards: dict[str, Path] = field(repr=False)  # tensor -> the file that holds it
+    names: dict[str, str] = field(repr=False)  # tensor, as the family names it -> as it is stored
+    shards: dict[str, Path] = field(repr=False)  # tensor, as it is stored -> the file that holds it
     digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)  # of the tensors read so far
 
     @property
@@ -84,16 +86,14 @@ class Checkpoint:
             raise CheckpointError(f"{self.directory} has no part {name!r}; its parts are {listed}")
         weights = self.family.weights(self.config, name)
         stored: dict[str, torch.Tensor] = {}
-        for path in sorted({self.shards[weight.tensor] for weight in weights.values()}):
-            here = [weight.tensor for weight in weights.values() if self.shards[weight.tensor] == path]
+        places = {weight.tensor: self.shards[self.names[weight.tensor]] for weight in weights.values()}
+        for path in sorted(set(places.values())):
             with _opened(path, "pt") as file:
-                stored |= {tensor: file.get_tensor(tensor) for tensor in here}
+                stored |= {t: file.get_tensor(self.names[t]) for t, place in places.items() if place == path}
         for tensor, values in stored.items():
-            found = _digest(values, tensor, name)
+            found = _digest(values, self.names[tensor], name)
             if self.digests.setdefault(tensor, found) != found:
-                raise CheckpointError(
-                    f"{self.shards[tensor]} changed while it was read ({tensor}); run the build again"
-                )
+                raise CheckpointError(f"{places[tensor]} changed while it was read ({tensor}); run the build again")
         return {
             local: stored[weight.tensor].flatten(1).t() if weight.transposed else stored[weight.tensor]
             for local, weight in weights.items()
@@ -108,20 +108,24 @@ def is_finite(values: torch.Tensor) -> bool:
 
 def open_checkpoint(directory: str | Path) -> Checkpoint:
     """Open a Hugging Face directory, reading headers only; raises CheckpointError for anything unexpected."""
+    foreign.check_path(directory)
     directory = Path(directory)
     check_access(directory, CheckpointError)
-    if not os.path.isdir(directory):
-        raise CheckpointError(f"{directory} is not a directory; give the folder that holds config.json")
     for file in sorted(directory.iterdir()):
-        if file.suffix in (".json", ".jinja", ".safetensors", ".txt"):
+        if file.suffix in foreign.READ:
             check_access(file, CheckpointError)
+    foreign.check_files(directory)
+    foreign.check_adapter(directory)
+    if not (directory / "config.json").exists():
+        raise CheckpointError(foreign.no_config(directory))
     raw = _json_object(directory / "config.json")
     family = find_family(raw)
+    foreign.check_config(directory, raw)
     keys = family.complete(directory, ends.complete(directory, raw))
     config = ends.united(family.read_config(keys), directory, family.end_of_turn, keys)
     index = _index(directory)
     shards: dict[str, Path] = {}
-    headers: dict[str, tuple[tuple[int, ...], str]] = {}  # tensor -> shape, type
+    headers: tensors.Headers = {}
     for path in sorted({directory / file for file in index.values()} or {directory / SINGLE}):
         with _opened(path, "np") as file:
             for tensor in file.keys():  # noqa: SIM118 (not a dictionary)
@@ -132,15 +136,31 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
     for tensor, shard in index.items():
         if tensor not in shards:
             raise CheckpointError(f"{directory / INDEX} places {tensor} in {shard}, which does not hold it; {AGAIN}")
-    _check_tensors(directory, family, config, headers)
-    return Checkpoint(directory=directory, config=config, family=family, shards=shards)
+    names = tensors.match(directory, family, config, headers)
+    head = tensors.head_matrix(family, config, names)
+    extra = [t for t in tensors.superfluous(family, headers, names) if not _is_copy(shards, headers, t, head)]
+    if extra:
+        raise CheckpointError(
+            f"{directory} holds {len(extra)} tensors that the model described by config.json does not have, first "
+            f"{extra[0]}; save the model without them, or use the config.json that belongs to these weights"
+        )
+    return Checkpoint(directory=directory, config=config, family=family, names=names, shards=shards)
+
+
+def _is_copy(shards: dict[str, Path], headers: tensors.Headers, tensor: str, head: str) -> bool:
+    """Whether a tensor equals the head's matrix, as savers write a head that is tied; both are mapped, not copied."""
+    if headers[tensor] != headers[head]:
+        return False
+    values = []
+    for name in (tensor, head):
+        with _opened(shards[name], "pt") as file:
+            values.append(file.get_tensor(name))
+    return torch.equal(*values)
 
 
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; give a complete Hugging Face checkpoint folder") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from error
 
@@ -163,9 +183,7 @@ def _index(directory: Path) -> dict[str, str]:
     if single:
         return {}
     if not index:
-        raise CheckpointError(
-            pickled.refusal(directory, SINGLE) or f"{directory} holds neither {SINGLE} nor {INDEX}; {AGAIN}"
-        )
+        raise CheckpointError(foreign.no_weights(directory))
     places = _json_object(directory / INDEX).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{directory / INDEX} has no weight_map of tensor names to files; {AGAIN}")
@@ -189,44 +207,13 @@ def _opened(path: Path, framework: str) -> Iterator[Any]:
         with safe_open(path, framework=framework) as file:
             yield file
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing, though the checkpoint needs it; {AGAIN}") from error
+        raise CheckpointError(f"{path} is missing, though the checkpoint needs it; {again(path.parent)}") from error
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or not a safetensors file ({error}); {AGAIN}") from error
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file ({error}); {again(path.parent)}"
+        ) from error
     except RuntimeError as error:
         raise CheckpointError(f"{path} cannot be mapped ({error}); save the weights in smaller shards") from error
-
-
-def _check_tensors(
-    directory: Path, family: Family, config: ModelConfig, headers: dict[str, tuple[tuple[int, ...], str]]
-) -> None:
-    """Raise CheckpointError unless the tensors are those of all parts, each with its shape and a known type."""
-    if config.layers + (config.vision.layers if config.vision else 0) > len(headers):
-        raise CheckpointError(
-            f"{directory} holds {len(headers)} tensors, too few for the {config.layers} layers of config.json; {AGAIN}"
-        )
-    parts = (*config.parts, *config.vision_parts)
-    needed = {weight.tensor for part in parts for weight in family.weights(config, part).values()}
-    for part in parts:
-        for tensor, shape, _ in family.weights(config, part).values():
-            if tensor not in headers:
-                raise CheckpointError(f"{directory} lacks {tensor} {list(shape)} of part {part}; {AGAIN}")
-            came, dtype = headers[tensor]
-            if came != shape:
-                raise CheckpointError(
-                    f"{tensor} of part {part} has shape {list(came)}, expected {list(shape)} by config.json; "
-                    "use the config.json that belongs to these weights"
-                )
-            if dtype not in DTYPES:
-                raise CheckpointError(
-                    f"{tensor} of part {part} is stored as {dtype}, expected one of {', '.join(DTYPES)}; "
-                    "use the checkpoint that is not quantised, or convert it"
-                )
-    superfluous = [t for t in headers if t not in needed and not any(fnmatchcase(t, p) for p in family.ignorable)]
-    if superfluous:
-        raise CheckpointError(
-            f"{directory} holds {len(superfluous)} tensors that the model described by config.json does not have, "
-            f"first {min(superfluous)}; use the config.json that belongs to these weights"
-        )
 
 
 def _digest(values: torch.Tensor, name: str, part: str) -> str:

@@ -219,6 +219,7 @@ class Results:
         """Append a line; raises OptionError if the file cannot be written."""
         if self.path is not None:
             with writing(self.path, "choose another --out"):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.file = self.file or self.path.open("a", encoding="utf-8")
                 print(json.dumps(record), file=self.file, flush=True)
 

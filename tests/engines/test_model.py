@@ -1,5 +1,7 @@
 """A loaded model, whatever the back end: its plain forward pass, one user at a time, a clean end."""
 
+import copy
+import pickle
 import threading
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,19 @@ def test_logits(model: runtime.Runtime) -> None:
 def test_logits_of_what_is_no_ids(golden: runtime.Runtime, ids: Any, words: tuple[str, ...]) -> None:
     with refused(PromptError, *words):
         golden.logits(ids)
+
+
+# One process
+
+
+@pytest.mark.parametrize("attempt", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_model_is_of_its_process(golden: runtime.Runtime, attempt: Any) -> None:
+    """Its output is not."""
+    for loaded in (golden.model, golden) if attempt is not copy.copy else (golden.model,):
+        with refused(BackendError, "cannot be pickled, copied or sent", f"runtime.load({str(golden.bundle.root)!r})"):
+            attempt(loaded)
+    output = golden.generate(PROMPT, gen_length=4, stop_at_eos=False)
+    assert pickle.loads(pickle.dumps(output)).ids == output.ids
 
 
 # One user at a time

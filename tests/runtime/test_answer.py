@@ -82,3 +82,12 @@ def test_a_run(model: runtime.Runtime, policy: str) -> None:
     start = len(out.sequence) - 24
     *found, last = pieces([*out.trace, out], Answer(model, start, Request((), gen_length=24)))
     assert "".join(map(str, found)) == out.text and last is out and len(found) > 1
+
+
+def test_a_special_token_that_stops(model: runtime.Runtime) -> None:
+    """What follows it in the same step is not shown: the pieces are the text of the output."""
+    (token,) = map(int, model.text.encode("<|user|>"))
+    answer = Answer(model, 0, Request((), gen_length=4, stop=("<|user|>",)))
+    a, b, c = map(int, model.text.encode("abc"))
+    found = list(pieces([event([0, 1, 2, 3], [a, b, token, c]), output("ab")], answer))
+    assert found[:-1] == ["ab"]

@@ -12,11 +12,7 @@ from export.checkpoint import Family, llama
 from export.checkpoint.config_keys import Keys
 
 FIXED: dict[str, Any] = {"hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False, "use_mrope": False}
-HARMLESS = frozenset((
-    "model_type", "architectures", "auto_map", "_name_or_path", "transformers_version", "torch_dtype", "dtype",
-    "use_cache", "initializer_range", "attention_dropout", "sliding_window", "max_window_layers",
-    "bos_token_id", "pad_token_id",
-))  # fmt: skip
+HARMLESS = frozenset(("sliding_window", "max_window_layers"))  # of a switch that is off
 
 
 def read_config(raw: dict[str, Any]) -> ModelConfig:
@@ -31,6 +27,7 @@ FAMILY = Family(
     architectures=("DreamModel",),
     read_config=read_config,
     weights=llama.weights,
+    published=("Dream-org/Dream-v0-Base-7B", "Dream-org/Dream-v0-Instruct-7B"),
     ignorable=("*.rotary_emb.inv_freq",),
     decoding={"window": 32},  # arXiv 2510.14973
     length=2048,  # positions in training; the config has 131072

@@ -2,15 +2,18 @@
 
 LLaDA-8B-Base, LLaDA-8B-Instruct and LLaDA-1.5 belong to it. An absent key counts
 as null, and null has the meaning of the published config class; a key whose null
-has no implemented meaning is required.
+has no implemented meaning is required. The same models are also published with
+the keys and tensor names of Llama's classes, as LLaDA-V takes them.
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 from engines.config import ModelConfig
-from export.checkpoint import Family, Weight
+from export.checkpoint import Family, Weight, llama
 from export.checkpoint.config_keys import Keys, expect
+from export.checkpoint.tokenizer import special_id
 
 # Keys that are read; those of the first group have no default.
 REQUIRED = (
@@ -29,17 +32,25 @@ FIXED: dict[str, Any] = {
     "scale_logits": False, "layer_norm_with_affine": True, "block_group_size": 1, "rope_scaling": None,
 }  # fmt: skip
 
-# Keys that do not change a forward pass: origin, initialisation, training, and details of switches that are off.
-HARMLESS = frozenset((
-    "model_type", "architectures", "auto_map", "_name_or_path", "transformers_version", "torch_dtype", "dtype",
-    "use_cache", "precision", "flash_attention", "init_device", "init_fn", "init_std", "init_cutoff_factor",
-    "attention_dropout", "residual_dropout", "embedding_dropout", "alibi_bias_max",
-    "attention_layer_norm_with_affine", "bos_token_id", "pad_token_id",
+LLAMA_FIXED: dict[str, Any] = {"hidden_act": "silu", "rope_scaling": None, "attention_bias": False, "mlp_bias": False}
+
+HARMLESS = frozenset((  # training, and details of switches that are off
+    "precision", "flash_attention", "alibi_bias_max", "attention_layer_norm_with_affine",
 ))  # fmt: skip
+MASK = "<|mdm_mask|>"
+
+
+def complete(directory: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """The keys of config.json, with the tokenizer's id of the mask where it has none."""
+    number = special_id(directory, MASK) if raw.get("mask_token_id") is None else None
+    return raw if number is None else raw | {"mask_token_id": number}
 
 
 def read_config(raw: dict[str, Any]) -> ModelConfig:
     """The `ModelConfig` of a LLaDA config.json; raises CheckpointError naming the key that is wrong."""
+    if raw.get("d_model") is None and raw.get("hidden_size") is not None:
+        keys = Keys("llada", raw, llama.REQUIRED, llama.OPTIONAL, LLAMA_FIXED, ())
+        return ModelConfig(family="llada", **llama.numbers(keys), qkv_bias=False, bias=False)
     keys = Keys("llada", raw, REQUIRED, OPTIONAL, FIXED, HARMLESS)
     d_model, heads = keys.count("d_model"), keys.count("n_heads")
     vocab = keys.count("vocab_size")
@@ -130,7 +141,10 @@ FAMILY = Family(
     architectures=("LLaDAModelLM",),
     read_config=read_config,
     weights=weights,
+    namings=(llama.weights,),
+    published=("GSAI-ML/LLaDA-8B-Base", "GSAI-ML/LLaDA-8B-Instruct", "GSAI-ML/LLaDA-1.5"),
     ignorable=("*.rotary_emb.inv_freq",),
     decoding={"window": 16},  # arXiv 2510.14973
     end_of_turn="<|eot_id|>",
+    complete=complete,
 )

@@ -29,10 +29,7 @@ FIXED: dict[str, Any] = {
     "mm_vision_select_feature": "patch", "mm_use_im_start_end": False, "mm_use_im_patch_token": False,
     "mm_resampler_type": None, "image_crop_resolution": None, "image_split_resolution": None, "use_mm_proj": True,
 }  # fmt: skip
-# Keys that do not change a forward pass: origin, training, videos. bos_token_id is of Llama's vocabulary, not of this.
-HARMLESS = frozenset((
-    "model_type", "architectures", "auto_map", "_name_or_path", "transformers_version", "torch_dtype", "dtype",
-    "use_cache", "initializer_range", "attention_dropout", "pretraining_tp", "bos_token_id", "pad_token_id",
+HARMLESS = frozenset((  # keys of training and videos
     "add_faster_video", "add_time_instruction", "faster_token_stride", "force_sample", "mm_spatial_pool_stride",
     "mm_spatial_pool_mode", "mm_projector_lr", "mm_vision_tower_lr", "mm_tunable_parts", "freeze_mm_mlp_adapter",
     "tune_mm_mlp_adapter", "unfreeze_mm_vision_tower", "freeze_mm_vision_resampler", "tune_mm_vision_resampler",
@@ -47,10 +44,7 @@ TOWER_FIXED: dict[str, Any] = {
     "model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_channels": 3,
     "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
 }  # fmt: skip
-TOWER_HARMLESS = frozenset((
-    "architectures", "attention_dropout", "torch_dtype", "dtype", "transformers_version", "_name_or_path",
-    "vision_use_head",
-))  # fmt: skip
+TOWER_HARMLESS = frozenset(("vision_use_head",))
 SO400M = {  # numbers of the published tower, constants of the published code
     "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
     "image_size": 384, "patch_size": 14,
@@ -199,6 +193,7 @@ FAMILY = Family(
     architectures=("LlavaLLaDAModelLM",),
     read_config=read_config,
     weights=weights,
+    published=("GSAI-ML/LLaDA-V",),
     ignorable=("*.rotary_emb.inv_freq", "*.vision_model.post_layernorm.*", "*.embeddings.position_ids"),
     end_of_turn="<|eot_id|>",
     complete=complete,

@@ -1,13 +1,9 @@
 """Reading checkpoints: what the golden one holds, what is read when, and what is refused with which words."""
 
 import json
-import pickle
 import re
-import shlex
 import shutil
 import struct
-import subprocess
-import sys
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -17,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from engines.errors import CheckpointError
 from export.checkpoint.families.llada import FAMILY as LLADA
@@ -260,7 +255,7 @@ def test_truncated_file(single: Path, length: int) -> None:
 
 
 def test_other_file_under_the_name(single: Path) -> None:
-    (single / SINGLE).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (single / SINGLE).write_bytes(b"Entry not found, and nothing else\n")
     refused(single, f"{SINGLE} is truncated or not a safetensors file")
 
 
@@ -294,9 +289,32 @@ def test_superfluous_weight(single: Path) -> None:
     refused(single, "holds 1 tensors that the model", "model.transformer.blocks.0.q_norm.weight")
 
 
-def test_superfluous_head_of_a_tied_model(single: Path) -> None:
+def test_a_missing_head(single: Path) -> None:
+    rewrite(single, lambda tensors: tensors.pop("model.transformer.ff_out.weight"))
+    refused(single, "lacks model.transformer.ff_out.weight", "config.json does not tie it to the embedding")
+
+
+def test_a_tied_head_that_was_saved_as_well(single: Path) -> None:
+    """It must be the embedding, number by number; the model is that without it."""
     edit(single / "config.json", lambda config: config.update(weight_tying=True))
-    refused(single, "model.transformer.ff_out.weight")
+    head, table = "model.transformer.ff_out.weight", "model.transformer.wte.weight"
+    refused(single, "1 tensors", head)
+    rewrite(single, lambda tensors: tensors.update({head: tensors[table].clone()}))
+    twice = open_checkpoint(single)
+    assert torch.equal(twice.part("head")["ff_out.weight"], twice.part("embed")["wte.weight"].t())
+    rewrite(single, lambda tensors: tensors[head][5].add_(1e-3))
+    refused(single, "1 tensors", head)
+    rewrite(single, lambda tensors: tensors.update({head: tensors[table].half()}))
+    refused(single, "1 tensors", head)
+    rewrite(single, lambda tensors: tensors.pop(head))
+    assert open_checkpoint(single).identity == twice.identity
+
+
+def test_a_copy_of_the_head_under_another_name(single: Path) -> None:
+    rewrite(single, lambda tensors: tensors.update({"lm_head.weight": tensors["model.transformer.ff_out.weight"] * 1}))
+    assert len(open_checkpoint(single).part("head")) == 2
+    rewrite(single, lambda tensors: tensors["lm_head.weight"].mul_(2))
+    refused(single, "lm_head.weight", "save the model without them")
 
 
 def test_rotary_buffers_are_ignored(single: Path) -> None:
@@ -317,7 +335,7 @@ def test_too_many_layers(single: Path) -> None:
     refused(single, "holds 21 tensors, too few for the 1000000000000 layers")
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int8])
 def test_other_types(single: Path, dtype: torch.dtype) -> None:
     rewrite(single, lambda tensors: tensors.update({LAYER_1_Q: tensors[LAYER_1_Q].to(dtype)}))
     refused(single, f"{LAYER_1_Q} of part layer_01 is stored as", "expected one of F32, F16, BF16")
@@ -363,42 +381,3 @@ def test_linked_shards_are_read(sharded: Path, tmp_path: Path) -> None:
 def test_one_file_and_an_index(single: Path) -> None:
     (single / INDEX).write_text("{}")
     refused(single, f"holds both {SINGLE} and {INDEX}")
-
-
-# Pickles
-
-
-class Bomb:
-    """Pickled, it writes a file when it is loaded."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "model.pth"])
-def test_pickles_are_never_loaded(sharded: Path, tmp_path: Path, name: str) -> None:
-    shutil.copy(sharded / "config.json", tmp_path)
-    (tmp_path / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
-    refused(tmp_path, "pickled weights", "weights_only=True", "save_file", shlex.quote(str(tmp_path)))
-    assert not (tmp_path / "exploded").exists()
-
-
-@pytest.mark.slow
-def test_the_command_against_pickles_works(sharded: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "a folder"
-    folder.mkdir()
-    shutil.copy(sharded / "config.json", folder)
-    names = sorted(path.name for path in sharded.glob("*.safetensors"))
-    for name in names:
-        torch.save(
-            load_file(sharded / name), folder / name.replace("model", "pytorch_model").replace("safetensors", "bin")
-        )
-    message = str(refused(folder))
-    command = shlex.split(message[message.index("python -c") :])
-    subprocess.run([sys.executable, *command[1:]], check=True, timeout=60)
-    wanted, came = open_checkpoint(sharded), open_checkpoint(folder)
-    for part in wanted.config.parts:
-        assert all(torch.equal(tensor, came.part(part)[local]) for local, tensor in wanted.part(part).items())

@@ -137,6 +137,17 @@ def test_what_concerns_all_is_refused_before_the_first(generate: Call, tmp_path:
     assert not out.exists()
 
 
+def test_behind_a_system_message(generate: Call, tmp_path: Path, text_bundle: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "Hi"}\n{"prompt_ids": [1]}\n', encoding="utf-8")
+    code, out, _ = generate("--prompts", file, "--system", "Be brief.", "--json")
+    good, bad = map(json.loads, out.splitlines())
+    with runtime.load(text_bundle, "onnxruntime", threads=1) as model:
+        said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+        assert good["ids"] == model.generate(said, gen_length=8).ids
+    assert code == 2 and "--system is a message before a text" in bad["error"]
+
+
 # JSON lines
 
 
@@ -228,8 +239,9 @@ def test_files_that_are_not_gone_on_with(generate: Call, tmp_path: Path) -> None
     failed(generate("--prompts", file, "--out", tmp_path, "--resume"), 2, "cannot write", "Is a directory")
     failed(generate("--prompts", file, "--resume"), 2, "--out")
     failed(generate("--prompt", "Hi", "--out", out), 2, "--out and --resume", "--prompts")
-    code, _, err = generate("--prompts", file, "--out", tmp_path / "no" / "out")
-    assert code == 2 and "cannot write" in err and "choose another --out" in err
+    failed(generate("--prompts", file, "--out", file / "out"), 2, "cannot write", "choose another --out")
+    assert generate("--prompts", file, "--out", tmp_path / "new" / "out")[0] == 0
+    assert (tmp_path / "new" / "out").read_text(encoding="utf-8").count("\n") == 2
 
 
 def test_a_key_is_of_all_that_an_answer_depends_on() -> None:
