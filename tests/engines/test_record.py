@@ -37,7 +37,7 @@ def place(text_checkpoint: Path, tmp_path: Path) -> tuple[Path, Path]:
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "a missing file": lambda root: (root / "onnx/layer_01.onnx").unlink(),
+    "a missing file": lambda root: (root / "onnx/layer_01.cpu.onnx").unlink(),
     "a damaged file": lambda root: (root / "onnx/layer_01.safetensors").write_bytes(b"x"),
     "a damaged record": lambda root: (root / "config.json").write_bytes(b"x"),
     "a damaged manifest": lambda root: (root / MANIFEST).write_bytes(b"{"),
