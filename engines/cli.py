@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
         loudness = self.add_mutually_exclusive_group()
         for names, level, text in (
             (("-v", "--verbose"), logging.INFO, "also print what is loaded and how long it takes"),
-            (("-q", "--quiet"), logging.ERROR, "print no notes"),
+            (("-q", "--quiet"), logging.ERROR, "print neither notes nor progress"),
         ):
             loudness.add_argument(
                 *names, dest="log_level", action="store_const", const=level, default=argparse.SUPPRESS, help=text

@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         help="back end that the pack is for (repeatable)",
     )  # fmt: skip
     deploy.add_argument("--out", type=Path, required=True, help="folder of the pack, new or empty")
+    deploy.add_argument("--json", action="store_true", help="print JSON in place of text")
     look = command("inspect", "show what a bundle holds", inspect_command, "bundles/demo")
     look.add_argument("bundle", type=Path, help="a bundle's folder")
     look.add_argument("--json", action="store_true", help="print the manifest as JSON")
@@ -128,8 +129,7 @@ def verify_command(args: argparse.Namespace) -> None:
     """Compare a bundle with the reference and print a row for each part."""
     bundle = Bundle.open(args.bundle)
     if args.half:
-        verify_half_command(bundle)
-        return
+        return verify_half_command(bundle, args.json)
     atol = args.atol if args.atol is not None else tolerance(bundle, args.backend)
     title = f"{args.backend} against eager, tolerance {atol:g} of the largest number, or of 1"
     table = Table("part", "max", "mean", "cosine", "largest number", title=title)
@@ -152,23 +152,29 @@ def rows_of(bundle: Bundle, backend: str) -> int:
     return len(parts) + 1 + bool(bundle.config.vision)
 
 
-def verify_half_command(bundle: Bundle) -> None:
+def verify_half_command(bundle: Bundle, as_json: bool) -> None:
     """Print the largest number of each part in fp16."""
     from export.half import LARGEST, verify_half
 
     table = Table("part", "largest number", "of the range", title="every operation in fp16, on probe texts")
     for part, largest in verify_half(bundle):
+        if as_json:
+            print(json.dumps({"part": part, "largest": float(largest), "of_range": float(largest / LARGEST)}))
         table.add_row(part, f"{largest:.4g}", f"{largest / LARGEST:.1%}")
-    console.print(table)
-    console.print("[ok] no activation leaves the range of fp16")
+    if not as_json:
+        console.print(table)
+        console.print("[ok] no activation leaves the range of fp16")
 
 
 def pack_command(args: argparse.Namespace) -> None:
     """Copy what back ends need of a bundle."""
     root = pack(Bundle.open(args.bundle), args.backends, args.out)
     files = Bundle.open(root).manifest.files
-    size = sum(entry["size"] for entry in files.values()) / GIGA
-    console.print(f"[ok] {root}: {len(files)} files, {size:.3f} GB")
+    size = sum(entry["size"] for entry in files.values())
+    if args.json:
+        print(json.dumps({"bundle": str(root), "files": len(files), "bytes": size}))
+    else:
+        console.print(f"[ok] {root}: {len(files)} files, {size / GIGA:.3f} GB")
 
 
 def inspect_command(args: argparse.Namespace) -> None:

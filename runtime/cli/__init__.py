@@ -48,7 +48,7 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("the prompt", "one of --prompt, --prompt-ids and --prompts")
     prompt = group.add_mutually_exclusive_group(required=True)
     add_prompt(prompt)
-    prompt.add_argument("--prompt-ids", type=Path, help="a file of ids: a JSON list, or numbers separated by space")
+    prompt.add_argument("--prompt-ids", type=Path, metavar="FILE", help="a file of ids: a JSON list, or spaced numbers")
     prompt.add_argument("--prompts", type=Path, metavar="FILE",
                         help="a file of prompts, decoded side by side: one a line, text or a JSON object")  # fmt: skip
     add_system(group)
