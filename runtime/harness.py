@@ -86,12 +86,12 @@ class ElasticLM(TemplateLM):  # type: ignore[misc]
         if not chat_template:
             return None
         self.rendered = True
-        template = self.model.text.template
-        if template is None:
+        source = self.model.text.template
+        if source is None:
             raise OptionError(f"{self.model.bundle.root} has no chat template; leave --apply_chat_template out")
         if isinstance(chat_template, str):
             self.warn(f"the bundle has one chat template, so that the name {chat_template!r} has no effect")
-        return template.source
+        return source
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render messages; without `add_generation_prompt` the last one is the beginning of the answer."""
@@ -103,8 +103,8 @@ class ElasticLM(TemplateLM):  # type: ignore[misc]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """The ids of a text, with what the tokenizer puts around a text unless the chat template did that."""
-        added = not self.rendered if add_special_tokens is None else add_special_tokens
-        ids: list[int] = self.model.text.tokenizer.encode(string, add_special_tokens=added).ids
+        whole = not self.rendered if add_special_tokens is None else add_special_tokens
+        ids: list[int] = self.model.text.encode(string, whole=whole).tolist()
         return ids
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
