@@ -165,7 +165,7 @@ class Template:
     """A chat template with its special tokens, their texts by name; raises what Jinja raises for one that is none."""
 
     def __init__(self, source: str, tokens: dict[str, str]):
-        self.source, self.tokens = source, tokens
+        self.tokens = tokens
         self._compiled = Sandbox().from_string(source)
 
     def render(self, messages: Messages) -> str:
