@@ -76,23 +76,29 @@ def _limit(group: Path) -> float | None:
 def free_cores(allowed: int) -> int:
     """Measure how many of `allowed` cores work for this process now: the CPU time of as many busy threads.
 
-    Takes 20 ms, and up to 60 ms where some are not free.
+    Takes about 20 ms, and about 60 ms where some are not free.
     """
     most = 0.0
-    with ThreadPoolExecutor(allowed) as pool:
-        for _ in range(TRIES):
-            start = threading.Barrier(allowed)
-            most = max(most, sum(pool.map(_share, [start] * allowed)))
-            if most > allowed - SLACK:
-                break
-    return max(1, int(most + SLACK))
+    for _ in range(TRIES):
+        most = max(most, _busy_cores(allowed))
+        if most > allowed - SLACK:
+            break
+    return max(1, min(allowed, int(most + SLACK)))
 
 
-def _share(start: threading.Barrier) -> float:
-    """The fraction of a core that this thread gets while it hashes, which holds no lock of the interpreter."""
-    block = bytes(1 << 20)
-    start.wait()
-    began, used = time.perf_counter(), time.thread_time()
-    while time.perf_counter() - began < MEASURED:
-        hashlib.sha256(block)
-    return (time.thread_time() - used) / (time.perf_counter() - began)
+def _busy_cores(threads: int) -> float:
+    """CPU seconds per second of this process while as many threads hash, which holds no lock of the interpreter."""
+    block, start = bytes(1 << 20), threading.Barrier(threads + 1)
+
+    def hash_until_the_end(_: int) -> None:
+        start.wait()
+        until = time.perf_counter() + MEASURED
+        while time.perf_counter() < until:
+            hashlib.sha256(block)
+
+    with ThreadPoolExecutor(threads) as pool:
+        done = pool.map(hash_until_the_end, range(threads))
+        start.wait()
+        began, used = time.perf_counter(), time.process_time()
+        list(done)
+        return (time.process_time() - used) / (time.perf_counter() - began)

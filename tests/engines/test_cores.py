@@ -110,19 +110,18 @@ def test_what_is_not_free_is_not_used(free: int, threads: int, machine: Path, mo
 
 
 @pytest.mark.parametrize(
-    ("shares", "free", "measured"),
-    [([1.0] * 4, 4, 1), ([0.95] * 4, 4, 1), ([0.25] * 4, 1, 3), ([0.5] * 4, 2, 3), ([0.1] * 4, 1, 3)],
-)  # fmt: skip
-def test_measuring(shares: list[float], free: int, measured: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ("busy", "free", "measured"), [(4.0, 4, 1), (3.8, 4, 1), (1.0, 1, 3), (2.0, 2, 3), (0.4, 1, 3), (4.6, 4, 1)]
+)
+def test_measuring(busy: float, free: int, measured: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU time that four threads get; it is measured again where some is missing."""
-    taken: list[object] = []
+    taken: list[int] = []
 
-    def share(start: object) -> float:
-        taken.append(start)
-        return shares[0]
+    def busy_cores(threads: int) -> float:
+        taken.append(threads)
+        return busy
 
-    monkeypatch.setattr(cores, "_share", share)
-    assert free_cores(4) == free and len(taken) == 4 * measured
+    monkeypatch.setattr(cores, "_busy_cores", busy_cores)
+    assert free_cores(4) == free and taken == [4] * measured
 
 
 def test_no_more_cores_than_there_are() -> None:
