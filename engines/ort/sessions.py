@@ -6,8 +6,8 @@ each, 71 ms with one), and one arena, so that each layer computes in memory that
 the layer before has just used.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import onnxruntime as ort
@@ -40,19 +40,22 @@ def share_threads(threads: int | None = None) -> int:
     return _threads
 
 
-@contextmanager
-def translated(what: str) -> Iterator[None]:
-    """Turn an exception of ONNX Runtime into a BackendError that names `what`."""
-    try:
-        yield
-    except Exception as error:
+class translated:
+    """A context that turns an exception of ONNX Runtime into a BackendError that names `what`."""
+
+    def __init__(self, what: str):
+        self.what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, error_type: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         # Runs on bound values raise plain RuntimeErrors, all else exceptions of ONNX Runtime's own.
-        if type(error) is not RuntimeError and not type(error).__module__.startswith("onnxruntime"):
-            raise
-        reason = str(error).split("\n")[0]
-        raise BackendError(
-            f"ONNX Runtime failed on {what}: {reason}; check it with `python -m export verify`"
-        ) from error
+        if error_type is not None and (error_type is RuntimeError or error_type.__module__.startswith("onnxruntime")):
+            reason = str(error).split("\n")[0]
+            raise BackendError(
+                f"ONNX Runtime failed on {self.what}: {reason}; check it with `python -m export verify`"
+            ) from error
 
 
 class Sessions(dict[str, ort.InferenceSession]):

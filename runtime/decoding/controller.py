@@ -124,13 +124,15 @@ class Controller:
 
         Returns the layer-rows run.
         """
-        fresh = self.sequence.append_masks(self.policy.masks_to_append(self.sequence))
-        if len(fresh):
-            self.map.grow(len(self.sequence))
-            self.runner.grow(self.map.slot_of[fresh])
-            count = self._pad(fresh)
-            self._embed(count)
-            self.runner.run_layers(count, None)
+        count = self.policy.masks_to_append(self.sequence)
+        if not count:
+            return 0
+        fresh = self.sequence.append_masks(count)
+        self.map.grow(len(self.sequence))
+        self.runner.grow(self.map.slot_of[fresh])
+        rows = self._pad(fresh)
+        self._embed(rows)
+        self.runner.run_layers(rows, None)
         return len(fresh) * self.runner.config.layers
 
     def _full_pass(self, plan: StepPlan) -> int:
