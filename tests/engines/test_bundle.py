@@ -100,6 +100,7 @@ def test_every_back_end_checks_the_texts(bundle_copy: Path) -> None:
             runtime.load(bundle_copy, backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [None, "int8"])
 def test_a_back_end_reads_its_own_files_only(
     weights: str | None, text_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -258,6 +259,7 @@ def test_paths_that_stay(tmp_path: Path) -> None:
 # Engines
 
 
+@pytest.mark.slow
 def test_engines_built_for_another_back_end(text_checkpoint: Path, tmp_path: Path) -> None:
     bundle = export.build(text_checkpoint, tmp_path / "b", backends=[])
     assert Bundle.open(bundle).manifest.engines == {}

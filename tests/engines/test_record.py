@@ -51,6 +51,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_the_command_mends(place: tuple[Path, Path], damage: str) -> None:
     checkpoint, root = place
@@ -65,6 +66,7 @@ def test_the_command_mends(place: tuple[Path, Path], damage: str) -> None:
     assert force and after == before
 
 
+@pytest.mark.slow
 def test_the_command_adds_a_back_end(place: tuple[Path, Path]) -> None:
     checkpoint, root = place
     export.build(checkpoint, root, "fp16", window=8, backends=[])
@@ -73,6 +75,7 @@ def test_the_command_adds_a_back_end(place: tuple[Path, Path]) -> None:
     assert content(root) == content(export.build(checkpoint, root.with_name("fresh"), "fp16", window=8))
 
 
+@pytest.mark.slow
 def test_the_command_finishes_a_build(place: tuple[Path, Path]) -> None:
     checkpoint, root = place
     with full_after(9), pytest.raises(BundleError):
@@ -81,6 +84,7 @@ def test_the_command_finishes_a_build(place: tuple[Path, Path]) -> None:
     assert Bundle.open(root).engines("onnxruntime")["weights"] == "int8"
 
 
+@pytest.mark.slow
 def test_no_command_that_would_not_work(place: tuple[Path, Path]) -> None:
     checkpoint, root = place
     export.build(checkpoint, root)

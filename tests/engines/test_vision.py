@@ -251,6 +251,7 @@ def test_what_is_built(bundle: Path) -> None:
     assert not any("post_layernorm" in name for name in locate(opened.weights("tower")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_verify(precision: str, bundle: Path, tmp_path: Path) -> None:
     if precision != "fp32":
@@ -276,6 +277,7 @@ def test_a_model_without_a_tower(golden: runtime.Runtime) -> None:
     assert golden.bundle.config.vision_parts == () and vision_signatures(golden.bundle.config, "fp32") == ()
 
 
+@pytest.mark.slow
 def test_the_tower_counts_as_an_option(bundle: Path, tmp_path: Path) -> None:
     """The bundle of a checkpoint whose tower has other numbers is another one."""
     folder = copy_checkpoint(tmp_path)

@@ -30,6 +30,7 @@ def ages(folder: Path) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_same_input_same_bytes(text_checkpoint: Path, text_bundle: Path, tmp_path: Path) -> None:
     again = export.build(str(text_checkpoint), str(tmp_path / "deep" / "down"))
     assert again == tmp_path / "deep" / "down"
@@ -85,6 +86,7 @@ def test_up_to_date(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.M
     assert ages(bundle) == before
 
 
+@pytest.mark.slow
 def test_finished_parts_are_taken_up(text_checkpoint: Path, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an unfinished build only the graph that is not there is made."""
     (bundle_copy / MANIFEST).unlink()
@@ -126,6 +128,7 @@ def test_an_added_back_end_keeps_the_bundle(
     assert content(bundle) == content(whole)
 
 
+@pytest.mark.slow
 def test_generation_defaults_become_the_bundles(text_checkpoint: Path, tmp_path: Path) -> None:
     """Changed defaults are taken up by the next build, which makes no part anew."""
     checkpoint = Path(shutil.copytree(text_checkpoint, tmp_path / "c"))
@@ -139,6 +142,7 @@ def test_generation_defaults_become_the_bundles(text_checkpoint: Path, tmp_path:
     assert Bundle.open(export.build(checkpoint, tmp_path / "wide")).capacity.window == 32, "room for its own window"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "files", "step"), [("fp32", 2 * (4 + 13) + 4, 5), ("fp16", 2 * (14 + 9) + 4, 11)]
 )

@@ -39,6 +39,7 @@ def test_interrupted_while_building(tmp_path: Path) -> None:
     assert first.stat().st_mtime_ns == written, "the first part was taken up, not made again"
 
 
+@pytest.mark.slow
 def test_build(build: Call, call: Call, text_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "b"
     code, printed, err = build("--checkpoint", text_checkpoint, "--out", out, "--fp16", "--window", 8, "--track-num", 2)
@@ -58,6 +59,7 @@ def test_build(build: Call, call: Call, text_checkpoint: Path, tmp_path: Path) -
     assert Bundle.open(out).manifest.precision == "fp32"
 
 
+@pytest.mark.slow
 def test_build_for_no_back_end(build: Call, text_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "b"
     assert build("--checkpoint", text_checkpoint, "--out", out, "--fp16", "--backend", "none")[0] == 0
@@ -73,6 +75,7 @@ def test_dry_run(build: Call, text_checkpoint: Path, tmp_path: Path) -> None:
         assert word in printed
 
 
+@pytest.mark.slow
 def test_build_json(build: Call, text_checkpoint: Path, tmp_path: Path) -> None:
     """One line of JSON, and progress on standard error."""
     argv = ("--checkpoint", text_checkpoint, "--out", tmp_path / "b", "--json")
@@ -85,6 +88,7 @@ def test_build_json(build: Call, text_checkpoint: Path, tmp_path: Path) -> None:
     assert json.loads(build(*argv)[1])["up_to_date"]
 
 
+@pytest.mark.slow
 def test_names_that_look_like_markup(build: Call, call: Call, text_checkpoint: Path, tmp_path: Path) -> None:
     checkpoint = Path(shutil.copytree(text_checkpoint, tmp_path / "[bold]x[" / "[red]"))
     out = tmp_path / "[green]"

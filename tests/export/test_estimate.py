@@ -26,6 +26,7 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("checkpoint", "options"),
     [(GOLDEN, {}), (GOLDEN, {"precision": "fp16"}), (GOLDEN, {"precision": "bf16", "weights": "int8"}),

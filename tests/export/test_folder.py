@@ -25,6 +25,7 @@ from tests.support.builds import content, forked, logits, published
 from tests.support.cases import edit_manifest, refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"window": 8}, {"track_num": 2}, {"max_length": 128}, {"precision": "fp16"}, {"max_batch": 2},
@@ -85,6 +86,7 @@ def test_files_of_others_in_a_bundle_are_kept(tiny_checkpoint: Path, tmp_path: P
     Bundle.open(out).check()
 
 
+@pytest.mark.slow
 def test_a_newer_bundle_needs_force(text_checkpoint: Path, bundle_copy: Path) -> None:
     edit_manifest(bundle_copy, lambda m: m.update(version=VERSION + 1))
     before = content(bundle_copy)
@@ -95,6 +97,7 @@ def test_a_newer_bundle_needs_force(text_checkpoint: Path, bundle_copy: Path) ->
     Bundle.open(bundle_copy).check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["manifest.json", "config.json", "onnx/layer_01.safetensors", "onnx/head.onnx"])
 @pytest.mark.parametrize("damage", ["flipped", "missing", "cut"])
 def test_damage_is_mended(text_checkpoint: Path, text_bundle: Path, bundle_copy: Path, name: str, damage: str) -> None:

@@ -55,6 +55,7 @@ def test_the_part_that_overflows_is_named(tensor: str, part: str, checkpoint: Pa
         assert export.build(checkpoint, tmp_path / precision, precision=precision).is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [GOLDEN, DATA / "dream-tiny", CHECKPOINT])
 def test_healthy_checkpoints_build(folder: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(export.build(folder, tmp_path / "b", precision="fp16", backends=[], max_length=64))

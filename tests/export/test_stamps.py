@@ -13,6 +13,7 @@ from export.stamps import Files
 from tests.support.builds import content
 
 
+@pytest.mark.slow
 def test_a_damaged_stamp_is_not_believed(text_checkpoint: Path, text_bundle: Path, bundle_copy: Path) -> None:
     """Many a byte of a stamp changed, in an unfinished build: the next one gives what an undisturbed one gives."""
     stamp = bundle_copy / STAMPS / "onnx-layer_01.onnx.json"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import pytest
 
 import export
 import runtime
@@ -13,6 +14,7 @@ from engines.vision import open_vision
 from tests.support.cases import DATA
 
 
+@pytest.mark.slow
 def test_runs_are_counted_with_the_models_own(tmp_path: Path) -> None:
     built = export.build(DATA / "llada-v" / "llada-v-tiny", tmp_path / "bundle", max_length=64, window=8)
     with runtime.load(built, "onnxruntime", threads=1) as loaded:

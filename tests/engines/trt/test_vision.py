@@ -15,6 +15,7 @@ from tests.support.fake_gpu import fake_gpu
 from tests.support.vision import CASES, CHECKPOINT, GOLDEN, close
 
 
+@pytest.mark.slow
 def test_on_the_fake_gpu(tmp_path: Path) -> None:
     """Bindings, memory and groups of tiles; the numbers are ONNX Runtime's. It has not run on a GPU."""
     stored = load_file(GOLDEN / "vision.safetensors")

@@ -162,6 +162,7 @@ def test_weights_of_other_frameworks(single: Path, name: str, kind: str) -> None
     message(single, kind, "save_pretrained()")
 
 
+@pytest.mark.slow
 def test_double_precision(single: Path, sharded: Path) -> None:
     wanted = open_checkpoint(single).identity
     rewrite(single, lambda tensors: tensors.update({name: tensor.double() for name, tensor in tensors.items()}))

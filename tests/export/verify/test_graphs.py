@@ -55,6 +55,7 @@ def test_half_precision_has_its_own_tolerance(tmp_path: Path) -> None:
     assert "head token" not in rows and 1e-4 < worst.max / worst.scale < 2e-3
 
 
+@pytest.mark.slow
 def test_vision_graphs(tmp_path: Path) -> None:
     rows = compare(export.build(DATA / "llada-v" / "llada-v-tiny", tmp_path / "b", backends=[]))
     assert {"tower features", "projector projected"} <= set(rows)

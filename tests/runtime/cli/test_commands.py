@@ -173,6 +173,7 @@ def test_generate_stop(generate: Call, text_bundle: Path) -> None:
     assert stopped["text"] == free["text"].split(stop)[0] and stopped["steps"] < free["steps"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [("--prompt= ", 2, ("the prompt is empty", "give some text")), ("", 2, ("--prompt", "required", "--help")),
@@ -338,6 +339,7 @@ def test_interrupted_while_starting(tmp_path: Path, package: str, slow: str) -> 
     interrupted(child)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ignored", [True, False])
 def test_no_signal_handler_is_installed(ignored: bool) -> None:
     """Neither by the packages nor by their command lines; where the shell had Ctrl-C ignored, it stays so."""
@@ -373,6 +375,7 @@ def test_verify(call: Call, text_bundle: Path) -> None:
     failed(call(runtime.cli.main, "verify", text_bundle, "--backend", "eager"), 2, "eager is the reference", "another")
 
 
+@pytest.mark.slow
 def test_quantised_tokens_are_shown_and_not_judged(call: Call, tiny_checkpoint: Path, tmp_path: Path) -> None:
     bundle = export.build(tiny_checkpoint, tmp_path / "b", weights="int4")
     code, printed, err = call(runtime.cli.main, "verify", bundle, "--prompts", 2, "--quiet")
@@ -431,6 +434,7 @@ def test_eval_compares_two_policies(call: Call, text_bundle: Path, tmp_path: Pat
     assert 0 <= lines[-1]["agreement"] <= 1 and lines[-1]["low"] <= lines[-1]["difference"] <= lines[-1]["high"]
 
 
+@pytest.mark.slow
 def test_eval_with_solved_problems_before_each(call: Call, text_bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "results"
     argv = ("eval", text_bundle, "--task", "sums", "--gen-length", 16, "--limit", 1, "--out", file)

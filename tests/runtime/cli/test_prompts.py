@@ -172,6 +172,7 @@ def test_options_of_a_line(generate: Call, tmp_path: Path, text_bundle: Path) ->
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "words"),
     [("{", "no JSON object"), ("[1]", "no JSON object"), ('{"id": 1}', "no JSON object"), ('"Hi"', "no JSON object"),

@@ -52,6 +52,7 @@ def test_a_published_llada_config() -> None:
         assert (config.mlp_size, config.shift, config.qk_norm, config.tied) == (12288, 0, False, False)
 
 
+@pytest.mark.slow
 def test_a_directory_as_published(tmp_path: Path) -> None:
     """All keys of the config, shards and index, tokenizer, template and generation defaults: built and asked."""
     small = {"d_model": 64, "n_heads": 4, "n_kv_heads": 4, "n_layers": 2, "mlp_hidden_size": 96, "rope_theta": 5e5}
