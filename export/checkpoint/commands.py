@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from export.checkpoint import registry
-from export.checkpoint.tokenizer import AGAIN
+from export.checkpoint.files import AGAIN
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*"  # organisation/model
 HUB = re.compile(rf"(?:(?:https?:/+)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf:/+)?({NAME}?)(?:\.git|/tree/.+|/)?")

@@ -6,7 +6,8 @@ from typing import Any
 
 from engines.errors import CheckpointError
 from export.checkpoint import Family
-from export.checkpoint.tokenizer import AGAIN, GENERATION
+from export.checkpoint.files import AGAIN
+from export.checkpoint.tokenizer import GENERATION
 
 SCHEDULE = "alg", "alg_temp", "eps"  # keys of generation_config.json itself, as published drivers read them
 WINDOW: dict[str, Any] = {"window": 16}  # where neither the family nor the checkpoint has one

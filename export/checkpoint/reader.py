@@ -26,11 +26,12 @@ from engines.errors import CheckpointError
 from engines.files import check_access
 from export.checkpoint import Family, ends, foreign, tensors, tokenizer
 from export.checkpoint.commands import again
+from export.checkpoint.files import AGAIN, json_object, read_bytes
 from export.checkpoint.foreign import INDEX as INDEX
 from export.checkpoint.foreign import SINGLE as SINGLE
 from export.checkpoint.generation import decoding_defaults
 from export.checkpoint.registry import find_family
-from export.checkpoint.tokenizer import AGAIN, GENERATION
+from export.checkpoint.tokenizer import GENERATION
 
 CHUNK = 1 << 22  # elements hashed at a time
 
@@ -53,7 +54,7 @@ class Checkpoint:
         The files that hold the tensors do not count. Parts that `part` has not read
         yet are read for it.
         """
-        config = hashlib.sha256(_content(self.directory / "config.json")).hexdigest()
+        config = hashlib.sha256(read_bytes(self.directory / "config.json")).hexdigest()
         found = [config, *(self.digest(part) for part in (*self.config.parts, *self.config.vision_parts))]
         return hashlib.sha256("\n".join(found).encode()).hexdigest()
 
@@ -72,7 +73,7 @@ class Checkpoint:
         """
         copied = [path for name in ("config.json", GENERATION) if (path := self.directory / name).is_file()]
         made = tokenizer.canonical(self.directory, self.family, self.config)
-        return {path.name: _content(path) for path in copied} | made
+        return {path.name: read_bytes(path) for path in copied} | made
 
     def decoding(self) -> dict[str, Any]:
         """The checkpoint's decoding defaults; see `export.checkpoint.generation`."""
@@ -122,7 +123,7 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
     foreign.check_adapter(directory)
     if not (directory / "config.json").exists():
         raise CheckpointError(foreign.no_config(directory))
-    raw = _json_object(directory / "config.json")
+    raw = json_object(directory / "config.json")
     family = find_family(raw)
     foreign.check_config(directory, raw)
     keys = family.complete(directory, ends.complete(directory, raw))
@@ -162,23 +163,6 @@ def _is_copy(shards: dict[str, Path], headers: tensors.Headers, tensor: str, hea
     return torch.equal(*values)
 
 
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from error
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_content(path).decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); {AGAIN}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, expected an object; {AGAIN}")
-    return content
-
-
 def _index(directory: Path) -> dict[str, str]:
     """Tensor -> file name, from the index; empty for a checkpoint of one file, which has no index."""
     single, index = (directory / SINGLE).is_file(), (directory / INDEX).is_file()
@@ -188,7 +172,7 @@ def _index(directory: Path) -> dict[str, str]:
         return {}
     if not index:
         raise CheckpointError(foreign.no_weights(directory))
-    places = _json_object(directory / INDEX).get("weight_map")
+    places = json_object(directory / INDEX).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{directory / INDEX} has no weight_map of tensor names to files; {AGAIN}")
     for tensor, shard in places.items():

@@ -22,6 +22,7 @@ from typing import Any
 from engines.config import ModelConfig
 from engines.errors import INSTALL, BackendError, CheckpointError
 from export.checkpoint import Family
+from export.checkpoint.files import AGAIN, json_object, read_bytes
 
 TOKENIZER = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
@@ -31,7 +32,6 @@ VOCABULARIES = (TOKENIZER, *PAIR, "tokenizer.model")  # a tokenizer needs some o
 BESIDE = (SETTINGS, "special_tokens_map.json", "added_tokens.json", TEMPLATE, "chat_template.json")
 GENERATION = "generation_config.json"
 FILES = (*VOCABULARIES, *BESIDE, GENERATION)
-AGAIN = "download or save the checkpoint again"
 ROOT = Path(__file__).resolve().parents[2]  # of the packages
 SECONDS = 300  # that transformers may take, also on a busy machine
 logger = logging.getLogger(__name__)
@@ -51,23 +51,12 @@ def digest(directory: Path) -> str:
 
 def content(path: Path) -> bytes:
     """The bytes of a file without a byte order mark; raises CheckpointError."""
-    try:
-        return path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from error
+    return read_bytes(path).removeprefix(codecs.BOM_UTF8)
 
 
-def json_object(path: Path) -> dict[str, Any]:
+def optional_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file, empty without the file; raises CheckpointError for anything else in it."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(content(path).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); {AGAIN}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(found).__name__}, expected an object; {AGAIN}")
-    return found
+    return json_object(path) if path.is_file() else {}
 
 
 def token_ids(directory: Path) -> dict[str, int]:
@@ -77,10 +66,10 @@ def token_ids(directory: Path) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     try:
-        for number, token in (json_object(directory / SETTINGS).get("added_tokens_decoder") or {}).items():
+        for number, token in (optional_object(directory / SETTINGS).get("added_tokens_decoder") or {}).items():
             found[token["content"]] = int(number)
-        found = json_object(directory / "added_tokens.json") | found | json_object(directory / "vocab.json")
-        whole = json_object(directory / TOKENIZER)
+        found = optional_object(directory / "added_tokens.json") | found | optional_object(directory / "vocab.json")
+        whole = optional_object(directory / TOKENIZER)
         vocabulary = (whole.get("model") or {}).get("vocab") or {}
         found |= vocabulary if isinstance(vocabulary, dict) else {}
         return found | {token["content"]: int(token["id"]) for token in whole.get("added_tokens") or ()}
@@ -137,7 +126,7 @@ def read(directory: Path, family: Family, config: ModelConfig) -> dict[str, Any]
         folder = Path(work) / "checkpoint"
         for path in (directory / "config.json", *sources(directory)):
             if path.suffix == ".json":
-                json_object(path)
+                optional_object(path)
             copy = folder / path.relative_to(directory)
             copy.parent.mkdir(exist_ok=True, parents=True)
             copy.write_bytes(content(path))
@@ -181,7 +170,7 @@ def check(directory: Path, family: Family, config: ModelConfig, found: dict[str,
             f"{directory}: the token {text!r} has id {last}, and the embedding has {config.vocab} rows; use the "
             "tokenizer that belongs to these weights"
         )
-    generation = json_object(directory / GENERATION)
+    generation = optional_object(directory / GENERATION)
     masks = {"the tokenizer": ids.get("mask_token"), GENERATION: generation.get("mask_token_id")}
     masks[f"the token {family.mask}"] = found["named"].get(family.mask)
     for place, mask in masks.items():
@@ -192,7 +181,7 @@ def check(directory: Path, family: Family, config: ModelConfig, found: dict[str,
             )
     if config.mask_id in (config.eos_id, *config.more_ends, config.eot_id, ids.get("eos_token")):
         raise CheckpointError(f"{directory}: the mask's id {config.mask_id} is also that of an end; correct it")
-    files = (generation, json_object(directory / "config.json"))
+    files = (generation, optional_object(directory / "config.json"))
     padding = {ids.get("pad_token"), *(file.get("pad_token_id") for file in files)} - {None}
     if len(padding) > 1:
         listed = ", ".join(map(str, sorted(padding, key=str)))
@@ -204,6 +193,6 @@ def check(directory: Path, family: Family, config: ModelConfig, found: dict[str,
 def is_base(directory: Path) -> bool:
     """Whether a checkpoint is called a base model, by its folder, a hub's cache, or its config.json."""
     path = directory.resolve()
-    names = [path.name, str(json_object(directory / "config.json").get("_name_or_path"))]
+    names = [path.name, str(optional_object(directory / "config.json").get("_name_or_path"))]
     names += [part for part in path.parts if part.startswith("models--")]
     return any(re.search(r"(^|[-_])base($|[-_])", name, re.IGNORECASE) for name in names)

@@ -16,7 +16,8 @@ from engines.config import ModelConfig, VisionConfig
 from engines.errors import CheckpointError
 from export.checkpoint import Family, Weight, llama
 from export.checkpoint.config_keys import Keys, expect
-from export.checkpoint.tokenizer import AGAIN, token_ids
+from export.checkpoint.files import AGAIN
+from export.checkpoint.tokenizer import token_ids
 
 REQUIRED = (
     "mm_hidden_size", "mm_vision_tower", "mm_projector_type", "mm_patch_merge_type", "mm_vision_select_layer",
