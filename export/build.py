@@ -85,7 +85,11 @@ def plan(options: BuildOptions) -> BuildJob:
         remedy = INSTALL.format(extra="export")
         raise BackendError(f"a build needs {error.name}, which is not installed; {remedy}") from error
     check_compilers(options)
-    checkpoint = reader.open_checkpoint(DEMO if str(options.checkpoint) == SHIPPED else options.checkpoint)
+    given = {"mask_token_id": options.mask_id, "eos_token_id": options.eos_id}
+    checkpoint = reader.open_checkpoint(
+        DEMO if str(options.checkpoint) == SHIPPED else options.checkpoint,
+        {key: number for key, number in given.items() if number is not None},
+    )
     limit = checkpoint.config.max_length
     length = min(limit, checkpoint.family.length or limit) if options.max_length is None else options.max_length
     window = min(checkpoint.decoding()["window"], length) if options.window is None else options.window

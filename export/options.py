@@ -62,6 +62,14 @@ class BuildOptions:
     )
     track_num: int = field(default=1, metadata=option("largest track_num at run time (default 1)", type=int))
     max_batch: int = field(default=16, metadata=option("most sequences decoded side by side (default 16)", type=int))
+    mask_id: int | None = field(
+        default=None,
+        metadata=option("id of the mask, where the checkpoint does not name it (default: its family's)", type=int),
+    )
+    eos_id: int | None = field(
+        default=None,
+        metadata=option("id of EOS, where the checkpoint does not name it (default: its family's)", type=int),
+    )
     flavour: str | None = field(
         default=None,
         metadata=option("TensorRT package (default: the first installed)", backend="tensorrt", choices=list(FLAVOURS)),

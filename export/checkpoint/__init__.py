@@ -45,7 +45,9 @@ class Family:
     ignorable: tuple[str, ...] = ()  # shell patterns of tensors that no part reads
     decoding: Mapping[str, Any] = field(default_factory=dict)  # decoding defaults of a bundle
     length: int | None = None  # most positions of a bundle by default, where the config allows more than were trained
+    ids: Mapping[str, int] = field(default_factory=dict)  # key of config.json -> published id, where no file names it
     end_of_turn: str | None = None  # text of the special token that ends a turn of a chat
+    ends: tuple[str, ...] = ()  # texts of more special tokens that end an answer
     mask: str | None = None  # text of the mask, where all tokenizers of the family have it
     tokenizer: str | None = None  # class of transformers that equals the tokenizer class in published code
     complete: Callable[[Path, dict[str, Any]], dict[str, Any]] = lambda directory, raw: raw

@@ -30,6 +30,7 @@ HARMLESS = (  # shell patterns of keys that do not change a forward pass
     "num_return_sequences", "max_length", "min_length", "max_new_tokens", "*_penalty", "*_ngram_size", "bad_words_ids",
     "forced_*", "*suppress_tokens", "remove_invalid_values",
 )  # fmt: skip
+FLAGS = {"mask_token_id": "--mask-id", "eos_token_id": "--eos-id"}  # keys that an option of a build can give
 OFF = (  # shell patterns of switches that are harmless while they are off: false, 0 or empty
     "is_*", "add_*", "tie_encoder_decoder", "tf_legacy_loss", "use_bfloat16", "use_sliding_window", "use_mrope",
     "*qk_norm", "*_bias", "pruned_heads", "chunk_size_*",
@@ -68,8 +69,10 @@ class Keys:
                 "remove the key if it does not change what the model computes"
             )
         if missing:
+            flags = " and ".join(FLAGS[key] for key in missing if key in FLAGS)
             raise CheckpointError(
                 f"config.json: {', '.join(missing)} missing or null; take them from the model's published config"
+                + (f", or build with {flags}" if flags else "")
             )
         for key, value in fixed.items():
             came = self.values.get(key, value)

@@ -11,18 +11,13 @@ from typing import Any
 
 from engines.config import ModelConfig
 from engines.errors import CheckpointError
+from export.checkpoint import Family
 from export.checkpoint.generation import generation_config
+from export.checkpoint.ids import EOS
 from export.checkpoint.tokenizer import GENERATION, special_id
 
-EOS = "eos_token_id"
 
-
-def complete(directory: Path, raw: dict[str, Any]) -> dict[str, Any]:
-    """The keys of config.json, with the EOS of generation_config.json where config.json has none."""
-    return raw if raw.get(EOS) is not None else raw | {EOS: generation_config(directory).get(EOS)}
-
-
-def united(config: ModelConfig, directory: Path, end_of_turn: str | None, raw: dict[str, Any]) -> ModelConfig:
+def united(config: ModelConfig, directory: Path, family: Family, raw: dict[str, Any]) -> ModelConfig:
     """`config` with the ends of generation_config.json and of a turn, and the padding id of config.json's keys `raw`.
 
     Raises CheckpointError for an end in generation_config.json that is no id of
@@ -36,12 +31,15 @@ def united(config: ModelConfig, directory: Path, end_of_turn: str | None, raw: d
                 f"{directory / GENERATION}: {EOS} is {json.dumps(declared)}, expected ids below {config.vocab} "
                 f"other than the mask's {config.mask_id}; correct it"
             )
-    eot = special_id(directory, end_of_turn)
-    if eot == config.mask_id:
-        raise CheckpointError(
-            f"{directory}: {end_of_turn}, which ends a turn, has the id {eot} of the mask; correct mask_token_id"
-        )
-    more = dict.fromkeys(token for token in (*config.more_ends, *listed) if token not in (config.eos_id, eot))
+    named = {text: special_id(directory, text) for text in (family.end_of_turn, *family.ends)}
+    for text, number in named.items():
+        if number == config.mask_id:
+            raise CheckpointError(
+                f"{directory}: {text}, which ends an answer, has the id {number} of the mask; correct mask_token_id"
+            )
+    eot = named.pop(family.end_of_turn)
+    others = (*config.more_ends, *listed, *(number for number in named.values() if number is not None))
+    more = dict.fromkeys(token for token in others if token not in (config.eos_id, eot))
     pad = raw.get("pad_token_id")
     known = type(pad) is int and 0 <= pad < config.vocab
     return replace(config, eot_id=eot, more_ends=tuple(more), pad_id=pad if known else None)

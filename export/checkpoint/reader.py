@@ -12,10 +12,11 @@ unpickled.
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from engines.config import ModelConfig
 from engines.errors import CheckpointError
 from engines.files import check_access
-from export.checkpoint import Family, ends, foreign, tensors, tokenizer
+from export.checkpoint import Family, ends, foreign, ids, tensors, tokenizer
 from export.checkpoint.commands import again
 from export.checkpoint.files import AGAIN, json_object, read_bytes
 from export.checkpoint.foreign import INDEX as INDEX
@@ -111,8 +112,11 @@ def is_finite(values: torch.Tensor) -> bool:
     return math.isfinite(low) and math.isfinite(high)
 
 
-def open_checkpoint(directory: str | Path) -> Checkpoint:
-    """Open a Hugging Face directory, reading headers only; raises CheckpointError for anything unexpected."""
+def open_checkpoint(directory: str | Path, given: Mapping[str, int] = MappingProxyType({})) -> Checkpoint:
+    """Open a Hugging Face directory, reading headers only; raises CheckpointError for anything unexpected.
+
+    `given` has ids by their keys in config.json, for a directory that does not name them (`export.checkpoint.ids`).
+    """
     foreign.check_path(directory)
     directory = Path(directory)
     check_access(directory, CheckpointError)
@@ -126,8 +130,8 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
     raw = json_object(directory / "config.json")
     family = find_family(raw)
     foreign.check_config(directory, raw)
-    keys = family.complete(directory, ends.complete(directory, raw))
-    config = ends.united(family.read_config(keys), directory, family.end_of_turn, keys)
+    keys = family.complete(directory, ids.complete(directory, family, raw, given))
+    config = ends.united(family.read_config(keys), directory, family, keys)
     index = _index(directory)
     shards: dict[str, Path] = {}
     headers: tensors.Headers = {}

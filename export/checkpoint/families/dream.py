@@ -2,7 +2,8 @@
 
 A Qwen2 transformer whose attention is not causal, with biases on Q, K and V and
 grouped key/value heads. It was adapted from a left-to-right model, so the row of
-a position predicts the next position.
+a position predicts the next position. Dream-Coder-7B and DiffuCoder-7B (arXiv
+2506.20639) are Dreams with other ids and tokenizers.
 """
 
 from typing import Any
@@ -27,11 +28,20 @@ FAMILY = Family(
     architectures=("DreamModel",),
     read_config=read_config,
     weights=llama.weights,
-    published=("Dream-org/Dream-v0-Base-7B", "Dream-org/Dream-v0-Instruct-7B"),
+    published=(
+        "Dream-org/Dream-v0-Base-7B",
+        "Dream-org/Dream-v0-Instruct-7B",
+        "Dream-org/Dream-Coder-v0-Base-7B",
+        "Dream-org/Dream-Coder-v0-Instruct-7B",
+        "apple/DiffuCoder-7B-Base",
+        "apple/DiffuCoder-7B-Instruct",
+        "apple/DiffuCoder-7B-cpGRPO",
+    ),
     ignorable=("*.rotary_emb.inv_freq",),
     decoding={"window": 32},  # arXiv 2510.14973
     length=2048,  # positions in training; the config has 131072
     end_of_turn="<|im_end|>",
+    ends=("<|dlm_pad|>",),  # DiffuCoder-7B-Instruct fills the rest of an answer with it
     mask="<|mask|>",
     tokenizer="Qwen2Tokenizer",
 )

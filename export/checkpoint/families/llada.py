@@ -7,13 +7,11 @@ the keys and tensor names of Llama's classes, as LLaDA-V takes them.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 from engines.config import ModelConfig
 from export.checkpoint import Family, Weight, llama
 from export.checkpoint.config_keys import Keys, expect
-from export.checkpoint.tokenizer import special_id
 
 # Keys that are read; those of the first group have no default.
 REQUIRED = (
@@ -37,13 +35,6 @@ LLAMA_FIXED: dict[str, Any] = {"hidden_act": "silu", "rope_scaling": None, "atte
 HARMLESS = frozenset((  # training, and details of switches that are off
     "precision", "flash_attention", "alibi_bias_max", "attention_layer_norm_with_affine",
 ))  # fmt: skip
-MASK = "<|mdm_mask|>"
-
-
-def complete(directory: Path, raw: dict[str, Any]) -> dict[str, Any]:
-    """The keys of config.json, with the tokenizer's id of the mask where it has none."""
-    number = special_id(directory, MASK) if raw.get("mask_token_id") is None else None
-    return raw if number is None else raw | {"mask_token_id": number}
 
 
 def read_config(raw: dict[str, Any]) -> ModelConfig:
@@ -146,6 +137,5 @@ FAMILY = Family(
     ignorable=("*.rotary_emb.inv_freq",),
     decoding={"window": 16},  # arXiv 2510.14973
     end_of_turn="<|eot_id|>",
-    mask=MASK,
-    complete=complete,
+    mask="<|mdm_mask|>",
 )

@@ -16,12 +16,13 @@ from engines.bundle import Bundle
 from engines.errors import CheckpointError
 from engines.options import values_of
 from export.checkpoint.families.dream import FAMILY as DREAM
+from export.checkpoint.reader import open_checkpoint
 from export.checkpoint.registry import find_family
 from export.verify import verify as verify_parts
 from runtime.evaluation.parity import verify as verify_tokens
 from tests.support.cases import refused
 from tests.support.comparison import BACKENDS, NOISE, compare
-from tests.support.goldens import DATA, confidence_gap, trajectory_difference
+from tests.support.goldens import DATA, confidence_gap, published_gaps, trajectory_difference
 from tests.support.oracle import Oracle
 
 GOLDEN = DATA / "dream-tiny"
@@ -94,17 +95,9 @@ def test_configs_that_are_refused(change: dict[str, Any], words: tuple[str, ...]
 
 def test_golden_logits_and_hidden_states(model: runtime.Runtime) -> None:
     """As the model gives them: which row predicts a position is the decoder's business."""
-    stored = load_file(GOLDEN / "logits.safetensors")
-    for length in (24, 80):
-        gap = np.abs(model.logits(stored[f"input_ids_{length}"].numpy()) - stored[f"logits_{length}"].numpy())
-        print(f"{model.backend} logits_{length}: max {gap.max():.2e} mean {gap.mean():.2e}")
-        assert gap.max() < 5e-4
-    runner = model.model.new_runner(80)
-    runner.embed(stored["input_ids_80"][0].numpy())
-    runner.run_layers(80, None)
-    for index, expected in enumerate(stored["hidden_80"][:-1].numpy()):  # the last lies behind the final norm
-        gap = np.abs(runner.hidden(index, 80) - expected)
-        assert gap.max() < 5e-4, f"layer {index}"
+    for gap in published_gaps(model, GOLDEN):
+        print(f"{model.backend} {gap.part}: max {gap.max:.2e} mean {gap.mean:.2e}")
+        assert gap.max < 5e-4, gap.part
 
 
 @pytest.mark.slow
@@ -194,3 +187,12 @@ def test_it_builds_for_tensorrt(tmp_path: Path) -> None:
     )  # fmt: skip
     engines = Bundle.open(bundle).engines("tensorrt")
     assert {"embed", "layer_00", "layer_03", "head"} <= set(engines["parts"])
+
+
+def test_the_padding_that_ends_answers_of_diffucoder(tmp_path: Path) -> None:
+    """Its tokenizer pads with a token of its own, and the instructed model fills the rest of an answer with it."""
+    folder = Path(shutil.copytree(GOLDEN, tmp_path / "DiffuCoder-7B-Instruct"))
+    tokens = {"242": {"content": "<|im_end|>"}, "252": {"content": "<|mask|>"}, "253": {"content": "<|dlm_pad|>"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": tokens}))
+    config = open_checkpoint(folder).config
+    assert (config.eos_ids, config.end_ids, config.pad_id) == ((240, 253), (240, 253, 242), 240)
