@@ -64,6 +64,27 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
+class ExpertsConfig:
+    """A mixture of experts in place of a layer's feed-forward network.
+
+    A router gives each row its probability of each of `count` networks of width
+    `size`; the output is the sum of the `per_row` likeliest, each times its
+    probability. The layers `dense` have one network of `ModelConfig.mlp_size` instead.
+    """
+
+    count: int
+    size: int
+    per_row: int
+    dense: tuple[int, ...] = ()
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], where: str) -> "ExpertsConfig":
+        """Read what `asdict` wrote; raises BundleError for unknown or missing keys."""
+        found: ExpertsConfig = strict(cls, values, where)
+        return replace(found, dense=tuple(found.dense))
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Sizes and switches of a language model, in the terms of this project.
 
@@ -99,6 +120,7 @@ class ModelConfig:
     qk_norm: bool = False  # Q and K are normalised per head before the rotary
     suppressed: tuple[int, ...] = ()
     system: str | None = None
+    experts: ExpertsConfig | None = None
     vision: VisionConfig | None = None
 
     @property
@@ -108,8 +130,13 @@ class ModelConfig:
 
     @property
     def layer_numbers(self) -> int:
-        """Elements of all matrices of one layer."""
-        return self.d_model * (2 * self.heads + 2 * self.kv_heads) * self.head_size + 3 * self.d_model * self.mlp_size
+        """Elements of all matrices of the largest layer."""
+        wide = self.mlp_size if self.experts is None else max(self.mlp_size, self.experts.count * self.experts.size)
+        return self.d_model * ((2 * self.heads + 2 * self.kv_heads) * self.head_size + 3 * wide)
+
+    def has_experts(self, index: int) -> bool:
+        """Whether the layer with this index has a mixture of experts."""
+        return self.experts is not None and index not in self.experts.dense
 
     @property
     def vision_parts(self) -> tuple[str, ...]:
@@ -136,8 +163,9 @@ class ModelConfig:
         """Read what `to_json` gave; raises BundleError for unknown or missing keys."""
         found: ModelConfig = strict(cls, values, where)
         vision = values["vision"] and VisionConfig.from_json(values["vision"], f"{where}.vision")
+        experts = values["experts"] and ExpertsConfig.from_json(values["experts"], f"{where}.experts")
         return replace(
-            found, suppressed=tuple(found.suppressed), more_ends=tuple(found.more_ends), vision=vision
+            found, suppressed=tuple(found.suppressed), more_ends=tuple(found.more_ends), vision=vision, experts=experts
         )  # fmt: skip
 
 

@@ -37,22 +37,18 @@ def estimate(job: BuildJob) -> dict[str, int]:
 def files(job: BuildJob, target: "Target") -> dict[str, int]:
     """The bytes of each graph and weight file of a target, by its path below the bundle.
 
-    The graph of the first layer stands for those of all layers.
+    The graph of the first layer stands for those of all layers with the same weights.
     """
     from export import graphs
 
     def shapes(part: str) -> dict[str, tuple[int, ...]]:
-        found = job.checkpoint.family.weights(job.config, part).items()
-        return {
-            name: (math.prod(weight.shape[1:]), weight.shape[0]) if weight.transposed else weight.shape
-            for name, weight in found
-        }
+        return {name: weight.read_shape for name, weight in job.checkpoint.family.weights(job.config, part).items()}
 
-    graph_sizes: dict[str, int] = {}  # by kind of part; each drift test is a kind
+    graph_sizes: dict[str, int] = {}  # by the weights of a part; one without any is of its own kind
     found = {}
     for signature in target.signatures:
         part = signature.name
-        kind = part.partition("_")[0] if part in target.config.parts else part
+        kind = str(list(shapes(part))) if part in target.config.parts else part
         if kind not in graph_sizes:
             entries = {
                 source: (
@@ -74,7 +70,7 @@ def stored(target: "Target", part: str, shape: tuple[int, ...]) -> int:
         return math.prod(shape) * SIZES[target.storage(part)]
     from export.graphs.quantize import BLOCK
 
-    rows, columns = shape
+    *stack, rows, columns = shape
     blocks = math.ceil(rows / BLOCK)
     bits = WEIGHTS[str(target.weights)]
-    return columns * (blocks * (BLOCK * bits // 8 + 4) + math.ceil(blocks * bits / 8))
+    return math.prod(stack) * columns * (blocks * (BLOCK * bits // 8 + 4) + math.ceil(blocks * bits / 8))

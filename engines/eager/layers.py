@@ -4,7 +4,7 @@ Functions of tensors with the inputs and outputs of `engines.signatures.gpu`.
 Weights are a dictionary by a part's local names; matrices are stored as [in, out],
 so a part computes x @ W. A layer is pre-norm: RMSNorm, rotary embeddings that
 rotate the halves of a head, grouped-query attention without a causal mask, SwiGLU
-(LLaDA, arXiv 2502.09992); biases and norms of Q and K are as the config has them.
+(LLaDA, arXiv 2502.09992) or a mixture of such networks; biases and norms of Q and K are as the config has them.
 """
 
 from typing import TypeAlias
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engines.config import ModelConfig
+from engines.config import ExpertsConfig, ModelConfig
 
 Weights: TypeAlias = dict[str, Tensor]
 
@@ -83,8 +83,37 @@ def layer(
     )
     hidden = hidden + linear(weights, "attn_out", attended.transpose(1, 2).reshape(batch, rows, -1))
     normed = rms_norm(hidden, weights["ff_norm.weight"], config.norm_eps)
+    if config.experts is not None and "router.weight" in weights:
+        return hidden + experts(config.experts, weights, normed), q
     gated = F.silu(linear(weights, "ff_proj", normed)) * linear(weights, "up_proj", normed)
     return hidden + linear(weights, "ff_out", gated), q
+
+
+def route(config: ExpertsConfig, weights: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The experts of each row of x [..., d]: their probabilities in the type of x, and their indices, both [..., k].
+
+    The probabilities are a softmax over all experts in float32, and are not scaled
+    to a sum of 1 (the published LLaDAMoEModelLM).
+    """
+    odds, chosen = linear(weights, "router", x).float().softmax(-1).topk(config.per_row, -1)
+    return odds.to(x.dtype), chosen
+
+
+def experts(config: ExpertsConfig, weights: Weights, x: Tensor) -> Tensor:
+    """The mixture of experts on x [..., d]: the sum of each row's experts times their probabilities, by their index.
+
+    The networks' matrices are stacked: `experts.ff_proj.weight` (the gate) and
+    `experts.up_proj.weight` [E, d, I], `experts.ff_out.weight` [E, I, d].
+    """
+    odds, chosen = route(config, weights, x)
+    result = torch.zeros_like(x)
+    for index in sorted(set(chosen.flatten().tolist())):
+        gate, up, out = (weights[f"experts.{name}.weight"][index] for name in ("ff_proj", "up_proj", "ff_out"))
+        *rows, place = (chosen == index).nonzero(as_tuple=True)
+        taken = x[tuple(rows)]
+        network = (F.silu(taken @ gate) * (taken @ up)) @ out
+        result[tuple(rows)] += network * odds[(*rows, place)].unsqueeze(-1)
+    return result
 
 
 def head(config: ModelConfig, weights: Weights, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@ config.json. A family reads its keys strictly (`config_keys`) and names the
 tensors of each part; `reader` opens a checkpoint and reads its parts.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,27 @@ from engines.config import ModelConfig
 
 
 class Weight(NamedTuple):
-    """The tensor of a checkpoint that a part's weight is read from."""
+    """The tensor of a checkpoint that a part's weight is read from, or several of one shape that are stacked."""
 
-    tensor: str  # name in the checkpoint
+    tensor: str  # name in the checkpoint; of stacked tensors with * for their number
     shape: tuple[int, ...]  # as stored; a matrix is stored as [out, in]
     transposed: bool  # read as [in, out], because a part computes x @ W; axes after the first count as one `in`
+    stacked: int | None = None  # how many tensors become one with a new first axis
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names of all tensors in the checkpoint."""
+        return (
+            (self.tensor,)
+            if self.stacked is None
+            else tuple(self.tensor.replace("*", str(number)) for number in range(self.stacked))
+        )
+
+    @property
+    def read_shape(self) -> tuple[int, ...]:
+        """The weight's shape as it is read."""
+        one = (math.prod(self.shape[1:]), self.shape[0]) if self.transposed else self.shape
+        return one if self.stacked is None else (self.stacked, *one)
 
 
 Naming = Callable[[ModelConfig, str], dict[str, Weight]]  # (config, part) -> local name -> tensor

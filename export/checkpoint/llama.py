@@ -13,10 +13,10 @@ REQUIRED = (
 OPTIONAL = ("num_key_value_heads", "tie_word_embeddings", "head_dim")
 
 
-def numbers(keys: Keys) -> dict[str, Any]:
+def numbers(keys: Keys, mlp_size: str = "intermediate_size") -> dict[str, Any]:
     """The fields of a `ModelConfig` that these keys determine; the family adds its name, its biases and its own fields.
 
-    Raises CheckpointError naming the key that is wrong.
+    `mlp_size` is the key of the feed-forward network's width. Raises CheckpointError naming the key that is wrong.
     """
     d_model, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
     expect(d_model % (2 * heads) == 0, "hidden_size", d_model, f"an even number per head ({heads} heads)")
@@ -33,7 +33,7 @@ def numbers(keys: Keys) -> dict[str, Any]:
         "heads": heads,
         "kv_heads": kv_heads,
         "head_size": size,
-        "mlp_size": keys.count("intermediate_size"),
+        "mlp_size": keys.count(mlp_size),
         "vocab": vocab,
         "max_length": keys.count("max_position_embeddings"),
         "rope_theta": keys.number("rope_theta"),
@@ -42,6 +42,15 @@ def numbers(keys: Keys) -> dict[str, Any]:
         "mask_id": mask_id,
         "eos_id": eos_id,
         "more_ends": tuple(more_ends),
+    }
+
+
+def network(prefix: str, width: int, size: int) -> dict[str, Weight]:
+    """The matrices of a feed-forward network with `size` inner columns: local name -> tensor."""
+    return {
+        "ff_proj.weight": Weight(f"{prefix}.gate_proj.weight", (size, width), True),
+        "up_proj.weight": Weight(f"{prefix}.up_proj.weight", (size, width), True),
+        "ff_out.weight": Weight(f"{prefix}.down_proj.weight", (width, size), True),
     }
 
 
@@ -61,10 +70,15 @@ def weights(config: ModelConfig, part: str) -> dict[str, Weight]:
         "attn_norm.weight": Weight(f"{prefix}.input_layernorm.weight", (d,), False),
         "ff_norm.weight": Weight(f"{prefix}.post_attention_layernorm.weight", (d,), False),
         "attn_out.weight": Weight(f"{prefix}.self_attn.o_proj.weight", (d, config.heads * size), True),
-        "ff_proj.weight": Weight(f"{prefix}.mlp.gate_proj.weight", (config.mlp_size, d), True),
-        "up_proj.weight": Weight(f"{prefix}.mlp.up_proj.weight", (config.mlp_size, d), True),
-        "ff_out.weight": Weight(f"{prefix}.mlp.down_proj.weight", (d, config.mlp_size), True),
     }
+    if config.experts is None or not config.has_experts(config.parts.index(part) - 1):
+        found |= network(f"{prefix}.mlp", d, config.mlp_size)
+    else:
+        found["router.weight"] = Weight(f"{prefix}.mlp.gate.weight", (config.experts.count, d), True)
+        stacked = network(f"{prefix}.mlp.experts.*", d, config.experts.size)
+        found |= {f"experts.{name}": w._replace(stacked=config.experts.count) for name, w in stacked.items()}
+    if config.qk_norm:
+        found |= {f"{n}_norm.weight": Weight(f"{prefix}.self_attn.{n}_norm.weight", (size,), False) for n in "qk"}
     for name, heads in (("q", config.heads), ("k", config.kv_heads), ("v", config.kv_heads)):
         found[f"{name}_proj.weight"] = Weight(f"{prefix}.self_attn.{name}_proj.weight", (heads * size, d), True)
         if config.qkv_bias:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from engines.config import ModelConfig
 from engines.errors import CheckpointError
 from engines.files import check_access
-from export.checkpoint import Family, ends, foreign, ids, tensors, tokenizer
+from export.checkpoint import Family, Weight, ends, foreign, ids, tensors, tokenizer
 from export.checkpoint.commands import again
 from export.checkpoint.files import AGAIN, json_object, read_bytes
 from export.checkpoint.foreign import INDEX as INDEX
@@ -62,9 +62,12 @@ class Checkpoint:
     def digest(self, part: str) -> str:
         """SHA-256 (hex) over the names, types, shapes and content of a part's tensors; reads the part at first use."""
         weights = self.family.weights(self.config, part)
-        if any(weight.tensor not in self.digests for weight in weights.values()):
+        if any(tensor not in self.digests for weight in weights.values() for tensor in weight.tensors):
             self.part(part)
-        lines = [f"{local} {weight} {self.digests[weight.tensor]}" for local, weight in weights.items()]
+        lines = [
+            f"{local} {weight} {' '.join(self.digests[tensor] for tensor in weight.tensors)}"
+            for local, weight in weights.items()
+        ]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def texts(self) -> dict[str, bytes]:
@@ -83,7 +86,7 @@ class Checkpoint:
     def part(self, name: str) -> dict[str, torch.Tensor]:
         """Read the tensors of one part: local name -> tensor in the stored type, matrices as [in, out] views.
 
-        They are mapped from the file, not copied, and hashed. Raises CheckpointError
+        They are mapped from the file, not copied unless they are stacked, and hashed. Raises CheckpointError
         for an unknown part, a file that can no longer be read or that has changed since
         an earlier read, or a NaN or Inf.
         """
@@ -92,7 +95,8 @@ class Checkpoint:
             raise CheckpointError(f"{self.directory} has no part {name!r}; its parts are {listed}")
         weights = self.family.weights(self.config, name)
         stored: dict[str, torch.Tensor] = {}
-        places = {weight.tensor: self.shards[self.names[weight.tensor]] for weight in weights.values()}
+        read = [tensor for weight in weights.values() for tensor in weight.tensors]
+        places = {tensor: self.shards[self.names[tensor]] for tensor in read}
         for path in sorted(set(places.values())):
             with _opened(path, "pt") as file:
                 stored |= {t: file.get_tensor(self.names[t]) for t, place in places.items() if place == path}
@@ -100,10 +104,15 @@ class Checkpoint:
             found = _digest(values, self.names[tensor], name)
             if self.digests.setdefault(tensor, found) != found:
                 raise CheckpointError(f"{places[tensor]} changed while it was read ({tensor}); run the build again")
-        return {
-            local: stored[weight.tensor].flatten(1).t() if weight.transposed else stored[weight.tensor]
-            for local, weight in weights.items()
-        }
+        return {local: _as_read(weight, stored) for local, weight in weights.items()}
+
+
+def _as_read(weight: Weight, stored: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A weight made of the tensors of a checkpoint: a view of one, a copy of several that are stacked."""
+    if weight.stacked is None:
+        return stored[weight.tensor].flatten(1).t() if weight.transposed else stored[weight.tensor]
+    stack = torch.stack([stored[tensor] for tensor in weight.tensors])
+    return stack.transpose(1, 2) if weight.transposed else stack
 
 
 def is_finite(values: torch.Tensor) -> bool:

@@ -43,8 +43,9 @@ def match(directory: Path, family: Family, config: ModelConfig, headers: Headers
     ours = _weights(config, family.weights)
     names = max(_candidates(family, config, headers), key=lambda names: sum(map(headers.__contains__, names.values())))
     for part, weights in ours.items():
-        for tensor, shape, _ in weights.values():
-            _check_tensor(directory, part, names[tensor], shape, headers)
+        for weight in weights.values():
+            for tensor in weight.tensors:
+                _check_tensor(directory, part, names[tensor], weight.shape, headers)
     return names
 
 
@@ -65,9 +66,10 @@ def _candidates(family: Family, config: ModelConfig, headers: Headers) -> Iterat
     for naming in (family.weights, *family.namings):
         theirs = _weights(config, naming)
         pairs = {
-            weight.tensor: theirs[part].get(local, weight).tensor
+            tensor: theirs_too
             for part, weights in ours.items()
             for local, weight in weights.items()
+            for tensor, theirs_too in zip(weight.tensors, theirs[part].get(local, weight).tensors, strict=True)
         }
         for spelling in SPELLINGS:
             stored = {spelling(name): name for name in headers}

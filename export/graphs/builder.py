@@ -50,12 +50,16 @@ class Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
+    def ops(self, kind: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
+        """Add an operator with several outputs."""
+        stem = f"{kind.lower()}_{len(self.nodes)}"
+        names = [f"{stem}.{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(kind, list(inputs), names, name=stem, **attributes))
+        return names
+
     def split(self, x: str, *sizes: int, axis: int) -> list[str]:
         """Split `x` along `axis` into values of these sizes."""
-        stem = f"split_{len(self.nodes)}"
-        names = [f"{stem}.{i}" for i in range(len(sizes))]
-        self.nodes.append(helper.make_node("Split", [x, self.constant(sizes)], names, name=stem, axis=axis))
-        return names
+        return self.ops("Split", x, self.constant(sizes), outputs=len(sizes), axis=axis)
 
     def top_k(self, x: str, count: str, name: str) -> str:
         """Indices of the `count` [1] largest values along the last axis of `x`, in descending order."""
@@ -74,12 +78,16 @@ class Graph:
         self.initializers[name] = numpy_helper.from_array(array, name)
         return name
 
-    def weight(self, name: str) -> str:
-        """A tensor of the current part's weight file, by reference."""
+    def weight(self, name: str, index: int | None = None) -> str:
+        """A tensor of the current part's weight file, by reference; of a stack, the one at `index`."""
         entry, name = self.weights[name], self.prefix + name
-        tensor = TensorProto(name=name, data_type=ELEMENTS[entry.dtype], dims=entry.shape)
+        shape, offset, length = entry.shape, entry.offset, entry.length
+        if index is not None:
+            shape, length = shape[1:], length // shape[0]
+            name, offset = f"{name}.{index}", offset + index * length
+        tensor = TensorProto(name=name, data_type=ELEMENTS[entry.dtype], dims=shape)
         tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", self.location), ("offset", entry.offset), ("length", entry.length)):
+        for key, value in (("location", self.location), ("offset", offset), ("length", length)):
             tensor.external_data.add(key=key, value=str(value))
         self.initializers[name] = tensor
         return name

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from engines.config import ModelConfig
+from export.graphs import experts
 from export.graphs.builder import ELEMENTS, Graph, Writer
 
 
@@ -70,8 +71,9 @@ def layer_output(g: Graph, config: ModelConfig, hidden: str, attended: str, name
     flat = g.reshape(g.swap(attended), 0, 0, config.heads * config.head_size)
     middle = g.op("Add", hidden, g.linear(flat, "attn_out"))
     normed = g.norm(middle, "ff_norm", config.norm_eps)
-    gate = g.linear(normed, "ff_proj")
-    gated = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), g.linear(normed, "up_proj"))
+    if config.experts is not None and "router.weight" in g.weights:
+        return g.op("Add", middle, experts.mixture(g, config.experts, normed, config.d_model), name=name)
+    gated = experts.gated(g, g.linear(normed, "ff_proj"), g.linear(normed, "up_proj"))
     return g.op("Add", middle, g.linear(gated, "ff_out"), name=name)
 
 

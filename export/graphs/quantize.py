@@ -2,7 +2,8 @@
 
 Each block of 32 weights has a scale and a zero point. Activations stay fp32;
 where the processor multiplies eight-bit numbers faster, the kernel quantises
-them block by block. Tables that are looked up, norms and biases keep their type.
+them block by block. Tables that are looked up, norms, biases and the routers of experts,
+where a small error chooses other experts, keep their type.
 """
 
 import logging
@@ -31,8 +32,10 @@ def quantize(source: Path, target: Path, data: Path, bits: int) -> None:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
+    model = onnx.load(str(source))
+    routers = [node.name for node in model.graph.node if node.input[1:] == ["router.weight"]]
     quantizer = MatMulNBitsQuantizer(
-        onnx.load(str(source)), bits=bits, block_size=BLOCK, is_symmetric=False, accuracy_level=INT8
+        model, bits=bits, block_size=BLOCK, is_symmetric=False, accuracy_level=INT8, nodes_to_exclude=routers
     )
     quantizer.process()
     data.unlink(missing_ok=True)  # onnx would append to it

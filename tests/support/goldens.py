@@ -49,22 +49,6 @@ def golden_hidden(model: runtime.Runtime) -> Iterator[Difference]:
             yield Difference.of(f"{name} {index}", state, expected)
 
 
-def published_gaps(model: runtime.Runtime, folder: Path) -> Iterator[Difference]:
-    """Compare logits and hidden states with those of the published class, which lie beside the checkpoint in `folder`.
-
-    The last hidden state lies behind the final norm, and so is left to the logits.
-    """
-    stored = load_file(folder / "logits.safetensors")
-    for length in (24, 80):
-        logits = model.logits(stored[f"input_ids_{length}"].numpy())
-        yield Difference.of(f"logits_{length}", logits, stored[f"logits_{length}"].numpy())
-    runner = model.model.new_runner(80)
-    runner.embed(stored["input_ids_80"][0].numpy())
-    runner.run_layers(80, None)
-    for index, expected in enumerate(stored["hidden_80"][:-1].numpy()):
-        yield Difference.of(f"hidden_80 {index}", runner.hidden(index, 80), expected)
-
-
 def trajectories() -> list[dict[str, Any]]:
     content = json.loads((DATA / "trajectories_llada-tiny-a.json").read_text())
     found: list[dict[str, Any]] = content["trajectories"]

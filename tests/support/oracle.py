@@ -107,6 +107,8 @@ class Oracle:
         biased = bool(self.config.get("include_bias") or self.config.get("include_qkv_bias"))
         q = self.linear(x, f"{block}.q_proj", biased).view(len(x), self.heads, -1)
         k, v = (self.linear(x, f"{block}.{n}_proj", biased).view(len(x), self.kv_heads, -1) for n in "kv")
+        if self.config.get("qk_layernorm"):
+            q, k = self.norm(q, f"{block}.q_norm"), self.norm(k, f"{block}.k_norm")
         return self.rotate(q, positions), self.rotate(k, positions), v
 
     def attention(self, q: Tensor, k: Tensor) -> Tensor:
@@ -122,8 +124,21 @@ class Oracle:
         mixed = torch.einsum("han,nhe->ahe", weights.to(self.dtype), v).flatten(1)
         x = x + self.linear(mixed, f"{block}.attn_out", biased)
         y = self.norm(x, f"{block}.ff_norm")
+        if f"{block}.router.weight" in self.tensors:
+            return x + self.mixture(y, block)
         gate, up = (self.linear(y, f"{block}.{n}_proj", biased) for n in ("ff", "up"))
         return x + self.linear(F.silu(gate) * up, f"{block}.ff_out", biased)
+
+    def mixture(self, x: Tensor, block: str) -> Tensor:
+        """The sum of each row's likeliest experts, times their probabilities."""
+        result = torch.zeros_like(x)
+        odds = self.linear(x, f"{block}.router", False).softmax(-1)
+        for row in range(len(x)):
+            for expert in odds[row].topk(self.config["num_experts_per_tok"]).indices.tolist():
+                gate, up = (self.linear(x[row], f"{block}.experts.{expert}.{n}_proj", False) for n in ("ff", "up"))
+                network = self.linear(F.silu(gate) * up, f"{block}.experts.{expert}.ff_out", False)
+                result[row] += odds[row, expert] * network
+        return result
 
     def head(self, x: Tensor) -> Tensor:
         """x [A, d], before the final norm -> logits [A, V]."""

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.torch import load_file
 
 import export
 import runtime
@@ -21,9 +19,9 @@ from export.checkpoint.registry import find_family
 from export.verify import verify as verify_parts
 from runtime.evaluation.parity import verify as verify_tokens
 from tests.support.cases import refused
-from tests.support.comparison import BACKENDS, NOISE, compare
-from tests.support.goldens import DATA, confidence_gap, published_gaps, trajectory_difference
-from tests.support.oracle import Oracle
+from tests.support.comparison import BACKENDS, NOISE
+from tests.support.families import elastic_as_the_oracle, llama_oracle, published_gaps
+from tests.support.goldens import DATA, confidence_gap, trajectory_difference
 
 GOLDEN = DATA / "dream-tiny"
 
@@ -40,13 +38,6 @@ PUBLISHED = {  # Dream-org/Dream-v0-Instruct-7B
 }  # fmt: skip
 
 
-NAMES = {  # the golden checkpoint's tensors by the oracle's names
-    "model.embed_tokens": "wte", "model.norm": "ln_f", "lm_head": "ff_out", "model.layers": "blocks",
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ff_norm", "self_attn.o_proj": "attn_out",
-    "self_attn.": "", "mlp.gate_proj": "ff_proj", "mlp.up_proj": "up_proj", "mlp.down_proj": "ff_out",
-}  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export.build(GOLDEN, tmp_path_factory.mktemp("dream") / "bundle", window=16, track_num=2)
@@ -56,22 +47,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(request: pytest.FixtureRequest, bundle: Path) -> Iterator[runtime.Runtime]:
     with runtime.load(bundle, request.param, threads=1) as loaded:
         yield loaded
-
-
-def oracle() -> Oracle:
-    """The golden checkpoint as the oracle reads one."""
-    raw = json.loads((GOLDEN / "config.json").read_text())
-    tensors = {}
-    for shard in sorted(GOLDEN.glob("model-*.safetensors")):
-        for name, tensor in load_file(shard).items():
-            for old, new in NAMES.items():
-                name = name.replace(old, new)
-            tensors[name] = tensor
-    config = {
-        "n_layers": raw["num_hidden_layers"], "n_heads": raw["num_attention_heads"], "d_model": raw["hidden_size"],
-        "n_kv_heads": raw["num_key_value_heads"], "include_qkv_bias": True, "shift": 1,
-    }  # fmt: skip
-    return Oracle(raw | config, tensors)
 
 
 def test_a_published_config() -> None:
@@ -133,20 +108,7 @@ def test_published_trajectories(model: runtime.Runtime) -> None:
 @pytest.mark.slow
 def test_elastic_against_the_oracle(model: runtime.Runtime) -> None:
     """The rows that predict the window are always fresh; drift, refreshes and all else as ever."""
-    decoder, rng = oracle(), np.random.default_rng(5)
-    runs = []
-    for number in range(12):
-        prompt = rng.integers(0, 230, rng.integers(1, 30)).tolist()
-        options: dict[str, Any] = {
-            "gen_length": int(rng.integers(8, 33)), "window": int(rng.integers(1, 17)), "gamma": 0.9 + number / 130,
-            "threshold": 0.8, "tokens_per_step": None, "drift": ("row", "head")[number % 2], "track_num": 2,
-            "block_caching": number % 3 > 0, "refresh_scope": ("all", "near")[number // 2 % 2], "eos_id": 30,
-        }  # fmt: skip
-        runs.append(compare(str(number), [model], decoder, prompt, **options))
-    apart = sum(run.ambiguous for run in runs)
-    print(f"{model.backend}: {sum(r.steps for r in runs)} steps, {sum(r.refreshes for r in runs)} refreshes, {apart=}")
-    assert not [(run.name, run.diverged) for run in runs if run.wrong]
-    assert apart <= 2 and sum(run.refreshes for run in runs) > 3
+    elastic_as_the_oracle(model, llama_oracle(GOLDEN, include_qkv_bias=True, shift=1), eos_id=30, seed=5)
 
 
 def test_its_defaults(bundle: Path, tmp_path: Path) -> None:
