@@ -103,7 +103,7 @@ def test_an_unknown_family_hears_of_the_known_ones() -> None:
 @pytest.mark.parametrize(
     "keys",
     [{"model_type": "llama"}, {"model_type": None}, {"model_type": ["llada"]},
-     {"architectures": ["LLaDAMoEModelLM"]}, {"architectures": []}, {"architectures": "LLaDAModelLM"}],
+     {"architectures": ["LLaDATallModelLM"]}, {"architectures": []}, {"architectures": "LLaDAModelLM"}],
 )  # fmt: skip
 def test_unknown_families_are_told_the_known_ones(keys: dict[str, Any]) -> None:
     with pytest.raises(
