@@ -67,15 +67,24 @@ class VisionConfig:
 class ExpertsConfig:
     """A mixture of experts in place of a layer's feed-forward network.
 
-    A router gives each row its probability of each of `count` networks of width
-    `size`; the output is the sum of the `per_row` likeliest, each times its
-    probability. The layers `dense` have one network of `ModelConfig.mlp_size` instead.
+    A router scores each of `count` networks of width `size` for each row: by a softmax
+    over all, or by a `sigmoid` of each. The output is the sum of the `per_row` best,
+    each times its score. With a sigmoid a bias is added to the scores where they are
+    compared; only the `kept_groups` best of `groups` of equal size are compared, where a
+    group's score is the sum of its two best; and the scores of the chosen are scaled to
+    a sum of `scale`. A network of width `shared`, if any, is run on every row as well.
+    The layers `dense` have one network of `ModelConfig.mlp_size` instead.
     """
 
     count: int
     size: int
     per_row: int
     dense: tuple[int, ...] = ()
+    sigmoid: bool = False
+    groups: int = 1
+    kept_groups: int = 1
+    scale: float = 1.0
+    shared: int = 0
 
     @classmethod
     def from_json(cls, values: dict[str, Any], where: str) -> "ExpertsConfig":
@@ -94,7 +103,9 @@ class ModelConfig:
     turn of a chat, `more_ends` are the EOS ids that the checkpoint declares beside
     `eos_id`; `pad_id` fills up prompts of a batch. `system` is the message that
     begins every chat. The `suppressed` ids are never predicted, and a confidence is
-    a probability among the others.
+    a probability among the others. With a `block_length` attention is block-causal: a
+    row sees the keys up to the end of its own block of that many positions, counted
+    from position 0. The rotary turns the first `rotary_size` elements of a head.
     """
 
     family: str
@@ -118,6 +129,8 @@ class ModelConfig:
     pad_id: int | None = None
     shift: int = 0
     qk_norm: bool = False  # Q and K are normalised per head before the rotary
+    block_length: int | None = None
+    rotary_size: int | None = None  # None: all
     suppressed: tuple[int, ...] = ()
     system: str | None = None
     experts: ExpertsConfig | None = None
@@ -129,9 +142,15 @@ class ModelConfig:
         return ("embed", *(layer_name(i) for i in range(self.layers)), "head")
 
     @property
+    def rotated(self) -> int:
+        """Elements of a head that the rotary turns."""
+        return self.rotary_size or self.head_size
+
+    @property
     def layer_numbers(self) -> int:
         """Elements of all matrices of the largest layer."""
-        wide = self.mlp_size if self.experts is None else max(self.mlp_size, self.experts.count * self.experts.size)
+        e = self.experts
+        wide = self.mlp_size if e is None else max(self.mlp_size, e.count * e.size + e.shared)
         return self.d_model * ((2 * self.heads + 2 * self.kv_heads) * self.head_size + 3 * wide)
 
     def has_experts(self, index: int) -> bool:

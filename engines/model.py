@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from engines.bundle import Bundle
 from engines.config import Capacity
-from engines.errors import BackendError, PromptError
+from engines.errors import BackendError, OptionError, PromptError
 from engines.runner import ReusePass, ReuseResult, SequenceRunner
 
 
@@ -64,14 +64,18 @@ class Model(ABC):
         """Run the reuse passes of runners of one `new_runners`; each result is what the runner alone would give."""
         return [due.runner.reuse(due.rows, due.drift_inputs, due.gamma) for due in passes]
 
-    def forward(self, ids: NDArray[np.int64], rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+    def forward(
+        self, ids: NDArray[np.int64], rows: NDArray[np.int64] | None = None, block_length: int | None = None
+    ) -> NDArray[np.float32]:
         """The plain forward of ids [B, P] within the vocabulary: logits [B, P, V] in float32.
 
         With `rows` [W] only the logits of these positions are computed: [B, W, V].
+        `block_length` is that of block-causal attention (None: the model's own).
         """
         logits = []
         for row in ids:
             runner = self.new_runner(len(row))
+            runner.block_length = block_length or runner.block_length
             run = runner.slots if runner.padded_rows else len(row)
             runner.embed(np.pad(row, (0, run - len(row))))
             runner.run_layers(run, None)
@@ -83,14 +87,22 @@ class Model(ABC):
         """Free what the model holds; it cannot be used any more. Closing twice does nothing."""
         self.closed = True
 
-    def logits(self, ids: Any, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+    def logits(
+        self, ids: Any, rows: NDArray[np.int64] | None = None, block_length: int | None = None
+    ) -> NDArray[np.float32]:
         """The plain forward: an integer array [B, P] or [P] -> float32 [B, P, V].
 
         With `rows` [W] only the logits of these positions are computed: [B, W, V].
+        `block_length` is that of block-causal attention (None: the model's own).
         Raises PromptError for ids that are no such array, lie outside the
-        vocabulary or are more than the bundle's length; BackendError if the model
-        is in use or closed.
+        vocabulary or are more than the bundle's length; OptionError for a block length
+        of a model whose attention is not block-causal; BackendError if the model is in
+        use or closed.
         """
+        if block_length is not None and (self.config.block_length is None or block_length < 1):
+            raise OptionError(
+                f"block_length {block_length} is for models with block-causal attention, and at least 1; leave it out"
+            )
         try:
             array = np.atleast_2d(np.asarray(ids))
         except ValueError as error:
@@ -104,7 +116,7 @@ class Model(ABC):
                 "shorten them or build with a larger --max-length"
             )
         with self.exclusive():
-            return self.forward(array.astype(np.int64), rows)
+            return self.forward(array.astype(np.int64), rows, block_length)
 
     def timed(self, part: str) -> "_Timed":
         """Count a run of `part` and its wall-clock seconds in `runs` and `seconds`; the body waits for the result."""

@@ -65,11 +65,13 @@ class SequenceRunner(ABC):
 
     Position p starts in slot p. Slots from `length` on are dummies, which are masked as keys. The controller permutes
     slots so that the active set occupies the first ones. If `padded_rows` is not 0, a pass runs exactly that many
-    rows or all slots; the controller then pads the active set with dummies.
+    rows or all slots; the controller then pads the active set with dummies. Where attention is block-causal, a row sees
+    the keys up to the end of its block of `block_length` positions.
     """
 
     def __init__(self, config: ModelConfig, length: int, slots: int, padded_rows: int = 0):
         self.config, self.length, self.slots, self.padded_rows = config, length, slots, padded_rows
+        self.block_length = config.block_length  # may be set to another before the first pass
 
     def end(self) -> None:  # noqa: B027
         """End the sequence: the next one may use its memory."""

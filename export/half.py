@@ -33,7 +33,7 @@ class HalfPass:
         """`ids` are the rows that pass through, at most as many as the model's length."""
         self.config, self.ids = config, torch.tensor([ids])
         self.positions = torch.arange(len(ids))[None]
-        self.tables = layers.rotary_tables(len(ids), config.head_size, config.rope_theta)
+        self.tables = layers.rotary_tables(len(ids), config.rotated, config.rope_theta)
         self.output = torch.empty(0, dtype=torch.float16)  # of the last part
 
     @torch.inference_mode()

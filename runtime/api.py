@@ -86,9 +86,12 @@ class Runtime:
         known = set(self.text.tokenizer.get_vocab().values())
         return tuple(token for token in range(self.bundle.config.vocab) if token not in known)
 
-    def logits(self, ids: Any) -> NDArray[np.float32]:
-        """The plain forward: int array [B, P] or [P] -> float32 [B, P, V]; raises as `engines.model.Model.logits`."""
-        return self.model.logits(ids)
+    def logits(self, ids: Any, block_length: int | None = None) -> NDArray[np.float32]:
+        """The plain forward: int array [B, P] or [P] -> float32 [B, P, V]; raises as `engines.model.Model.logits`.
+
+        `block_length` is that of block-causal attention (None: the model's own).
+        """
+        return self.model.logits(ids, block_length=block_length)
 
     def generate(
         self, prompt: Prompt, policy: str | Policy | None = None, images: Sequence[Source] = (),

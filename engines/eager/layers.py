@@ -29,19 +29,20 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
 
 
-def rotary_tables(length: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [length, D/2] in float32 of rotary embeddings (arXiv 2104.09864): position p, pair i have the
-    angle p · theta^(-2i/D)."""
-    exponents = torch.arange(0, head_size, 2, dtype=torch.float32) / head_size
+def rotary_tables(length: int, size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin [length, size/2] in float32 of rotary embeddings (arXiv 2104.09864): position p, pair i have the
+    angle p · theta^(-2i/size)."""
+    exponents = torch.arange(0, size, 2, dtype=torch.float32) / size
     angles = torch.outer(torch.arange(length, dtype=torch.float32), 1.0 / theta**exponents)
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of each head, in float32. x [B, A, H, D]; cos, sin [B, A, D/2]."""
-    first, second = x.float().chunk(2, -1)
+    """Rotate the halves of the first R elements of each head, in float32. x [B, A, H, D]; cos, sin [B, A, R/2]."""
+    half = cos.shape[-1]
+    first, second, kept = torch.split(x.float(), [half, half, x.shape[-1] - 2 * half], -1)
     cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, kept), -1).to(x.dtype)
 
 
 def linear(weights: Weights, name: str, x: Tensor) -> Tensor:
@@ -61,12 +62,16 @@ def layer(
     write_index: int,
     k_cache: Tensor,
     v_cache: Tensor,
+    key_positions: Tensor | None = None,
+    block_ends: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One transformer layer on A rows: hidden [B, A, d] -> hidden_out [B, A, d] and q [B, A, H, D].
 
     The rows' keys and values overwrite slots write_index … write_index + A - 1 of
     `k_cache` and `v_cache` [B, G, S, D]; attention is over all slots where
-    `key_mask` [B, S] is true. `positions` [B, A] are used by the rotary only.
+    `key_mask` [B, S] is true and, where attention is block-causal, whose
+    `key_positions` [B, S] lie before the row's `block_ends` [B, A]. `positions` [B, A]
+    are used by the rotary only.
     """
     batch, rows, _ = hidden.shape
     normed = rms_norm(hidden, weights["attn_norm.weight"], config.norm_eps)
@@ -78,6 +83,9 @@ def layer(
     k_cache[:, :, write_index : write_index + rows] = k.transpose(1, 2)
     v_cache[:, :, write_index : write_index + rows] = v.transpose(1, 2)
     mask = None if bool(key_mask.all()) else key_mask[:, None, None, :].expand(-1, 1, rows, -1)
+    if key_positions is not None and block_ends is not None:
+        seen = key_positions[:, None, :] < block_ends[:, :, None]
+        mask = seen[:, None] if mask is None else mask & seen[:, None]
     attended = F.scaled_dot_product_attention(
         q.transpose(1, 2), k_cache, v_cache, attn_mask=mask, enable_gqa=config.kv_heads != config.heads
     )
@@ -90,17 +98,26 @@ def layer(
 
 
 def route(config: ExpertsConfig, weights: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The experts of each row of x [..., d]: their probabilities in the type of x, and their indices, both [..., k].
+    """The experts of each row of x [..., d]: their scores in the type of x, and their indices, both [..., k].
 
-    The probabilities are a softmax over all experts in float32, and are not scaled
-    to a sum of 1 (the published LLaDAMoEModelLM).
+    Scores are in float32. A softmax is not scaled to a sum of 1 (the published
+    LLaDAMoEModelLM); a sigmoid is computed from a product in float32 (LLaDA2MoeModelLM).
     """
-    odds, chosen = linear(weights, "router", x).float().softmax(-1).topk(config.per_row, -1)
-    return odds.to(x.dtype), chosen
+    if not config.sigmoid:
+        odds, chosen = linear(weights, "router", x).float().softmax(-1).topk(config.per_row, -1)
+        return odds.to(x.dtype), chosen
+    scores = (x.float() @ weights["router.weight"].float()).sigmoid()
+    ranks = scores + weights["router.bias"].float()
+    grouped = ranks.view(*ranks.shape[:-1], config.groups, -1)
+    kept = grouped.topk(2, -1).values.sum(-1).topk(config.kept_groups, -1).indices
+    open_ = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter(-1, kept, True)
+    chosen = grouped.masked_fill(~open_.unsqueeze(-1), -torch.inf).flatten(-2).topk(config.per_row, -1).indices
+    odds = scores.gather(-1, chosen)
+    return (odds / (odds.sum(-1, keepdim=True) + 1e-20) * config.scale).to(x.dtype), chosen
 
 
 def experts(config: ExpertsConfig, weights: Weights, x: Tensor) -> Tensor:
-    """The mixture of experts on x [..., d]: the sum of each row's experts times their probabilities, by their index.
+    """The mixture of experts on x [..., d]: the sum of each row's experts times their scores, by their index.
 
     The networks' matrices are stacked: `experts.ff_proj.weight` (the gate) and
     `experts.up_proj.weight` [E, d, I], `experts.ff_out.weight` [E, I, d].
@@ -113,6 +130,9 @@ def experts(config: ExpertsConfig, weights: Weights, x: Tensor) -> Tensor:
         taken = x[tuple(rows)]
         network = (F.silu(taken @ gate) * (taken @ up)) @ out
         result[tuple(rows)] += network * odds[(*rows, place)].unsqueeze(-1)
+    if config.shared:
+        gate, up, out = (weights[f"shared.{name}.weight"] for name in ("ff_proj", "up_proj", "ff_out"))
+        result = result + (F.silu(x @ gate) * (x @ up)) @ out
     return result
 
 

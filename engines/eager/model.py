@@ -41,7 +41,7 @@ class EagerModel(Model):
         self.weights = {part: self.read_weights(part) for part in self.config.parts}
         self.tables = tuple(
             table.to(self.torch_device)
-            for table in parts.rotary_tables(self.config.max_length, self.config.head_size, self.config.rope_theta)
+            for table in parts.rotary_tables(self.config.max_length, self.config.rotated, self.config.rope_theta)
         )
 
     def read_weights(self, part: str) -> dict[str, Tensor]:
@@ -62,7 +62,9 @@ class EagerModel(Model):
         return parts.layer(self.config, self.weights[layer_name(index)], self.tables, *inputs)  # type: ignore[arg-type]
 
     @torch.inference_mode()
-    def forward(self, ids: NDArray[np.int64], rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+    def forward(
+        self, ids: NDArray[np.int64], rows: NDArray[np.int64] | None = None, block_length: int | None = None
+    ) -> NDArray[np.float32]:
         """The plain forward of all sequences at once: ids [B, P] -> logits [B, P, V], or of `rows` only."""
         batch, length = ids.shape
         positions = torch.arange(length, device=self.torch_device).expand(batch, -1)
@@ -70,14 +72,21 @@ class EagerModel(Model):
         shape = batch, self.config.kv_heads, length, self.config.head_size
         k, v = (torch.empty(shape, dtype=self.dtype, device=self.torch_device) for _ in "kv")
         hidden = parts.embed(self.weights["embed"], torch.from_numpy(ids).to(self.torch_device))
+        block = block_length or self.config.block_length
+        blocks = () if block is None else (positions, ends_of_blocks(positions, block))
         for index in range(self.config.layers):
-            hidden, _ = self.layer(index, hidden, positions, mask, 0, k, v)
+            hidden, _ = self.layer(index, hidden, positions, mask, 0, k, v, *blocks)
         hidden = hidden if rows is None else hidden[:, rows]
         return parts.head(self.config, self.weights["head"], hidden)[2].cpu().numpy()
 
     def close(self) -> None:
         super().close()
         self.weights.clear()
+
+
+def ends_of_blocks(positions: Tensor, block_length: int) -> Tensor:
+    """Where the block of each position ends: the keys before there are those that its row sees."""
+    return (positions // block_length + 1) * block_length
 
 
 class EagerRunner(LayerwiseRunner):
@@ -135,8 +144,10 @@ class EagerRunner(LayerwiseRunner):
 
     @torch.inference_mode()
     def layer(self, index: int, rows: int) -> None:
+        positions = self.positions[:, :rows]
+        blocks = () if self.block_length is None else (self.positions, ends_of_blocks(positions, self.block_length))
         hidden, q = self.model.layer(
-            index, self.h[index, :, :rows], self.positions[:, :rows], self.key_mask, 0, self.k[index], self.v[index]
+            index, self.h[index, :, :rows], positions, self.key_mask, 0, self.k[index], self.v[index], *blocks
         )
         self.h[index + 1, :, :rows], self.q[index, :, :rows] = hidden, q
 

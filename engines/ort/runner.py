@@ -150,13 +150,19 @@ class OnnxRuntimeRunner(SequenceRunner):
         return self.has_reuse_graph and self.embeddings is None and self.ids is not None and len(self.ids) == rows
 
     def _row_inputs(self, rows: int) -> dict[str, BoundArray]:
-        """Where the first `rows` slots are written: positions [1, A], and indices [1, H, A, 3] of the caches."""
+        """Where the first `rows` slots are written: positions [1, A], and indices [1, H, A, 3] of the caches.
+
+        Where attention is block-causal, also the ends [A] of the rows' blocks.
+        """
         at = self.row_of[:rows]
         indices = self.work.take("indices", 1, self.config.heads, rows, 3, dtype=np.int64)
         indices.array[..., 0] = 0
         indices.array[..., 1] = np.arange(self.config.heads)[:, None]
         indices.array[..., 2] = at
-        return {"positions": self.work.put("positions", at[None]), "indices": indices}
+        found = {"positions": self.work.put("positions", at[None]), "indices": indices}
+        if self.block_length:
+            found["block_ends"] = self.work.put("block_ends", (at // self.block_length + 1) * self.block_length)
+        return found
 
     def _run(
         self, rows: int, first: int, end: int, tracked: Slots, window: Slots, output_rows: Slots

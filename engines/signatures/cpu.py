@@ -45,9 +45,13 @@ def cpu_layer_signature(config: ModelConfig, index: int) -> GraphSignature:
     )
 
 
-def row_indices(config: ModelConfig) -> tuple[TensorSpec, TensorSpec]:
-    """The inputs that say where rows are written: `positions` [1, A] and cache `indices` [1, H, A, 3]."""
-    return TensorSpec("positions", "int64", (1, "A")), TensorSpec("indices", "int64", (1, config.heads, "A", 3))
+def row_indices(config: ModelConfig) -> tuple[TensorSpec, ...]:
+    """The inputs that say where rows are written: `positions` [1, A] and cache `indices` [1, H, A, 3].
+
+    Where attention is block-causal, also which keys they see: those before `block_ends` [A].
+    """
+    places = TensorSpec("positions", "int64", (1, "A")), TensorSpec("indices", "int64", (1, config.heads, "A", 3))
+    return (*places, TensorSpec("block_ends", "int64", ("A",))) if config.block_length else places
 
 
 def layer_caches(config: ModelConfig, suffix: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

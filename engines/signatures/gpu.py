@@ -20,8 +20,10 @@ def embed_signature(config: ModelConfig, dtype: str) -> GraphSignature:
 def layer_signature(config: ModelConfig, dtype: str, index: int) -> GraphSignature:
     """One layer on A rows; their keys and values are written to the caches from slot `write_index` on.
 
-    `positions` feed the rotary embedding only. Keys whose `key_mask` is false are ignored.
+    `positions` feed the rotary embedding only. Keys whose `key_mask` is false are ignored, and, where attention is
+    block-causal, those whose `key_positions` are not before the `block_ends` of a row.
     """
+    blocks = (TensorSpec("key_positions", "int64", ("B", "S")), TensorSpec("block_ends", "int64", ("B", "A")))
     cache = ("B", config.kv_heads, "S", config.head_size)
     return GraphSignature(
         layer_name(index),
@@ -32,6 +34,7 @@ def layer_signature(config: ModelConfig, dtype: str, index: int) -> GraphSignatu
             TensorSpec("write_index", "int64", ("B",)),
             TensorSpec("k_cache", dtype, cache),
             TensorSpec("v_cache", dtype, cache),
+            *(blocks if config.block_length else ()),
         ),
         (
             TensorSpec("hidden_out", dtype, ("B", "A", config.d_model)),

@@ -21,6 +21,7 @@ class Weight(NamedTuple):
     shape: tuple[int, ...]  # as stored; a matrix is stored as [out, in]
     transposed: bool  # read as [in, out], because a part computes x @ W; axes after the first count as one `in`
     stacked: int | None = None  # how many tensors become one with a new first axis
+    rows: tuple[int, int] | None = None  # the first of its rows in a tensor that holds more, and how many that has
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -30,6 +31,11 @@ class Weight(NamedTuple):
             if self.stacked is None
             else tuple(self.tensor.replace("*", str(number)) for number in range(self.stacked))
         )
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of the tensor in the checkpoint."""
+        return self.shape if self.rows is None else (self.rows[1], *self.shape[1:])
 
     @property
     def read_shape(self) -> tuple[int, ...]:

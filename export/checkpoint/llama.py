@@ -13,15 +13,19 @@ REQUIRED = (
 OPTIONAL = ("num_key_value_heads", "tie_word_embeddings", "head_dim")
 
 
-def numbers(keys: Keys, mlp_size: str = "intermediate_size") -> dict[str, Any]:
+def numbers(keys: Keys, mlp_size: str = "intermediate_size", own_head_size: bool = False) -> dict[str, Any]:
     """The fields of a `ModelConfig` that these keys determine; the family adds its name, its biases and its own fields.
 
-    `mlp_size` is the key of the feed-forward network's width. Raises CheckpointError naming the key that is wrong.
+    `mlp_size` is the key of the feed-forward network's width. With `own_head_size` the
+    size of a head need not be hidden_size / num_attention_heads. Raises CheckpointError naming the key that is wrong.
     """
     d_model, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
-    expect(d_model % (2 * heads) == 0, "hidden_size", d_model, f"an even number per head ({heads} heads)")
+    if not own_head_size or "head_dim" not in keys.values:
+        expect(d_model % (2 * heads) == 0, "hidden_size", d_model, f"an even number per head ({heads} heads)")
     size = keys.count("head_dim", d_model // heads)
-    expect(size * heads == d_model, "head_dim", size, f"hidden_size / num_attention_heads ({d_model // heads})")
+    fine, even = own_head_size or size * heads == d_model, size % 2 == 0
+    expect(fine, "head_dim", size, f"hidden_size / num_attention_heads ({d_model // heads})")
+    expect(even, "head_dim", size, "an even number, for the rotary")
     kv_heads = keys.count("num_key_value_heads", heads)
     expect(heads % kv_heads == 0, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads ({heads})")
     vocab = keys.count("vocab_size")

@@ -110,7 +110,9 @@ class Checkpoint:
 def _as_read(weight: Weight, stored: dict[str, torch.Tensor]) -> torch.Tensor:
     """A weight made of the tensors of a checkpoint: a view of one, a copy of several that are stacked."""
     if weight.stacked is None:
-        return stored[weight.tensor].flatten(1).t() if weight.transposed else stored[weight.tensor]
+        start = weight.rows[0] if weight.rows else 0
+        tensor = stored[weight.tensor][start : start + weight.shape[0]]
+        return tensor.flatten(1).t() if weight.transposed else tensor
     stack = torch.stack([stored[tensor] for tensor in weight.tensors])
     return stack.transpose(1, 2) if weight.transposed else stack
 

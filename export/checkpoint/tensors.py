@@ -45,7 +45,7 @@ def match(directory: Path, family: Family, config: ModelConfig, headers: Headers
     for part, weights in ours.items():
         for weight in weights.values():
             for tensor in weight.tensors:
-                _check_tensor(directory, part, names[tensor], weight.shape, headers)
+                _check_tensor(directory, part, names[tensor], weight.stored_shape, headers)
     return names
 
 

@@ -68,10 +68,12 @@ def run_layer(
         for name, rows in (("k", k), ("v", v))
     )
     slots = g.reshape("positions", -1, 1)
+    ends = "block_ends" if config.block_length else ""
     if output_rows:
+        ends = ends and g.op("Gather", ends, output_rows, axis=0)
         q, hidden = g.op("Gather", q, output_rows, axis=2), g.op("Gather", hidden, output_rows, axis=1)
         slots = g.op("Gather", slots, output_rows, axis=0)
-    weights = softmax(g, config, q, keys)
+    weights = softmax(g, config, q, keys, ends)
     attended = regroup(g, g.op("MatMul", weights, values), config.kv_heads, config.heads, config.head_size)
     result = gpu.layer_output(g, config, hidden, attended, output)
     write_hidden(g, config, result, slots, suffix)
@@ -99,11 +101,21 @@ def packed_projections(g: Graph, config: ModelConfig, hidden: str) -> tuple[str,
     return q, k, v
 
 
-def softmax(g: Graph, config: ModelConfig, q: str, keys: str) -> str:
-    """Attention of q [B, H, A, D] over all keys [B, G, S, D]: [B, G, H/G·A, S], heads of one group in succession."""
+def softmax(g: Graph, config: ModelConfig, q: str, keys: str, ends: str = "") -> str:
+    """Attention of q [B, H, A, D] over all keys [B, G, S, D]: [B, G, H/G·A, S], heads of one group in succession.
+
+    With `ends` [A] a row attends to the keys before its end only.
+    """
     scaled = g.op("Mul", q, g.constant(config.head_size**-0.5, np.float32))
     grouped = regroup(g, scaled, config.heads, config.kv_heads, config.head_size)
-    return g.op("Softmax", g.op("MatMul", grouped, g.op("Transpose", keys, perm=[0, 1, 3, 2])), axis=-1)
+    scores = g.op("MatMul", grouped, g.op("Transpose", keys, perm=[0, 1, 3, 2]))
+    if ends:
+        slots = g.op("Shape", keys, start=2, end=3)
+        keys_at = g.op("Range", g.constant(0), g.op("Squeeze", slots), g.constant(1))
+        seen = g.op("Less", keys_at, g.op("Unsqueeze", ends, g.constant([1])))  # [A, S]
+        seen = g.op("Tile", seen, g.constant([config.heads // config.kv_heads, 1]))
+        scores = g.op("Where", seen, scores, g.constant(-np.inf, np.float32))
+    return g.op("Softmax", scores, axis=-1)
 
 
 def regroup(g: Graph, x: str, before: int, after: int, size: int) -> str:

@@ -31,14 +31,39 @@ def mixture(g: Graph, config: ExpertsConfig, x: str, width: int) -> str:
     rows = g.reshape(x, -1, width)
     odds, chosen = route(g, config, rows)
     mixed = (touched if g.signature.dialect == "cpu" else everyone)(g, config, rows, odds, chosen, width)
+    if config.shared:
+        mixed = g.op("Add", mixed, network(g, rows, *(g.weight(f"shared.{name}.weight") for name in NAMES)))
     return g.op("Reshape", mixed, g.op("Shape", x))
 
 
 def route(g: Graph, config: ExpertsConfig, rows: str) -> tuple[str, str]:
-    """The probabilities [N, k] of the experts of rows [N, d], in the graph's type, and their indices [N, k]."""
-    odds = g.op("Softmax", g.cast(g.linear(rows, "router"), "fp32"), axis=-1)
-    values, indices = g.ops("TopK", odds, g.constant([config.per_row]), outputs=2, axis=-1)
-    return g.cast(values, g.dtype, "fp32"), indices
+    """The scores [N, k] of the experts of rows [N, d], in the graph's type, and their indices [N, k]."""
+    if not config.sigmoid:
+        odds = g.op("Softmax", g.cast(g.op("MatMul", rows, g.weight("router.weight")), "fp32"), axis=-1)
+        values, indices = g.ops("TopK", odds, g.constant([config.per_row]), outputs=2, axis=-1)
+        return g.cast(values, g.dtype, "fp32"), indices
+    product = g.op("MatMul", g.cast(rows, "fp32"), g.cast(g.weight("router.weight"), "fp32"))
+    scores = g.op("Sigmoid", product)
+    ranks = g.op("Add", scores, g.cast(g.weight("router.bias"), "fp32"))
+    if config.kept_groups < config.groups:
+        ranks = among_groups(g, config, ranks)
+    _, indices = g.ops("TopK", ranks, g.constant([config.per_row]), outputs=2, axis=-1)
+    odds = g.op("GatherElements", scores, indices, axis=1)
+    total = g.op("Add", g.op("ReduceSum", odds, g.constant([1])), g.constant(1e-20, np.float32))
+    scaled = g.op("Mul", g.op("Div", odds, total), g.constant(config.scale, np.float32))
+    return g.cast(scaled, g.dtype, "fp32"), indices
+
+
+def among_groups(g: Graph, config: ExpertsConfig, ranks: str) -> str:
+    """The ranks [N, E], -inf outside the kept groups: those whose two best ranks have the largest sums."""
+    grouped = g.reshape(ranks, 0, config.groups, -1)
+    best, _ = g.ops("TopK", grouped, g.constant([2]), outputs=2, axis=-1)
+    sums = g.op("ReduceSum", best, g.constant([2]), keepdims=0)  # [N, groups]
+    _, kept = g.ops("TopK", sums, g.constant([config.kept_groups]), outputs=2, axis=-1)
+    same = g.op("Equal", g.op("Unsqueeze", kept, g.constant([1])), g.constant(np.arange(config.groups)[:, None]))
+    found = g.op("ReduceSum", g.op("Cast", same, to=TensorProto.FLOAT), g.constant([2]))  # [N, groups, 1]
+    is_kept = g.op("Cast", found, to=TensorProto.BOOL)
+    return g.reshape(g.op("Where", is_kept, grouped, g.constant(-np.inf, np.float32)), 0, -1)
 
 
 def everyone(g: Graph, config: ExpertsConfig, rows: str, odds: str, chosen: str, width: int) -> str:

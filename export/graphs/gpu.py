@@ -4,6 +4,8 @@ Each function builds the graph of its namesake in `engines.signatures.gpu` and
 computes what its namesake in `engines.eager.layers` does.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
@@ -36,6 +38,10 @@ def layer(g: Graph, config: ModelConfig) -> None:
     shape = g.op("Concat", one, one, rows, one, axis=0)
     # [B, 1, A, S]: ONNX Runtime does not broadcast a mask along the rows.
     mask = g.op("Expand", g.op("Unsqueeze", "key_mask", g.constant([1, 2])), shape)
+    if config.block_length:
+        keys_at = g.op("Unsqueeze", "key_positions", g.constant([1, 2]))
+        ends = g.op("Unsqueeze", "block_ends", g.constant([1, 3]))
+        mask = g.op("And", mask, g.op("Less", keys_at, ends))
     layer_output(g, config, "hidden", g.op("Attention", q, keys, values, mask), "hidden_out")
 
 
@@ -54,13 +60,14 @@ def projections(g: Graph, config: ModelConfig, hidden: str) -> tuple[str, str, s
 def rotate(g: Graph, config: ModelConfig, x: str) -> str:
     """Rotary embedding (arXiv 2104.09864) of x [B, H, A, D] at `positions`, in float32."""
     tables = (g.table(f"rotary_{n}", t) for n, t in zip(("cos", "sin"), rotary_tables(config), strict=True))
-    rotated = g.op("RotaryEmbedding", g.cast(x, "fp32"), *tables, "positions")
+    part: dict[str, Any] = {} if config.rotary_size is None else {"rotary_embedding_dim": config.rotary_size}
+    rotated = g.op("RotaryEmbedding", g.cast(x, "fp32"), *tables, "positions", **part)
     return g.cast(rotated, g.dtype, "fp32")
 
 
 def rotary_tables(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """cos and sin [max_length, D/2] in float32, as `engines.eager.layers.rotary_tables` computes them."""
-    exponents = np.arange(0, config.head_size, 2, dtype=np.float32) / np.float32(config.head_size)
+    """cos and sin [max_length, R/2] in float32, as `engines.eager.layers.rotary_tables` computes them."""
+    exponents = np.arange(0, config.rotated, 2, dtype=np.float32) / np.float32(config.rotated)
     frequencies = np.float32(1) / np.power(np.float32(config.rope_theta), exponents)
     angles = np.outer(np.arange(config.max_length, dtype=np.float32), frequencies)
     return np.cos(angles), np.sin(angles)

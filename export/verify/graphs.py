@@ -53,7 +53,9 @@ def inputs(bundle: Bundle, signature: GraphSignature, rng: np.random.Generator, 
     config, capacity = bundle.config, bundle.capacity
     rows = min(ROWS, capacity.max_length)
     sizes = {"B": 2, "A": rows, "S": 2 * max(rows, capacity.track_num), "T": 6, "W": 6, "N": 2}
-    limits = {"ids": config.vocab, "positions": config.max_length, "rows": rows}
+    length = config.max_length
+    limits = {"ids": (0, config.vocab), "positions": (0, length), "rows": (0, rows)}
+    limits |= {"key_positions": (0, length), "block_ends": (length // 2, length)}  # so that every row sees some keys
 
     def array(name: str, dtype: str, shape: list[int]) -> NDArray[Any]:
         if name in carried:
@@ -66,7 +68,7 @@ def inputs(bundle: Bundle, signature: GraphSignature, rng: np.random.Generator, 
         if name == "write_index":
             return np.full(shape, rows // 2)
         if dtype == "int64":
-            return rng.integers(0, limits[name], shape)
+            return rng.integers(*limits[name], shape)
         return rng.normal(size=shape).astype(DTYPES[dtype])
 
     return {

@@ -94,7 +94,7 @@ def layer(
     v_cache: Tensor, **inputs: Tensor,
 ) -> Outputs:  # fmt: skip
     config = bundle.config
-    tables = eager.rotary_tables(config.max_length, config.head_size, config.rope_theta)
+    tables = eager.rotary_tables(config.max_length, config.rotated, config.rope_theta)
     start = int(write_index[0])  # the same for all sequences
     hidden, q = eager.layer(config, weights, tables, write_index=start, k_cache=k_cache, v_cache=v_cache, **inputs)
     return {"hidden_out": hidden, "q": q, "k_cache_out": k_cache, "v_cache_out": v_cache}

@@ -59,6 +59,7 @@ def test_golden() -> None:
         "vocab": 256, "max_length": 512, "rope_theta": 500000.0, "norm_eps": 1e-5, "qkv_bias": False, "bias": False,
         "tied": False, "mask_id": 255, "eos_id": 250, "eot_id": None, "more_ends": (), "pad_id": 250, "shift": 0,
         "qk_norm": False, "suppressed": (), "system": None, "experts": None, "vision": None,
+        "block_length": None, "rotary_size": None,
     }  # fmt: skip
     assert checkpoint.config.parts == ("embed", "layer_00", "layer_01", "layer_02", "layer_03", "head")
     assert {local: tuple(tensor.shape) for local, tensor in checkpoint.part("layer_02").items()} == {
