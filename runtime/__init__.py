@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from runtime.api import Runtime, load
     from runtime.decoding.controller import StepEvent
     from runtime.decoding.generate import Output
-    from runtime.decoding.policies import Dual, Elastic, Full, Interval, Prefix, Timesteps
+    from runtime.decoding.policies import Block, Dual, Elastic, Full, Interval, Prefix, Timesteps
 
-_POLICIES = ("Dual", "Elastic", "Full", "Interval", "Prefix", "Timesteps")
+_POLICIES = ("Block", "Dual", "Elastic", "Full", "Interval", "Prefix", "Timesteps")
 _MODULES = {
     "Output": "runtime.decoding.generate",
     "Runtime": "runtime.api",
@@ -31,8 +31,8 @@ _MODULES = {
     **dict.fromkeys(_POLICIES, "runtime.decoding.policies"),
 }
 __all__ = [
-    "Dual", "Elastic", "Full", "Interval", "Output", "Prefix", "Runtime", "StepEvent", "Timesteps", "__version__",
-    "load",
+    "Block", "Dual", "Elastic", "Full", "Interval", "Output", "Prefix", "Runtime", "StepEvent", "Timesteps",
+    "__version__", "load",
 ]  # fmt: skip
 
 

@@ -27,7 +27,9 @@ class Answer:
 
     def add(self, event: StepEvent) -> None:
         """Fill in what a step committed."""
-        self.ids[np.array(event.committed, np.int64) - self.start] = event.tokens
+        at = np.array(event.committed, np.int64) - self.start
+        kept = at < len(self.ids)  # a last block may reach beyond the answer
+        self.ids[at[kept]] = np.array(event.tokens, np.int64)[kept]
 
     @property
     def frame(self) -> str:

@@ -11,13 +11,14 @@ from typing import Any
 
 from rich.table import Table
 
+from engines.bundle import Bundle
 from engines.cli import progress, screen
 from engines.errors import OptionError
 from runtime.bench.plots import check_plot, plot_trace
 from runtime.cli.commands import Trace, opened, with_system
 from runtime.cli.options import given_options, policy_of
 from runtime.cli.prompts import read_lines, read_prompt
-from runtime.decoding.policies import POLICIES
+from runtime.decoding.policies import fitting
 from runtime.decoding.policies.elastic import Elastic
 from runtime.evaluation import calibrate, exact_match
 from runtime.evaluation.exact_match import compare, evaluate, key_of, summary
@@ -119,7 +120,8 @@ def calibrate_command(args: argparse.Namespace) -> None:
 
 def verify_command(args: argparse.Namespace) -> None:
     """Compare the tokens of every policy with eager PyTorch."""
-    with progress("verify", args.prompts * len(POLICIES)) as done:
+    policies = fitting(Bundle.open(args.bundle).config)
+    with progress("verify", args.prompts * len(policies)) as done:
         for runs in verify(args.bundle, args.backend, args.prompts, done=done):
             console.print(json.dumps(asdict(runs)) if args.json else str(runs))
     if not args.json:

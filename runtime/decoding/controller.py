@@ -87,8 +87,9 @@ class Controller:
         reuse pass does not yield.
         """
         began = time.perf_counter()
-        appended = self._append_masks()
+        fresh = self._append_masks()
         plan = self.policy.plan(self.sequence, self.steps, self.tracked)
+        appended = 0 if plan.active is None else self._run_fresh(fresh)
         if plan.active is None:
             active, result, rows = len(self.sequence), ReuseResult([], None, []), self._full_pass(plan)
         else:
@@ -119,17 +120,20 @@ class Controller:
             margin=distance, seconds=time.perf_counter() - began,
         )  # fmt: skip
 
-    def _append_masks(self) -> int:
-        """Append the masks that the policy asks for and run their rows through all layers.
-
-        Returns the layer-rows run.
-        """
+    def _append_masks(self) -> Positions:
+        """Append the masks that the policy asks for; returns their positions."""
         count = self.policy.masks_to_append(self.sequence)
         if not count:
-            return 0
+            return NO_POSITIONS
         fresh = self.sequence.append_masks(count)
         self.map.grow(len(self.sequence))
         self.runner.grow(self.map.slot_of[fresh])
+        return fresh
+
+    def _run_fresh(self, fresh: Positions) -> int:
+        """Run rows that were just appended through all layers; returns the layer-rows run."""
+        if not len(fresh):
+            return 0
         rows = self._pad(fresh)
         self._embed(rows)
         self.runner.run_layers(rows, None)
@@ -230,7 +234,7 @@ class Controller:
     def _predict(self, plan: StepPlan) -> tuple[Positions, NDArray[np.floating]]:
         """A token [W] for each candidate, and its confidence [W]."""
         rows = self._logits_rows(plan.candidates)
-        if self.sampler.greedy and not plan.guidance:
+        if self.sampler.greedy and not plan.guidance and plan.boost is None:
             tokens, confidence = self.runner.head(rows)
             if self.sampler.allows(tokens):  # the head itself excludes the mask only
                 return tokens, confidence
@@ -240,4 +244,7 @@ class Controller:
             self.runner.run_layers(len(self.map.slot_of), None, logits_rows=rows)
             blind = self.runner.logits(rows)
             logits = blind + (plan.guidance + 1) * (logits - blind)
+        if plan.boost is not None:
+            token, amount = plan.boost
+            logits[0, token] += amount
         return self.sampler.draw(logits)

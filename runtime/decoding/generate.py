@@ -15,7 +15,7 @@ from engines.options import listed, within
 from engines.runner import ReusePass, SequenceRunner
 from runtime.decoding.controller import Controller, StepEvent
 from runtime.decoding.policies.base import Policy
-from runtime.decoding.request import Request, check_embeddings, check_request, make_sampler, prompt_array
+from runtime.decoding.request import Request, check_embeddings, check_length, check_request, make_sampler, prompt_array
 from runtime.decoding.sequence import Positions, Sequence
 from runtime.decoding.stops import Decode, complete, cut
 
@@ -60,16 +60,19 @@ class RequestState:
         make_controller: Callable[..., Controller] = Controller,
     ):  # fmt: skip
         embedded = 0 if request.embeddings is None else check_embeddings(request.embeddings, model)
+        policy = policy.for_model(model.config)
         prompt = prompt_array(request.prompt_ids, model, request.gen_length, embedded)
         policy.check(model.capacity, request.gen_length)
+        masks = policy.answer_length(len(prompt), request.gen_length)
+        check_length(len(prompt), masks, model)
         check_request(request, policy, model, decode is not None)
         self.model, self.request, self.policy, self.decode = model, request, policy, decode or spell_ids
         self.make_controller = make_controller
         config = model.config
         self.stops = listed(request.stop)
         self.sequence = Sequence.start(
-            prompt, request.gen_length, config.mask_id, request.end_ids(config), request.stop_at_eos, masks=0,
-            shift=config.shift,
+            prompt, masks, config.mask_id, request.end_ids(config), request.stop_at_eos, masks=0,
+            shift=config.shift, whole_blocks=policy.whole_blocks, answer_length=request.gen_length,
         )  # fmt: skip
         self.sequence.append_masks(policy.masks_to_append(self.sequence))
         self.trace: list[StepEvent] = []
@@ -84,6 +87,8 @@ class RequestState:
         """Start decoding on a runner for `span`."""
         if self.request.embeddings is not None:
             runner.set_input_embeddings(np.ascontiguousarray(self.request.embeddings, np.float32))
+        if self.model.config.block_length is not None:
+            runner.block_length = getattr(self.policy, "block_length", None)
         sampler = make_sampler(self.request, self.policy, self.model)
         self.controller = self.make_controller(runner, self.sequence, self.policy, sampler)
         self.began = self.clock = time.perf_counter()

@@ -97,14 +97,19 @@ def prompt_array(prompt: Any, model: Model, gen_length: int, embedded: int = 0) 
         raise PromptError(
             f"the prompt contains the mask id {model.config.mask_id}, which only decoding may place; leave it out"
         )
+    OPTIONS["gen_length"].check(gen_length, model.capacity.max_length, "the bundle's length")
+    check_length(len(ids), gen_length, model)
+    return ids.astype(np.int64)
+
+
+def check_length(prompt_length: int, gen_length: int, model: Model) -> None:
+    """Raise PromptError for a prompt and an answer of more positions than the bundle has."""
     limit = model.capacity.max_length
-    OPTIONS["gen_length"].check(gen_length, limit, "the bundle's length")
-    if len(ids) + gen_length > limit:
+    if prompt_length + gen_length > limit:
         raise PromptError(
-            f"{len(ids)} prompt ids and gen_length {gen_length} exceed the bundle's length {limit}; "
+            f"{prompt_length} prompt ids and gen_length {gen_length} exceed the bundle's length {limit}; "
             "shorten one of them or build with a larger --max-length"
         )
-    return ids.astype(np.int64)
 
 
 def unpadded(prompt: Any, attention_mask: Any) -> NDArray[Any]:

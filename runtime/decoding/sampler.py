@@ -15,8 +15,11 @@ def choose(confidence: Floats, threshold: float | None, commits: int | None) -> 
     """Indices of the candidates to commit, ascending.
 
     With `commits` = k the k most confident; else each with confidence >=
-    min(threshold, the highest), so at least one. Ties go to the lowest index.
+    min(threshold, the highest), so at least one. With both, those that reach the
+    threshold if they are at least k. Ties go to the lowest index.
     """
+    if commits is not None and threshold is not None and (confidence >= threshold).sum() >= commits:
+        commits = None
     if commits is not None:
         best = np.argsort(-confidence, kind="stable")[:commits]
         return np.sort(best)
@@ -30,6 +33,12 @@ def margin(confidence: Floats, threshold: float | None, commits: int | None) -> 
     If it is below float noise, back ends may differ.
     """
     ranked = sorted(confidence.tolist(), reverse=True)  # for few numbers faster than an array
+    if commits is not None and threshold is not None:
+        reach = sum(value >= threshold for value in ranked)
+        if reach >= commits:
+            return min((abs(value - threshold) for value in ranked), default=1.0)
+        nearest = threshold - ranked[commits - 1] if commits <= len(ranked) else 1.0
+        return min(nearest, margin(confidence, None, commits))
     if commits is not None:
         return float(ranked[commits - 1] - ranked[commits]) if 0 < commits < len(ranked) else 1.0
     assert threshold is not None

@@ -25,8 +25,9 @@ class Sequence:
     """The ids of prompt and answer, one for each position; commits fill the masks of the answer.
 
     An EOS is any of the ids `ends`. `last` [n] holds the positions of the latest
-    commit. With `stops`, `end` is the lowest EOS position of the first step that
-    committed an EOS: masks after it are not filled any more.
+    commit, `history` those of all. With `stops`, `end` is the lowest EOS position of
+    the first step that committed an EOS: masks after it are not filled any more. With
+    `whole_blocks` they are, until none is left before the first EOS.
     `remaining` counts the masks of the answer that are not appended yet. The row
     of position p predicts position p + `shift`.
     """
@@ -40,17 +41,23 @@ class Sequence:
     end: int | None = None
     remaining: int = 0
     shift: int = 0
+    whole_blocks: bool = False
+    answer_length: int | None = None
+    history: list[Positions] = field(default_factory=list)
     _masked: Positions | None = None  # `masked`, computed once a step
 
     @classmethod
     def start(
         cls, prompt: Positions, gen_length: int, mask_id: int, ends: tuple[int, ...], stops: bool = True,
-        masks: int | None = None, shift: int = 0,
+        masks: int | None = None, shift: int = 0, whole_blocks: bool = False, answer_length: int | None = None,
     ) -> "Sequence":  # fmt: skip
-        """A prompt [P] and an answer of `gen_length` masks, the first `masks` of them appended (None: all)."""
+        """A prompt [P] and an answer of `gen_length` masks, the first `masks` of them appended (None: all).
+
+        The answer has at most `answer_length` ids (None: all).
+        """
         sequence = cls(
             ids=prompt.astype(np.int64), prompt_length=len(prompt), mask_id=mask_id, ends=ends, stops=stops,
-            remaining=gen_length, shift=shift,
+            remaining=gen_length, shift=shift, whole_blocks=whole_blocks, answer_length=answer_length,
         )  # fmt: skip
         sequence.append_masks(gen_length if masks is None else masks)
         return sequence
@@ -62,6 +69,11 @@ class Sequence:
         self.remaining -= count
         self._masked = None
         return np.arange(len(self.ids) - count, len(self.ids))
+
+    @property
+    def total(self) -> int:
+        """Positions of the sequence when all masks are appended."""
+        return len(self.ids) + self.remaining
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -77,7 +89,7 @@ class Sequence:
     def open(self) -> Positions:
         """Positions of the masks still to be filled: those not after the end."""
         masked = self.masked
-        return masked if self.end is None else masked[masked <= self.end]
+        return masked if self.end is None or self.whole_blocks else masked[masked <= self.end]
 
     def logits_rows(self, positions: Positions) -> Positions:
         """The positions whose rows predict `positions` [n]; position 0 is predicted by its own row."""
@@ -86,6 +98,8 @@ class Sequence:
     @property
     def done(self) -> bool:
         """Whether no mask is left to fill."""
+        if self.whole_blocks:
+            return (self.stops and self.said_eos) or len(self.open) + self.remaining == 0
         return len(self.open) == 0
 
     def commit(self, positions: Positions, tokens: Positions) -> None:
@@ -95,13 +109,15 @@ class Sequence:
         self.ids[positions] = tokens
         self._masked = None
         self.last = np.sort(positions)
+        self.history.append(self.last)
         if self.stops and self.end is None and any(token in self.ends for token in chosen):
             self.end = int(positions[np.isin(tokens, self.ends)].min())
 
     @property
     def answer(self) -> Positions:
         """The answer's ids [n] before its first EOS or mask by position: those that are settled."""
-        return before_first(self.ids[self.prompt_length :], (self.mask_id, *self.ends))
+        ids = self.ids[self.prompt_length :]
+        return before_first(ids[: self.answer_length], (self.mask_id, *self.ends))
 
     @property
     def said_eos(self) -> bool:

@@ -16,7 +16,7 @@ from engines.options import values_of, within
 from engines.registry import REFERENCE
 from runtime.api import load
 from runtime.decoding.generate import Output
-from runtime.decoding.policies import POLICIES
+from runtime.decoding.policies import fitting
 from runtime.evaluation.intervals import agreement
 
 NOISE = 1e-4
@@ -62,7 +62,7 @@ def verify(
         special = {config.mask_id, *config.end_ids}
         allowed = np.array([i for i in range(config.vocab) if i not in special])
         length = min(24, capacity.max_length // 2)
-        runs = {name: [rng.choice(allowed, length) for _ in range(prompts)] for name in POLICIES}
+        runs = {name: [rng.choice(allowed, length) for _ in range(prompts)] for name in fitting(config)}
         weights = model.bundle.manifest.engines.get(model.backend, {}).get("weights")
         finished = 0
         for policy, drawn in runs.items():

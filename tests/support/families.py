@@ -10,6 +10,12 @@ from safetensors.torch import load_file
 
 import runtime
 from export.verify.difference import Difference
+from runtime.decoding.controller import Controller
+from runtime.decoding.generate import Output, stream
+from runtime.decoding.policies import Block
+from runtime.decoding.policies.base import StepPlan
+from runtime.decoding.request import Request
+from runtime.decoding.sampler import Floats, Sampler, Tokens, filtered
 from tests.support.comparison import NOISE, compare
 from tests.support.goldens import confidence_gap, trajectory_difference
 from tests.support.oracle import Oracle
@@ -91,3 +97,117 @@ def elastic_as_the_oracle(model: runtime.Runtime, decoder: Oracle, eos_id: int, 
     print(f"{model.backend}: {sum(r.steps for r in runs)} steps, {sum(r.refreshes for r in runs)} refreshes, {apart=}")
     assert not [(run.name, run.diverged) for run in runs if run.wrong]
     assert apart <= 2 and sum(run.refreshes for run in runs) > 3
+
+
+def growing_runs(model: runtime.Runtime, goldens: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Replay published runs of iLLaDA's loop, whose answer grows block by block; returns those that differ."""
+    apart = []
+    for golden in goldens:
+        args = golden["args"]
+        thinking = {name: args[name] for name in args if name.startswith("end_think")}
+        stops = args.get("stop_token_ids")
+        out = model.generate(
+            golden["prompt_ids"], "full", grow=True, gen_length=args["gen_length"], block_length=args["block_length"],
+            steps=args["steps"] * args["gen_length"] // args["block_length"], eos_id=stops, stop_at_eos=bool(stops),
+            **thinking,
+        )  # fmt: skip
+        if found := early_difference(out, golden, stops or []):
+            apart.append((str(golden["id"]), found))
+    return apart
+
+
+def block_runs(model: runtime.Runtime, goldens: list[dict[str, Any]], **defaults: Any) -> list[tuple[str, str]]:
+    """Replay published runs of block diffusion with the policy `block`; returns those that differ."""
+    apart = []
+    for golden in goldens:
+        args = golden["args"]
+        steps = args.get("denoising_steps") or min(args["steps"], args["gen_length"] // args.get("minimal_topk", 1))
+        stops = args.get("stopping_criteria_idx") or ([args["eos_id"]] if "eos_id" in args else [])
+        threshold = args.get("confidence_threshold", args.get("threshold"))
+        kind = args.get("remasking_strategy")
+        out = model.generate(
+            golden["prompt_ids"], "block", gen_length=args["gen_length"], block_length=args["block_length"],
+            steps=min(steps, args["block_length"]), threshold=None if threshold == 1.0 else threshold,
+            sequential=kind == "sequential", eos_id=stops or None,
+            stop_at_eos=bool(stops),
+        )  # fmt: skip
+        if found := early_difference(out, golden, stops):
+            apart.append((str(golden["id"]), found))
+    return apart
+
+
+def early_difference(out: Output, golden: dict[str, Any], stops: list[int]) -> str | None:
+    """Where a run diverges from a published one, up to the step at which nothing before its first end is masked.
+
+    The published loops finish the block in which an answer ends.
+    """
+    calls = [step for step in golden["steps"] if step["positions"]]
+    for event, step in zip(out.trace, calls, strict=False):
+        came = dict(zip(event.committed, event.tokens, strict=True))
+        wanted = dict(zip(step["positions"], step["tokens"], strict=True))
+        if came != wanted:
+            return f"step {event.step}: commits {came}, expected {wanted}"
+        for position, value in zip(step["positions"], step["confidences"], strict=True):
+            if abs(event.confidences[event.committed.index(position)] - value) > NOISE and value != 1.0:
+                return f"step {event.step}: confidence of {position} differs"
+    ended = len(out.trace) < len(calls)
+    if ended != (out.ended == "eos" and len(out.trace) < len(calls)) or len(out.trace) > len(calls):
+        return f"{out.steps} steps, expected {len(calls)}"
+    wanted = golden["generated_ids"]
+    first = next((at for at, token in enumerate(wanted) if token in stops), None)
+    wanted = wanted[: out.tokens] if first is None else wanted[:first]
+    return None if out.ids == wanted else f"ids {out.ids}, expected {wanted}"
+
+
+class Replayed(Sampler):
+    """Draws the tokens that a published run has drawn, and ranks them by its confidence.
+
+    `unfiltered` takes the probability before top-k and top-p, as the published evaluation does.
+    """
+
+    def __init__(self, golden: dict[str, Any]):
+        args = golden["args"]
+        super().__init__((args["mask_id"],), temperature=args["temperature"], top_p=args["top_p"],
+                         top_k=args["top_k"] or None)  # fmt: skip
+        self.masked: Tokens = np.zeros(0, np.int64)  # of the block, by the controller
+        self.unfiltered = golden["function"].startswith("sdar.eval")
+        self.steps = iter([step for step in golden["steps"] if step["positions"]])
+
+    def draw(self, logits: Floats) -> tuple[Tokens, Floats]:
+        """The block's recorded tokens at its masks, which are those whose draw is committed now or later."""
+        step = next(self.steps)
+        tempered: Floats = logits.astype(np.float64) / self.temperature
+        if not self.unfiltered:
+            tempered = filtered(tempered, self.top_k, self.top_p)
+        tokens = np.array(step["draws"])[self.masked]
+        return tokens, self.rank(tokens, tempered)
+
+
+class ReplayController(Controller):
+    """Tells the sampler which positions of the block are masks."""
+
+    def _predict(self, plan: StepPlan) -> tuple[Tokens, Floats]:
+        assert isinstance(self.sampler, Replayed) and isinstance(self.policy, Block) and self.policy.block_length
+        self.sampler.masked = plan.candidates % self.policy.block_length
+        return self.sampler.draw(self.runner.logits(self._logits_rows(plan.candidates)))
+
+
+def sampled_runs(model: runtime.Runtime, goldens: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Replay published runs with a temperature on their own draws; returns those that differ."""
+    apart = []
+    for golden in goldens:
+        args, static = golden["args"], golden["args"].get("remasking_strategy") == "low_confidence_static"
+        threshold = None if static else args.get("confidence_threshold", args.get("threshold"))
+        policy = Block(block_length=args["block_length"], steps=args["denoising_steps"], threshold=threshold)
+        request = Request(
+            golden["prompt_ids"], gen_length=args["gen_length"], stop_at_eos=False, temperature=args["temperature"]
+        )
+
+        def controller(runner: Any, sequence: Any, policy: Any, _: Any, golden: Any = golden) -> Controller:
+            return ReplayController(runner, sequence, policy, Replayed(golden))
+
+        *_, out = stream(model.model, request, policy, None, controller)
+        assert isinstance(out, Output)
+        if found := early_difference(out, golden, []):
+            apart.append((str(golden["id"]), found))
+    return apart

@@ -98,6 +98,7 @@ FAMILY = Family(
     weights=weights,
     published=("inclusionAI/LLaDA2.0-mini",),
     ignorable=("*.rotary_emb.inv_freq",),
+    decoding={"policy": "block", "threshold": 0.95},  # as its published function
     length=8192,
     mask="<|mask|>",
     ids={"mask_token_id": 156895, "eos_token_id": 156892},

@@ -36,6 +36,7 @@ FAMILY = Family(
     weights=llama.weights,
     published=("JetLM/SDAR-1.7B-Chat", "JetLM/SDAR-4B-Chat", "JetLM/SDAR-8B-Chat"),
     ignorable=("*.rotary_emb.inv_freq",),
+    decoding={"policy": "block"},
     length=8192,
     end_of_turn="<|im_end|>",
     mask="<|MASK|>",

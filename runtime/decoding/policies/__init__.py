@@ -7,18 +7,33 @@ tensor of a device; the one loop of `runtime.decoding.generate` runs them all.
 from collections.abc import Mapping
 from typing import Any
 
+from engines.config import ModelConfig
 from engines.errors import OptionError
 from engines.options import UNSET, options_of
 from runtime.decoding.policies.base import Policy
+from runtime.decoding.policies.block import Block
 from runtime.decoding.policies.blocks import Dual, Full, Interval, Prefix
 from runtime.decoding.policies.elastic import SCOPES, Elastic
 from runtime.decoding.policies.timesteps import Timesteps
 
 __all__ = [
-    "POLICIES", "SCOPES", "Dual", "Elastic", "Full", "Interval", "Policy", "Prefix", "Timesteps", "make_policy",
+    "FULL_ATTENTION",
+    "POLICIES",
+    "SCOPES",
+    "Block",
+    "Dual",
+    "Elastic",
+    "Full",
+    "Interval",
+    "Policy",
+    "Prefix",
+    "Timesteps",
+    "fitting",
+    "make_policy",
     "unknown_defaults",
 ]  # fmt: skip
-POLICIES: dict[str, Any] = {cls.name: cls for cls in (Elastic, Full, Timesteps, Prefix, Dual, Interval)}
+POLICIES: dict[str, Any] = {cls.name: cls for cls in (Elastic, Full, Timesteps, Prefix, Dual, Interval, Block)}
+FULL_ATTENTION = [name for name, cls in POLICIES.items() if not cls.block_causal]
 DEFAULT = "elastic"  # where neither the caller nor the bundle names a policy
 
 
@@ -56,6 +71,12 @@ def make_policy(
                 base[rival] = None
     made: Policy = cls(**{**base, **given})
     return made
+
+
+def fitting(config: ModelConfig) -> list[str]:
+    """The policies for a model's attention."""
+    causal = config.block_length is not None
+    return [name for name, cls in POLICIES.items() if cls.block_causal == causal]
 
 
 def unknown_defaults(defaults: Mapping[str, Any]) -> list[str]:

@@ -1,9 +1,10 @@
 """What a policy decides about a step, and what all policies share."""
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
-from engines.config import Capacity
+from engines.config import Capacity, ModelConfig
+from engines.errors import OptionError
 from runtime.decoding.sampler import Ranking
 from runtime.decoding.sequence import Positions, Sequence
 
@@ -33,7 +34,9 @@ class StepPlan:
     `chance` is not None, each with that probability instead. Without a `drift_test`
     nothing is tested, tracked or refreshed. With `guidance` s > 0 the logits move
     away from those of a forward pass without the prompt, by the factor s + 1
-    (arXiv 2502.09992, Equation 16).
+    (arXiv 2502.09992, Equation 16). `boost` (id, amount) is added to the logits of the
+    first candidate. With both `commits` and a `threshold` the step commits all that
+    reach the threshold if they are as many, else `commits`.
     """
 
     active: Positions | None
@@ -43,6 +46,7 @@ class StepPlan:
     chance: float | None = None
     drift_test: DriftTest | None = None
     guidance: float = 0.0
+    boost: tuple[int, float] | None = None
 
 
 class Policy(Protocol):
@@ -58,8 +62,21 @@ class Policy(Protocol):
         """What candidates are ranked by."""
         ...
 
+    @property
+    def whole_blocks(self) -> bool:
+        """Whether a block that holds an EOS is filled as any other; see `Sequence.whole_blocks`."""
+        ...
+
+    def for_model(self, config: ModelConfig) -> "Policy":
+        """The policy with what the model decides; raises OptionError where it does not fit the model's attention."""
+        ...
+
     def check(self, capacity: Capacity, gen_length: int) -> None:
         """Raise OptionError for an option out of range, or one that the bundle's capacity does not allow."""
+        ...
+
+    def answer_length(self, prompt_length: int, gen_length: int) -> int:
+        """The masks of an answer of `gen_length` tokens; where blocks are completed, those of the last one count."""
         ...
 
     def masks_to_append(self, sequence: Sequence) -> int:
@@ -78,8 +95,11 @@ class PolicyOptions:
     options that are not given come from the bundle's decoding defaults.
     """
 
+    name: ClassVar[str]
     title: ClassVar[str]
     bundle_defaults: ClassVar[bool] = False
+    block_causal: ClassVar[bool] = False  # the attention that the model must have
+    whole_blocks: ClassVar[bool] = False  # see `Sequence.whole_blocks`
     given: frozenset[str]
 
     def __new__(cls, *args: Any, **options: Any) -> "PolicyOptions":
@@ -94,6 +114,18 @@ class PolicyOptions:
 
     def masks_to_append(self, sequence: Sequence) -> int:
         return sequence.remaining
+
+    def answer_length(self, prompt_length: int, gen_length: int) -> int:
+        return gen_length
+
+    def for_model(self, config: ModelConfig) -> Self:
+        if (config.block_length is not None) != self.block_causal:
+            kinds = ("full", "block-causal") if config.block_length else ("block-causal", "full")
+            raise OptionError(
+                f"policy {self.name} needs {kinds[0]} attention, and this model's is {kinds[1]}; "
+                f"use --policy {'block' if config.block_length else 'elastic'}"
+            )
+        return self
 
 
 def shifted_rows(sequence: Sequence, candidates: Positions) -> tuple[Positions, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from engines.config import Capacity
 from engines.errors import OptionError
-from engines.options import check_options, option
+from engines.options import check_options, listed, option
 from runtime.decoding.policies.base import PolicyOptions, StepPlan, shifted_rows
 from runtime.decoding.sampler import Ranking
 from runtime.decoding.sequence import Positions, Sequence
@@ -76,13 +76,13 @@ class Blocks(PolicyOptions):
 
     def _span(self, sequence: Sequence) -> tuple[int, int]:
         """Start and end position of the first block with a mask to fill."""
-        start, block = sequence.prompt_length, self.block(len(sequence) - sequence.prompt_length)
+        start, block = sequence.prompt_length, self.block(sequence.total - sequence.prompt_length)
         start += (int(sequence.open[0]) - start) // block * block
         return start, min(start + block, len(sequence))
 
     def _commits(self, sequence: Sequence, filled: int) -> int:
         """Commits of this step of the schedule, found from how many tokens the block has already."""
-        gen_length = len(sequence) - sequence.prompt_length
+        gen_length = sequence.total - sequence.prompt_length
         block = self.block(gen_length)
         steps = block if self.steps is None else self.steps // (gen_length // block)
         base, more = divmod(block, steps)
@@ -101,14 +101,52 @@ class Full(Blocks):
     title: ClassVar[str] = "everything: decoding as published (arXiv 2502.09992), and the baseline"
 
     cfg_scale: float = option(0.0, "scale of classifier-free guidance", low=0.0, high=1e6, reason="a factor")
+    grow: bool = option(False, "masks of a block are appended when the block before is filled")
+    end_think_token_ids: tuple[int, ...] | None = option(None, "ids that end a thinking part, to be boosted", low=0)
+    end_think_logit_boost: float = option(
+        0.0, "most that is added to the logit of the next of these ids", low=0.0, high=1e6, reason="a logit"
+    )
+    end_think_boost_power: float = option(
+        1.0, "power of the filled share of the answer that the boost grows by", low=0.0, high=100.0, reason="a power"
+    )  # fmt: skip
+
+    @property
+    def whole_blocks(self) -> bool:  # type: ignore[override]
+        """With `grow` the answer ends with a block."""
+        return self.grow
+
+    def masks_to_append(self, sequence: Sequence) -> int:
+        """All that remain; with `grow` those of one block, when none is open."""
+        if not self.grow:
+            return sequence.remaining
+        return 0 if len(sequence.open) else self.block(sequence.total - sequence.prompt_length)
 
     def plan(self, sequence: Sequence, step: int, tracked: Positions) -> StepPlan:
-        """As `Blocks.plan`, with guidance."""
-        return replace(super().plan(sequence, step, tracked), guidance=self.cfg_scale)
+        """As `Blocks.plan`, with guidance and the boost of the end of thinking."""
+        plan = super().plan(sequence, step, tracked)
+        return replace(plan, guidance=self.cfg_scale, boost=self._boost(sequence, int(plan.candidates[0])))
+
+    def _boost(self, sequence: Sequence, first: int) -> tuple[int, float] | None:
+        """The id that goes on with `end_think_token_ids` at the mask `first`, and what is added to its logit.
+
+        None without these ids, or where the answer has them already.
+        """
+        wanted, answer = list(listed(self.end_think_token_ids)), sequence.ids[sequence.prompt_length :].tolist()
+        if not wanted or not self.end_think_logit_boost or find(answer, wanted):
+            return None
+        before = answer[: first - sequence.prompt_length]
+        begun = max((n for n in range(1, len(wanted)) if before[-n:] == wanted[:n]), default=0)
+        share = min(1.0, (len(before) + 1) / (sequence.total - sequence.prompt_length))
+        return wanted[begun], self.end_think_logit_boost * share**self.end_think_boost_power
 
     def rows(self, sequence: Sequence, step: int, start: int, end: int, new: bool) -> Positions | None:
         """All rows."""
         return None
+
+
+def find(ids: list[int], wanted: list[int]) -> bool:
+    """Whether `wanted` follow one another somewhere in `ids`."""
+    return any(ids[start : start + len(wanted)] == wanted for start in range(len(ids) - len(wanted) + 1))
 
 
 @dataclass(frozen=True)

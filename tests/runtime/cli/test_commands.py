@@ -19,7 +19,7 @@ import runtime
 import runtime.cli
 from engines.bundle import MANIFEST
 from engines.entry import INTERRUPTED
-from runtime.decoding.policies import POLICIES
+from runtime.decoding.policies import FULL_ATTENTION
 from tests.support.cases import ROOT, edit_manifest, sentence
 from tests.support.commands import Call, failed, interrupted, process
 
@@ -367,10 +367,10 @@ except SystemExit as ended:
 def test_verify(call: Call, text_bundle: Path) -> None:
     code, printed, err = call(runtime.cli.main, "verify", text_bundle, "--prompts", 1)
     assert code == 0 and "[ok] all tokens agree" in printed
-    assert re.findall(r"^(\w+): \d of 1 runs equal", printed, re.M) == list(POLICIES)
+    assert re.findall(r"^(\w+): \d of 1 runs equal", printed, re.M) == FULL_ATTENTION
     assert re.findall(r"^verify: (\d) of 6, [\d.]+ s$", err, re.M) == list("123456") and err.count("\n") == 6
     code, printed, err = call(runtime.cli.main, "verify", text_bundle, "--prompts", 1, "--json", "-q")
-    assert (code, err) == (0, "") and [json.loads(line)["policy"] for line in printed.splitlines()] == list(POLICIES)
+    assert (code, err) == (0, "") and [json.loads(line)["policy"] for line in printed.splitlines()] == FULL_ATTENTION
     failed(call(runtime.cli.main, "verify", text_bundle, "--prompts", 0), 2, "prompts must lie in 1 …", "0")
     failed(call(runtime.cli.main, "verify", text_bundle, "--backend", "eager"), 2, "eager is the reference", "another")
 
@@ -381,7 +381,7 @@ def test_quantised_tokens_are_shown_and_not_judged(call: Call, tiny_checkpoint: 
     code, printed, err = call(runtime.cli.main, "verify", bundle, "--prompts", 2, "--quiet")
     assert (code, err) == (0, "") and "[ok] int4" in printed and "all tokens agree" not in printed
     shares = [float(share) for share in re.findall(r"^\w+: ([\d.]+)% of tokens", printed, re.M)]
-    assert len(shares) == len(POLICIES) and 0 < sum(shares) < 100 * len(shares)
+    assert len(shares) == len(FULL_ATTENTION) and 0 < sum(shares) < 100 * len(shares)
 
 
 # eval

@@ -8,7 +8,7 @@ import pytest
 
 import runtime
 from engines.errors import OptionError, PromptError
-from runtime.decoding.policies import POLICIES
+from runtime.decoding.policies import FULL_ATTENTION
 from runtime.decoding.sequence import Positions
 from runtime.decoding.stops import before, complete, cut
 from tests.support.cases import refused
@@ -28,7 +28,7 @@ def texts(text_bundle: Path) -> Any:
 # Ends
 
 
-@pytest.mark.parametrize("policy", list(POLICIES))
+@pytest.mark.parametrize("policy", FULL_ATTENTION)
 def test_any_of_the_ends_ends(golden: runtime.Runtime, policy: str) -> None:
     """The answer is that of the whole run up to the first of them, and the output says why it ended."""
     free = golden.generate(PROMPT, policy, gen_length=16, stop_at_eos=False)
@@ -126,7 +126,7 @@ def test_ids_without_a_token_are_found(texts: runtime.Runtime, golden: runtime.R
 
 
 def test_they_are_never_drawn(texts: runtime.Runtime) -> None:
-    for policy in POLICIES:
+    for policy in FULL_ATTENTION:
         drawn = texts.generate("Hi", policy, gen_length=64, temperature=50.0, seed=1).sequence[-64:]
         assert max(drawn) < 261, policy
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 import runtime
 from engines.errors import OptionError, PromptError
 from engines.options import UNSET
-from runtime.decoding.policies import POLICIES
+from runtime.decoding.policies import FULL_ATTENTION
 from runtime.decoding.sequence import Sequence
 from tests.support.cases import refused
 from tests.support.comparison import BACKENDS
@@ -102,7 +102,7 @@ def test_guidance_moves_away_from_what_the_prompt_does_not_say(golden: runtime.R
         golden.generate(PROMPT, gen_length=4, cfg_scale=1.0)
 
 
-@pytest.mark.parametrize("policy", list(POLICIES))
+@pytest.mark.parametrize("policy", FULL_ATTENTION)
 def test_an_end_that_is_never_said_or_last(golden: runtime.Runtime, policy: str) -> None:
     free = golden.generate(PROMPT, policy, gen_length=16, stop_at_eos=False)
     end = free.ids[5]
@@ -135,7 +135,7 @@ def test_masks_by_chance(golden: runtime.Runtime) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", list(POLICIES))
+@pytest.mark.parametrize("policy", FULL_ATTENTION)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_given_embeddings_are_as_good_as_ids(golden_bundle: Path, policy: str, backend: str) -> None:
     """A prompt in which some ids are replaced by their own rows of the table: the same run, whatever the policy."""
@@ -164,7 +164,7 @@ def test_embeddings_that_are_refused(golden: runtime.Runtime, embeddings: Any, w
 # Answers
 
 
-@pytest.mark.parametrize("policy", list(POLICIES))
+@pytest.mark.parametrize("policy", FULL_ATTENTION)
 def test_an_answer(golden: runtime.Runtime, policy: str) -> None:
     """What the output says agrees with its own trace."""
     *first, out = golden.stream(np.array(PROMPT, np.int32), policy, gen_length=16)
@@ -238,7 +238,7 @@ def test_a_little_noise_changes_little(golden: runtime.Runtime) -> None:
         assert cold.sequence == greedy.sequence
 
 
-@pytest.mark.parametrize("policy", list(POLICIES))
+@pytest.mark.parametrize("policy", FULL_ATTENTION)
 def test_the_mask_is_never_drawn(golden: runtime.Runtime, policy: str) -> None:
     out = golden.generate(PROMPT, policy, gen_length=32, temperature=50.0, seed=0)
     assert 255 not in out.sequence

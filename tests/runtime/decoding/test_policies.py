@@ -119,7 +119,8 @@ def test_options_of_other_policies_are_refused(name: str) -> None:
         "window": 4, "threshold": 0.5, "tokens_per_step": 1, "gamma": 0.5, "drift": "row", "track_num": 1,
         "block_caching": False, "refresh_scope": "near", "steps": 8, "block_length": 8, "prompt_interval": 5,
         "response_interval": 2, "max_masks": 32, "window_span": 8, "remasking": "random", "cfg_scale": 0.5,
-        "alg": "entropy", "alg_temp": 0.1, "eps": 0.01,
+        "alg": "entropy", "alg_temp": 0.1, "eps": 0.01, "sequential": True, "grow": True, "end_think_token_ids": (1,),
+        "end_think_logit_boost": 1.0, "end_think_boost_power": 2.0,
     }  # fmt: skip
     assert set(values) == {option for cls in POLICIES.values() for option in options_of(cls)}
     own = set(options_of(POLICIES[name]))
@@ -356,7 +357,7 @@ def test_a_new_slot_map_is_the_identity() -> None:
 
 def test_every_policy_ends() -> None:
     """Whatever the policy, a run fills every mask."""
-    for make in POLICIES.values():
+    for name, make in POLICIES.items():
         sequence = start(3, 9)
-        run_policy(make(), sequence)
+        run_policy(make(block_length=4) if name == "block" else make(), sequence)
         assert sequence.done and not len(sequence.masked)

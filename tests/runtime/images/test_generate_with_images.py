@@ -17,7 +17,7 @@ from engines.errors import BackendError, OptionError, PromptError
 from runtime.chat import Chat
 from runtime.cli import main
 from runtime.decoding.generate import Output
-from runtime.decoding.policies import POLICIES
+from runtime.decoding.policies import FULL_ATTENTION
 from runtime.images.prompt import IMAGE, placeholder_ids
 from tests.support.cases import ROOT, refused
 from tests.support.comparison import BACKENDS, NOISE, difference, recorded
@@ -114,7 +114,7 @@ def test_a_question_becomes_the_published_prompt(model: runtime.Runtime, case: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", list(POLICIES))
+@pytest.mark.parametrize("policy", FULL_ATTENTION)
 def test_back_ends_agree_on_every_policy(bundle: Path, policy: str) -> None:
     """The image's tokens are cached, tracked and refreshed as the prompt's."""
     ids, images = published("two_anyres")

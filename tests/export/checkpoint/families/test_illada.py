@@ -19,7 +19,7 @@ from export.checkpoint.registry import find_family
 from export.verify import verify as verify_parts
 from tests.support.cases import refused
 from tests.support.comparison import BACKENDS
-from tests.support.families import elastic_as_the_oracle, fixed_canvas_runs, llama_oracle, published_gaps
+from tests.support.families import elastic_as_the_oracle, fixed_canvas_runs, growing_runs, llama_oracle, published_gaps
 from tests.support.goldens import DATA
 
 GOLDEN = DATA / "illada-tiny"
@@ -89,6 +89,14 @@ def test_published_trajectories(model: runtime.Runtime) -> None:
     goldens = json.loads((DATA / "trajectories_illada-tiny.json").read_text())["trajectories"]
     fixed = [golden for golden in goldens if golden["function"] != "illada.var_generate"]
     assert len(fixed) == 12 and not fixed_canvas_runs(model, fixed)
+
+
+@pytest.mark.slow
+def test_published_runs_of_a_growing_answer(model: runtime.Runtime) -> None:
+    """With ends inside a block, and with the boost of the end of thinking."""
+    goldens = json.loads((DATA / "trajectories_illada-tiny.json").read_text())["trajectories"]
+    growing = [golden for golden in goldens if golden["function"] == "illada.var_generate"]
+    assert len(growing) == 18 and not growing_runs(model, growing)
 
 
 @pytest.mark.slow

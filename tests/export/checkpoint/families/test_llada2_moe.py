@@ -22,6 +22,7 @@ from export.verify import verify as verify_parts
 from export.verify.graphs import differences
 from tests.support.cases import refused
 from tests.support.comparison import BACKENDS
+from tests.support.families import block_runs
 from tests.support.goldens import DATA
 
 GOLDEN = DATA / "llada2-moe-tiny"
@@ -91,6 +92,13 @@ def test_golden_routing() -> None:
         assert chosen.gather(-1, order).equal(stored["experts_80"][place].gather(-1, wanted))
         expected = stored["expert_weights_80"][place].gather(-1, wanted)
         assert (odds.gather(-1, order) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.slow
+def test_published_trajectories(model: runtime.Runtime) -> None:
+    """With quotas, thresholds, blocks of several lengths and ends; the published loop has no cache, this one has."""
+    goldens = json.loads((DATA / "trajectories_llada2-moe-tiny.json").read_text())["trajectories"]
+    assert len(goldens) == 30 and not block_runs(model, goldens)
 
 
 @pytest.mark.slow

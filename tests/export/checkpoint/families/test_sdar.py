@@ -11,7 +11,7 @@ import pytest
 import export
 import runtime
 from engines.bundle import Bundle
-from engines.errors import CheckpointError, OptionError
+from engines.errors import CheckpointError, OptionError, PromptError
 from export.checkpoint.families.sdar import FAMILY as SDAR
 from export.checkpoint.reader import open_checkpoint
 from export.checkpoint.registry import find_family
@@ -19,7 +19,7 @@ from export.verify import verify as verify_parts
 from export.verify.graphs import differences
 from tests.support.cases import refused
 from tests.support.comparison import BACKENDS
-from tests.support.families import published_gaps
+from tests.support.families import block_runs, published_gaps, sampled_runs
 from tests.support.goldens import DATA
 
 GOLDEN = DATA / "sdar-tiny-a"
@@ -83,6 +83,48 @@ def test_what_a_row_sees(model: runtime.Runtime) -> None:
 def test_a_block_length_without_blocks(golden: runtime.Runtime) -> None:
     with refused(OptionError, "block_length 4", "block-causal", "leave it out"):
         golden.logits([1, 2, 3], 4)
+
+
+@pytest.mark.slow
+def test_published_trajectories(model: runtime.Runtime) -> None:
+    """All ways of committing, prompts that end inside a block, ends, and sampled runs on their own draws."""
+    goldens = json.loads((DATA / "trajectories_sdar-tiny-a.json").read_text())["trajectories"]
+    sampled = [golden for golden in goldens if "torch_seed" in golden["args"]]
+    greedy = [golden for golden in goldens if "torch_seed" not in golden["args"]]
+    assert len(greedy) == 42 and not block_runs(model, greedy)
+    assert len(sampled) == 5 and not sampled_runs(model, sampled)
+
+
+def test_rows_of_a_run(model: runtime.Runtime) -> None:
+    """The whole prompt and its block, then the block alone; a new block with the one before it."""
+    out = model.generate(list(range(3, 13)), gen_length=9, stop_at_eos=False)
+    assert [event.active for event in out.trace] == [12, 4, *[8, 4, 4, 4] * 2]
+    assert (out.tokens, len(out.sequence), out.ended) == (9, 20, "length")
+    assert out.computed_fraction < 0.5
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "words"),
+    [("elastic", {}, ("elastic", "block-causal", "--policy block")), ("full", {}, ("full", "--policy block")),
+     ("block", {"steps": 5}, ("steps", "1 … 4", "positions")),
+     ("block", {"threshold": 0.9, "sequential": True}, ("sequential", "leave one out"))],
+)  # fmt: skip
+def test_policies_that_are_refused(
+    model: runtime.Runtime, policy: str, options: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    with refused(OptionError, *words):
+        model.generate([5, 6], policy, gen_length=4, **options)
+
+
+def test_a_block_beyond_the_length(model: runtime.Runtime) -> None:
+    """The last block is completed, so its end counts."""
+    with refused(PromptError, "gen_length", "exceed the bundle's length 2048"):
+        model.generate([5], gen_length=2046, block_length=300)
+
+
+def test_block_needs_block_causal_attention(golden: runtime.Runtime) -> None:
+    with refused(OptionError, "policy block", "block-causal"):
+        golden.generate([5, 6], "block", gen_length=4)
 
 
 @pytest.mark.slow
