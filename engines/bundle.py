@@ -26,7 +26,7 @@ from engines.config import Capacity, ModelConfig, strict
 from engines.errors import BundleError, NewerBundleError
 from engines.files import canonical, check_access, sha256, signed, write_atomically
 from engines.locks import LOCK
-from engines.record import NEXT, rebuild
+from engines.record import NEXT, enlarge, rebuild
 
 FORMAT = "elastic-bundle"
 VERSION = 6
@@ -79,8 +79,11 @@ class Bundle:
         """Read and check the manifest in the folder `root`; raises BundleError for anything but a complete bundle."""
         root = Path(root)
         manifest = read_manifest(root)
-        config = ModelConfig.from_json(manifest.model, f"{root}: model")
-        capacity = strict(Capacity, manifest.capacity, f"{root}: capacity")
+        try:
+            config = ModelConfig.from_json(manifest.model, f"{root}: model")
+            capacity = strict(Capacity, manifest.capacity, f"{root}: capacity")
+        except BundleError as error:
+            raise BundleError(f"{error}; {rebuild(root)}") from error
         return cls(root=root, manifest=manifest, config=config, capacity=capacity)
 
     @property
@@ -164,6 +167,15 @@ class Bundle:
         """The remedy where the bundle cannot be used, as `engines.record.rebuild`."""
         return rebuild(self.root, *more, folder=self.manifest.folder)
 
+    def enlarge(self, flag: str, size: int) -> str:
+        """The end of a remedy where the bundle is too small, as `engines.record.enlarge`."""
+        return enlarge(self.root, flag, size, self.manifest.folder)
+
+    @property
+    def verify(self) -> str:
+        """The command that compares the bundle's parts with the reference."""
+        return shlex.join(["python", "-m", "export", "verify", str(self.root)])
+
 
 def inside(root: Path, name: str, folder: str = ".") -> Path:
     """The path of `name` in the bundle at `root`, whose files lie in `folder`.
@@ -212,7 +224,10 @@ def read_manifest(root: Path) -> Manifest:
     content.pop("sha256", None)
     if raw != signed(content):
         raise BundleError(f"{path} is damaged (its SHA-256 differs); {rebuild(root)}")
-    manifest: Manifest = strict(Manifest, content, str(path))
+    try:
+        manifest: Manifest = strict(Manifest, content, str(path))
+    except BundleError as error:
+        raise BundleError(f"{error}; {rebuild(root)}") from error
     return manifest
 
 

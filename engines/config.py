@@ -9,11 +9,14 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 def strict(cls: type, values: dict[str, Any], where: str) -> Any:
-    """Build the dataclass `cls` from `values`; raises BundleError, naming `where`, for unknown or missing keys."""
+    """Build the dataclass `cls` from `values`; raises BundleError, naming `where`, for unknown or missing keys.
+
+    The caller adds the remedy.
+    """
     names = {f.name for f in fields(cls)}
     if set(values) != names:
         wrong = sorted(set(values) ^ names)
-        raise BundleError(f"{where}: unknown or missing keys {wrong}; rebuild the bundle with this version")
+        raise BundleError(f"{where}: unknown or missing keys {wrong}")
     return cls(**values)
 
 

@@ -2,6 +2,7 @@
 
     ElasticError
     ├── CheckpointError   a checkpoint that is missing, damaged or not implemented
+    │   └── RangeError          one whose numbers leave the range of a precision
     ├── BundleError       a bundle that is missing, incomplete or damaged
     │   └── NewerBundleError    a bundle of a later version of this project
     ├── BackendError      a back end that is not installed, or whose engine fails
@@ -26,6 +27,10 @@ class ElasticError(Exception):
 
 class CheckpointError(ElasticError):
     """The checkpoint cannot be read as a supported model."""
+
+
+class RangeError(CheckpointError):
+    """Numbers of the checkpoint leave the range of a precision."""
 
 
 class BundleError(ElasticError):

@@ -113,7 +113,7 @@ class Model(ABC):
         if array.shape[1] > self.capacity.max_length:
             raise PromptError(
                 f"{array.shape[1]} ids exceed the bundle's length {self.capacity.max_length}; "
-                "shorten them or build with a larger --max-length"
+                f"shorten them{self.bundle.enlarge('--max-length', array.shape[1])}"
             )
         with self.exclusive():
             return self.forward(array.astype(np.int64), rows, block_length)

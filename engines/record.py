@@ -10,28 +10,43 @@ from engines.files import signed
 
 RECORD = "stamps/build.json"
 NEXT = "next"  # the folder in a bundle's own that a build writes to, until its manifest makes it the bundle
+SIZES = "--max-length", "--window", "--track-num", "--max-batch"  # options that set the capacity of a bundle
+PRECISIONS = "--fp32", "--fp16", "--bf16"
 SHIPPED = "demo"  # stands for the checkpoint that ships with `export`
 
 
 @dataclass(frozen=True)
 class Record:
-    """`checkpoint` is an absolute path or "demo", `arguments` those of `python -m export build` beside it and --out."""
+    """What a bundle was built from.
+
+    `checkpoint` is an absolute path or "demo", `arguments` those of `python -m export build` beside it and --out,
+    `length` the most positions that the checkpoint allows.
+    """
 
     checkpoint: str
     arguments: tuple[str, ...]
+    length: int
 
     def content(self) -> bytes:
         """The bytes of the record's file."""
-        return signed({"checkpoint": self.checkpoint, "arguments": list(self.arguments)})
+        return signed({"checkpoint": self.checkpoint, "arguments": list(self.arguments), "length": self.length})
 
     def command(self, root: Path, *more: str) -> str | None:
-        """The command that builds this bundle at `root`, with `more` arguments; None where the checkpoint is gone."""
+        """The command that builds this bundle at `root`; None where the checkpoint is gone.
+
+        `more` arguments replace those they contradict: the same option, or another precision.
+        """
         if self.checkpoint != SHIPPED and not os.path.isdir(self.checkpoint):
             return None
         arguments = list(self.arguments)
         if "--backend" in more and "none" in arguments:  # which is no back end beside another
             at = arguments.index("none")
             del arguments[at - 1 : at + 1]
+        for flag in (set(more) & set(SIZES)) & set(arguments):
+            at = arguments.index(flag)
+            del arguments[at : at + 2]
+        if set(more) & set(PRECISIONS):
+            arguments = [argument for argument in arguments if argument not in PRECISIONS]
         source = () if self.checkpoint == SHIPPED else ("--checkpoint", self.checkpoint)
         return shlex.join(["python", "-m", "export", "build", *source, *arguments, *more, "--out", str(root)])
 
@@ -41,10 +56,22 @@ def read_record(folder: Path) -> Record | None:
     try:
         raw = (folder / RECORD).read_bytes()
         content = json.loads(raw)
-        record = Record(content["checkpoint"], tuple(content["arguments"]))
+        record = Record(content["checkpoint"], tuple(content["arguments"]), content["length"])
         return record if record.content() == raw else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def enlarge(root: Path, flag: str, size: int, folder: str = ".") -> str:
+    """The end of a remedy that ends with another: the command that builds the bundle at `root` for a larger size.
+
+    "" where the checkpoint allows no such size, or is not known.
+    """
+    record = read_record(root / folder)
+    if record is None or flag not in SIZES or (flag != "--max-batch" and size > record.length):
+        return ""
+    command = record.command(root, flag, str(size), "--force")
+    return f", or build it again with `{command}`" if command else ""
 
 
 def rebuild(root: Path, *more: str, folder: str = ".") -> str:

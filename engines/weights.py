@@ -72,7 +72,7 @@ def writer(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> Itera
 
 
 def locate(path: Path) -> dict[str, Entry]:
-    """The entries of a weight file, read from its header alone; raises BundleError if it is none."""
+    """The entries of a weight file, read from its header alone; raises BundleError, without a remedy, if it is none."""
     try:
         with path.open("rb") as file:
             header, start = _header(file)
@@ -86,7 +86,7 @@ def locate(path: Path) -> dict[str, Entry]:
             for name, item in header.items()
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path}: not a readable weight file ({error}); rebuild the bundle") from error
+        raise BundleError(f"{path}: not a readable weight file ({error})") from error
 
 
 def _header(file: BinaryIO) -> tuple[dict[str, Any], int]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from engines.bundle import Bundle
 from engines.config import ModelConfig
 from engines.eager import layers, vision_layers
-from engines.errors import CheckpointError, OptionError
+from engines.errors import CheckpointError, OptionError, RangeError
 
 LARGEST = torch.finfo(torch.float16).max
 TEXT = "What is 17 + 25?\ndef f(x):\n    return [x ** 2, 1e-5]\nGröße, Δt ≤ 3; 北京 🙂\nTom has 10 pens. 中文 #### 42"
@@ -40,14 +40,14 @@ class HalfPass:
     def run(self, part: str, tensors: dict[str, Tensor]) -> float:
         """The largest magnitude that `part` puts out with its `tensors`, matrices as [in, out].
 
-        Raises CheckpointError, which names the part, where numbers leave the range of fp16.
+        Raises RangeError, which names the part and no remedy, where numbers leave the range of fp16.
         """
         kind = part.partition("_")[0]
         largest = self._head(tensors) if kind == "head" else self._largest_of(kind, tensors)
         if not math.isfinite(largest):
-            raise CheckpointError(
+            raise RangeError(
                 f"{part}: activations leave the range of fp16 (±{LARGEST:.0f}) on the probe texts, and a GPU would "
-                "compute NaN; build with --bf16 or --fp32"
+                "compute NaN"
             )
         return largest
 
@@ -118,7 +118,10 @@ def verify_half(bundle: Bundle) -> Iterator[tuple[str, float]]:
     content = bundle.file(tokenizer).read_bytes() if tokenizer in bundle.manifest.files else None
     forward = HalfPass(bundle.config, probe_ids(bundle.config, content))
     for part in (*bundle.config.parts, *bundle.config.vision_parts):
-        yield part, forward.run(part, load_file(bundle.weights(part)))
+        try:
+            yield part, forward.run(part, load_file(bundle.weights(part)))
+        except RangeError as error:
+            raise RangeError(f"{error}; {bundle.rebuild('--bf16', '--force')}") from error
 
 
 def _half(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.config import Capacity, ModelConfig
+from engines.errors import CheckpointError, RangeError
 from engines.record import SHIPPED, Record
 from export.options import BuildOptions, Progress, arguments
 from export.stamps import Files
@@ -47,7 +48,10 @@ class BuildJob:
     def record(self) -> Record:
         """What the bundle is built from."""
         shipped = str(self.options.checkpoint) == SHIPPED
-        return Record(SHIPPED if shipped else os.path.abspath(self.checkpoint.directory), arguments(self.options))
+        return Record(
+            checkpoint=SHIPPED if shipped else os.path.abspath(self.checkpoint.directory),
+            arguments=arguments(self.options), length=self.checkpoint.config.max_length,
+        )  # fmt: skip
 
     @property
     def progress(self) -> Progress:
@@ -82,9 +86,14 @@ class BuildJob:
 
         if part in (*self.config.parts, *self.config.vision_parts):
             tensors = self.checkpoint.part(part)  # freed before the next part is read
-            self.files |= write_weights(self.root, part, targets, tensors, self.checkpoint.digest(part))
-            if self.half is not None:
-                self.half.run(part, tensors)
+            try:
+                self.files |= write_weights(self.root, part, targets, tensors, self.checkpoint.digest(part))
+                if self.half is not None:
+                    self.half.run(part, tensors)
+            except RangeError as error:
+                more = ("--bf16", "--force") if self.options.force else ("--bf16",)
+                command = self.record.command(self.root.parent, *more)
+                raise CheckpointError(f"{error}; build in another precision with `{command}`") from error
 
     def _write_graph(self, target: "Target", part: str) -> dict[str, Any]:
         from export.part import write_graph

@@ -24,7 +24,7 @@ from engines import config as configs
 from engines import signatures
 from engines import weights as weight_files
 from engines.config import ModelConfig
-from engines.errors import CheckpointError
+from engines.errors import RangeError
 from engines.files import describe
 from engines.signatures import GraphSignature
 from engines.signatures.gpu import gpu_signatures
@@ -212,7 +212,7 @@ def chunks(part: str, name: str, tensor: torch.Tensor, precision: torch.dtype) -
             chunk = chunk.t().contiguous().t()
         cast = chunk.to(precision).contiguous()
         if precision == torch.float16 and not is_finite(cast):
-            raise CheckpointError(f"{part}: {name} exceeds the range of fp16; build with --bf16 or --fp32")
+            raise RangeError(f"{part}: {name} exceeds the range of fp16")
         yield cast
 
 

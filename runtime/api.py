@@ -44,7 +44,7 @@ class Runtime:
         if unknown:
             raise BundleError(
                 f"{bundle.root}: its decoding defaults have unknown options {unknown}; correct "
-                f"generation_config.json of the checkpoint, and {bundle.rebuild()}"
+                f"generation_config.json of the checkpoint, and {bundle.rebuild('--force')}"
             )
         self.bundle = bundle
         self.model = registry.load(bundle, backend, **options)

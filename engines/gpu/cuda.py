@@ -62,7 +62,7 @@ class Cuda:
             free, total = self.memory()
             raise BackendError(
                 f"out of GPU memory: {what} needs {size / 1e9:.2f} GB, {free / 1e9:.2f} of {total / 1e9:.2f} GB are "
-                "free; close other programs, decode fewer prompts at once, or build with a smaller --max-length"
+                "free; close other programs, or decode fewer prompts at once"
             )
         self.owned.append(int(address))
         self.call("cudaMemsetAsync", address, 0, max(size, 1), self.stream)

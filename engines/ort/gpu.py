@@ -27,8 +27,8 @@ GRAIN = 256  # slots are rounded up to a multiple of this, so that sequences of 
 class Session:
     """One part's session, bound to device memory; only what changed is bound again."""
 
-    def __init__(self, signature: GraphSignature, session: Any):
-        self.signature, self.session = signature, session
+    def __init__(self, signature: GraphSignature, session: Any, bundle: Bundle):
+        self.signature, self.session, self.bundle = signature, session, bundle
         self.binding = session.io_binding()
         self.bound: Bindings = {}
 
@@ -44,7 +44,7 @@ class Session:
                 if self.bound.get(tensor.name) != (address, shape):
                     bind(tensor.name, "cuda", 0, TYPES[tensor.dtype], shape, address)
                     self.bound[tensor.name] = address, shape
-        with translated(f"{self.signature.name} on the GPU"):
+        with translated(f"{self.signature.name} on the GPU", self.bundle):
             self.session.run_with_iobinding(binding)
 
 
@@ -65,9 +65,8 @@ class OnnxRuntimeGpuModel(GpuModel):
         signatures = gpu_signatures(self.config, bundle.manifest.precision, self.capacity.track_num)
         with self.cuda.closed_on_error():
             bundle.check(bundle.files_for(None))
-            self.sessions = {
-                signature.name: Session(signature, self._open(signature.name, device)) for signature in signatures
-            }
+            opened = {signature: self._open(signature.name, device) for signature in signatures}
+            self.sessions = {signature.name: Session(signature, one, bundle) for signature, one in opened.items()}
         self.weights = {}  # they are in the sessions
 
     def _open(self, part: str, device: int) -> Any:

@@ -41,10 +41,10 @@ def share_threads(threads: int | None = None) -> int:
 
 
 class translated:
-    """A context that turns an exception of ONNX Runtime into a BackendError that names `what`."""
+    """A context that turns an exception of ONNX Runtime into a BackendError that names `what` of `bundle`."""
 
-    def __init__(self, what: str):
-        self.what = what
+    def __init__(self, what: str, bundle: Bundle):
+        self.what, self.bundle = what, bundle
 
     def __enter__(self) -> None:
         pass
@@ -54,7 +54,7 @@ class translated:
         if error_type is not None and (error_type is RuntimeError or error_type.__module__.startswith("onnxruntime")):
             reason = str(error).split("\n")[0]
             raise BackendError(
-                f"ONNX Runtime failed on {self.what}: {reason}; check it with `python -m export verify`"
+                f"ONNX Runtime failed on {self.what}: {reason}; check it with `{self.bundle.verify}`"
             ) from error
 
 
@@ -66,19 +66,19 @@ class Sessions(dict[str, ort.InferenceSession]):
         timed: Callable[[str], AbstractContextManager[None]], threads: int | None = None,
     ):  # fmt: skip
         self.threads = share_threads(threads)
-        self.timed = timed
+        self.timed, self.bundle = timed, bundle
         super().__init__((part, _open(bundle, backend, part)) for part in parts)
 
     def run(self, part: str, outputs: list[str] | None, **inputs: Any) -> list[Any]:
         """Run `part` on arrays; returns the named outputs (None: all) as arrays."""
         session = self._session(part)
-        with self.timed(part), translated(part):
+        with self.timed(part), translated(part, self.bundle):
             return list(session.run(outputs, inputs))
 
     def run_bound(self, part: str, binding: Any) -> None:
         """Run `part` on the values of its `binding`."""
         session = self._session(part)
-        with self.timed(part), translated(part):
+        with self.timed(part), translated(part, self.bundle):
             session.run_with_iobinding(binding)
 
     def check_open(self) -> None:
@@ -96,5 +96,5 @@ def _open(bundle: Bundle, backend: str, part: str) -> ort.InferenceSession:
     options.use_per_session_threads = False
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    with translated(part):
+    with translated(part, bundle):
         return ort.InferenceSession(str(bundle.graph(part, backend)), options, providers=["CPUExecutionProvider"])

@@ -29,12 +29,15 @@ class TrtEngine:
     A captured graph is valid only while its context keeps its shapes, so no two batch sizes share a context.
     """
 
-    def __init__(self, name: str, engine: Any, inputs: list[str], scratch: ScratchMemory, user_managed: Any):
+    def __init__(
+        self, name: str, engine: Any, inputs: list[str], scratch: ScratchMemory, user_managed: Any, verify: str
+    ):  # fmt: skip
         """`inputs` names the engine's inputs, the first of which has the batch as its first axis.
 
-        `user_managed` is TensorRT's constant for contexts without memory of their own.
+        `user_managed` is TensorRT's constant for contexts without memory of their own, `verify` the command that
+        checks the bundle.
         """
-        self.name, self.engine, self.inputs, self.scratch = name, engine, inputs, scratch
+        self.name, self.engine, self.inputs, self.scratch, self.verify = name, engine, inputs, scratch, verify
         self.cuda, self.user_managed = scratch.cuda, user_managed
         self.contexts: dict[tuple[int, int], EngineContext] = {}
 
@@ -45,11 +48,11 @@ class TrtEngine:
             if context is None or not context.set_optimization_profile_async(profile, self.cuda.stream):
                 raise BackendError(
                     f"TensorRT cannot run {self.name} with profile {profile}: most likely the GPU's memory is full; "
-                    "close other programs, or build with a smaller --max-length"
+                    "close other programs, or decode fewer prompts at once"
                 )
             self.cuda.sync()
             context.set_device_memory(*self.scratch.reserve(self.engine.device_memory_size_v2))
-            self.contexts[profile, batch] = EngineContext(self.name, context, set(self.inputs))
+            self.contexts[profile, batch] = EngineContext(self.name, context, set(self.inputs), self.verify)
         return self.contexts[profile, batch]
 
     def run(self, profile: int, bindings: Bindings) -> None:
@@ -63,8 +66,8 @@ class TrtEngine:
 class EngineContext:
     """An execution context; only addresses and shapes that changed are set again."""
 
-    def __init__(self, name: str, context: Any, inputs: set[str]):
-        self.name, self.context, self.inputs = name, context, inputs
+    def __init__(self, name: str, context: Any, inputs: set[str], verify: str):
+        self.name, self.context, self.inputs, self.verify = name, context, inputs, verify
         self.bound: Bindings = {}
 
     def bind(self, bindings: Bindings) -> None:
@@ -81,4 +84,4 @@ class EngineContext:
     def enqueue(self, stream: int) -> None:
         """Queue one run on `stream`."""
         if not self.context.execute_async_v3(stream):
-            raise BackendError(f"TensorRT failed on {self.name}; check it with `python -m export verify`")
+            raise BackendError(f"TensorRT failed on {self.name}; check it with `{self.verify}`")

@@ -78,7 +78,7 @@ class TensorRTModel(GpuModel):
                 + self.bundle.rebuild(*wanted, "--force")
             )
         user_managed = self.package.module.ExecutionContextAllocationStrategy.USER_MANAGED
-        return TrtEngine(part, engine, inputs, self.scratch, user_managed)
+        return TrtEngine(part, engine, inputs, self.scratch, user_managed, self.bundle.verify)
 
     @property
     def device(self) -> str:

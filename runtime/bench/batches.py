@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from engines.errors import OptionError
 from runtime.api import Runtime
 from runtime.bench.cases import prompts
+from runtime.decoding.request import check_batch
 
 FRACTIONS = 0.25, 0.5, 0.75, 1.0  # of the longest prompt: batches are ragged
 
@@ -28,7 +28,7 @@ def bench_batches(
     built for.
     """
     for size in sizes:
-        check_size(size, model.bundle.capacity.max_batch)
+        check_batch(size, model.model)
     drawn = [
         next(iter(prompts(model, 1, max(1, int(prompt_length * FRACTIONS[number % len(FRACTIONS)])), seed=number)))[0]
         for number in range(count)
@@ -56,11 +56,3 @@ def bench_batches(
         }
         for size in sizes
     ]  # fmt: skip
-
-
-def check_size(size: int, limit: int) -> None:
-    """Raise OptionError unless 1 <= size <= limit."""
-    if not 1 <= size <= limit:
-        raise OptionError(
-            f"a batch of {size} is not in 1 … {limit}, the bundle's sizes; build with a larger --max-batch"
-        )

@@ -14,10 +14,11 @@ from engines.options import within
 from engines.registry import BACKENDS, accepted, available
 from runtime.api import Runtime, load
 from runtime.bench import breakdown
-from runtime.bench.batches import bench_batches, check_size
+from runtime.bench.batches import bench_batches
 from runtime.bench.cases import Case, bench, cases, check_lengths, check_names, machine, plot, prompts, report, write
 from runtime.bench.images import bench_images
 from runtime.bench.plots import check_plot
+from runtime.decoding.request import check_batch
 from runtime.evaluation.exact_match import MOST
 from runtime.outputs import FIGURES, check_distinct, check_output
 
@@ -53,7 +54,7 @@ def bench_command(args: argparse.Namespace) -> None:
             listed = ", ".join(case.name for case in measured)
             raise OptionError(f"--baseline {args.baseline!r} is no case of this bench; choose from {listed}")
         for size in sizes:
-            check_size(size, models[0].bundle.capacity.max_batch)
+            check_batch(size, models[0].model)
         if args.image:
             return images_command(measured, args)
         if args.profile and all(model.backend != "onnxruntime" for model in models):

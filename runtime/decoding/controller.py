@@ -68,6 +68,7 @@ class Controller:
         self.map = SlotMap(runner.slots if runner.padded_rows else len(sequence))
         self.tracked = NO_POSITIONS
         self.steps = 0
+        self.remedy = "python -m export verify"  # the command that checks the model
 
     def step(self) -> StepEvent:
         """Run one denoising step; the sequence must have a mask to fill."""
@@ -106,8 +107,7 @@ class Controller:
         tokens, confidence = self._predict(plan)
         if not np.isfinite(confidence).all():
             raise BackendError(
-                f"the model's confidences at step {self.steps} are not finite numbers; check it with "
-                "`python -m export verify`, or build with --bf16 or --fp32"
+                f"the model's confidences at step {self.steps} are not finite numbers; check it with `{self.remedy}`"
             )
         taken, distance = self._choose(plan, tokens, confidence)
         positions, chosen = plan.candidates[taken], tokens[taken]

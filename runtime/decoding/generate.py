@@ -11,11 +11,20 @@ from typing import Any
 import numpy as np
 
 from engines.model import Model
-from engines.options import listed, within
+from engines.options import listed
 from engines.runner import ReusePass, SequenceRunner
 from runtime.decoding.controller import Controller, StepEvent
 from runtime.decoding.policies.base import Policy
-from runtime.decoding.request import Request, check_embeddings, check_length, check_request, make_sampler, prompt_array
+from runtime.decoding.request import (
+    Request,
+    check_batch,
+    check_capacity,
+    check_embeddings,
+    check_length,
+    check_request,
+    make_sampler,
+    prompt_array,
+)
 from runtime.decoding.sequence import Positions, Sequence
 from runtime.decoding.stops import Decode, complete, cut
 
@@ -62,6 +71,7 @@ class RequestState:
         embedded = 0 if request.embeddings is None else check_embeddings(request.embeddings, model)
         policy = policy.for_model(model.config)
         prompt = prompt_array(request.prompt_ids, model, request.gen_length, embedded)
+        check_capacity(policy, model)
         policy.check(model.capacity, request.gen_length)
         masks = policy.answer_length(len(prompt), request.gen_length)
         check_length(len(prompt), masks, model)
@@ -91,6 +101,7 @@ class RequestState:
             runner.block_length = getattr(self.policy, "block_length", None)
         sampler = make_sampler(self.request, self.policy, self.model)
         self.controller = self.make_controller(runner, self.sequence, self.policy, sampler)
+        self.controller.remedy = self.model.bundle.verify
         self.began = self.clock = time.perf_counter()
 
     @property
@@ -150,7 +161,7 @@ def stream_batch(
     the other. Raises what `stream` does, and OptionError for more requests than
     the bundle was built for, or none.
     """
-    within("the number of prompts", len(requests), 1, model.capacity.max_batch, "build with a larger --max-batch")
+    check_batch(len(requests), model)
     states = [RequestState(model, request, policy, decode) for request in requests]
     with model.exclusive():
         runners = model.new_runners([state.span for state in states])

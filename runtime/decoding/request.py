@@ -108,8 +108,25 @@ def check_length(prompt_length: int, gen_length: int, model: Model) -> None:
     if prompt_length + gen_length > limit:
         raise PromptError(
             f"{prompt_length} prompt ids and gen_length {gen_length} exceed the bundle's length {limit}; "
-            "shorten one of them or build with a larger --max-length"
+            f"shorten one of them{model.bundle.enlarge('--max-length', prompt_length + gen_length)}"
         )
+
+
+def check_capacity(policy: Policy, model: Model) -> None:
+    """Raise OptionError for a policy that asks for more than the bundle was built for."""
+    for name in ("window", "track_num"):
+        value, limit = getattr(policy, name, None), getattr(model.capacity, name)
+        if type(value) is int and value > limit:
+            remedy = model.bundle.enlarge(f"--{name.replace('_', '-')}", value)
+            raise OptionError(f"{name} {value} exceeds {limit}, for which the bundle was built; give no more{remedy}")
+
+
+def check_batch(size: int, model: Model) -> None:
+    """Raise OptionError for more sequences side by side than the bundle was built for, or none."""
+    limit = model.capacity.max_batch
+    if not 1 <= size <= limit:
+        remedy = model.bundle.enlarge("--max-batch", size) if size > limit else ""
+        raise OptionError(f"a batch has 1 … {limit} prompts, as the bundle was built, and not {size}; split it{remedy}")
 
 
 def unpadded(prompt: Any, attention_mask: Any) -> NDArray[Any]:

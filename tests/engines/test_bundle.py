@@ -204,7 +204,7 @@ def test_versions(bundle_copy: Path) -> None:
 )  # fmt: skip
 def test_unknown_and_missing_keys(bundle_copy: Path, change: Callable[[dict[str, Any]], Any], key: str) -> None:
     edit_manifest(bundle_copy, change)
-    with refused(BundleError, str(bundle_copy), f"['{key}']", "rebuild"):
+    with refused(BundleError, str(bundle_copy), f"['{key}']", "build it again with `"):
         runtime.load(bundle_copy)
 
 

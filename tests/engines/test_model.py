@@ -37,7 +37,7 @@ def test_logits(model: runtime.Runtime) -> None:
      ([[[1]]], ("[B, P]", "[1, 1, 1]")), ([[1, 2], [3]], ("different lengths", "[B, P]")), ("abc", ("integer array",)),
      ([True], ("integer array", "bool")), ([1, 256], ("256", "vocabulary of 256", "check the tokenizer")),
      ([-1], ("-1", "vocabulary of 256", "check the tokenizer")),
-     ([0] * 513, ("513 ids", "length 512", "--max-length")), ([10**30], ("integer array", "object"))],
+     ([0] * 513, ("513 ids", "length 512", "shorten them")), ([10**30], ("integer array", "object"))],
 )  # fmt: skip
 def test_logits_of_what_is_no_ids(golden: runtime.Runtime, ids: Any, words: tuple[str, ...]) -> None:
     with refused(PromptError, *words):
@@ -131,5 +131,5 @@ def test_numbers_that_are_none(golden: runtime.Runtime, monkeypatch: pytest.Monk
     """NaN confidences commit nothing: without an error decoding would never end."""
     runner = type(golden.model.new_runner(8))
     monkeypatch.setattr(runner, "head", lambda self, rows: (np.zeros(len(rows), int), np.full(len(rows), np.nan)))
-    with refused(BackendError, "confidences at step 0 are not finite numbers", "python -m export verify", "--bf16"):
+    with refused(BackendError, "confidences at step 0 are not finite numbers", "`python -m export verify "):
         golden.generate(PROMPT, gen_length=8)

@@ -99,7 +99,7 @@ def test_no_command_that_would_not_work(place: tuple[Path, Path]) -> None:
 
 
 def test_the_demo_has_no_path(tmp_path: Path) -> None:
-    record = Record("demo", ("--fp16",))
+    record = Record("demo", ("--fp16",), 64)
     assert record.command(tmp_path, "--force") == f"python -m export build --fp16 --force --out {tmp_path}"
     (tmp_path / RECORD).parent.mkdir()
     (tmp_path / RECORD).write_bytes(record.content())

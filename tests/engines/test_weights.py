@@ -34,5 +34,5 @@ def test_weight_files_that_are_none(tmp_path: Path) -> None:
     for content in (b"", b"\xff" * 16, (5).to_bytes(8, "little") + b"[[[[[", (2).to_bytes(8, "little") + b"[]",
                     (13).to_bytes(8, "little") + b'{"a": [1, 2]}'):  # fmt: skip
         path.write_bytes(content)
-        with refused(BundleError, str(path), "not a readable weight file", "rebuild"):
+        with refused(BundleError, str(path), "not a readable weight file"):
             locate(path)

@@ -61,8 +61,8 @@ class Elastic(PolicyOptions):
     def check(self, capacity: Capacity, gen_length: int) -> None:
         """Raise OptionError for an option out of range, or one that the bundle's capacity does not allow."""
         limits = {
-            "window": (capacity.window, "the bundle's capacity; build with a larger --window"),
-            "track_num": (capacity.track_num, "the bundle's capacity; build with --track-num"),
+            "window": (capacity.window, "the bundle's capacity"),
+            "track_num": (capacity.track_num, "the bundle's capacity"),
             "tokens_per_step": (self.window, "the window"),
         }
         check_options(self, limits)

@@ -178,7 +178,7 @@ def test_generate_stop(generate: Call, text_bundle: Path) -> None:
     ("argv", "code", "words"),
     [("--prompt= ", 2, ("the prompt is empty", "give some text")), ("", 2, ("--prompt", "required", "--help")),
      ("--prompt Hi --prompt-ids x", 2, ("not allowed with", "--help")),
-     ("--prompt Hi --window 17", 2, ("window", "1 … 16", "17", "build with a larger --window")),
+     ("--prompt Hi --window 17", 2, ("window 17", "exceeds 16", "build it again with", "--window 17")),
      ("--prompt Hi --window 0", 2, ("window", "1 … 16", "0")),
      ("--prompt Hi --window x", 2, ("--window", "invalid int", "--help")),
      ("--prompt Hi --track-num 2", 2, ("track_num", "1 … 1", "2", "build with --track-num")),

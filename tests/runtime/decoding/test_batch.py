@@ -111,16 +111,19 @@ def test_the_command(
 
 
 def test_what_is_refused(golden: runtime.Runtime, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with refused(OptionError, "number of prompts", "1 … 16", "--max-batch", "17"):
+    with refused(OptionError, "a batch has 1 … 16 prompts", "not 17", "--max-batch 17"):
         golden.generate_batch([[1]] * 17, gen_length=4)
     with refused(OptionError, "prompts are a list"):
         golden.generate_batch("abc", gen_length=4)
-    with refused(OptionError, "number of prompts", "got 0"):
+    with refused(OptionError, "a batch has 1 … 16", "not 0"):
         golden.generate_batch([], gen_length=4)
     with refused(PromptError, "empty", "at least one id"):
         golden.generate_batch([[1], []], gen_length=4)
     bundle = export.build(tiny_checkpoint, tmp_path / "one", max_batch=1)
-    with runtime.load(bundle, "onnxruntime", threads=1) as model, refused(OptionError, "number of prompts", "1 … 1"):
+    with (
+        runtime.load(bundle, "onnxruntime", threads=1) as model,
+        refused(OptionError, "a batch has 1 … 1 prompts", "1 … 1"),
+    ):
         model.generate_batch([[1], [2]], gen_length=4)
 
 

@@ -35,7 +35,7 @@ def texts(text_bundle: Path) -> Any:
      ([3, 256], ("id 256", "vocabulary of 256", "check the tokenizer")),
      ([3, -1], ("id -1", "vocabulary of 256", "check the tokenizer")),
      ([3, 255, 4], ("mask id 255", "leave it out")),
-     ([1] * 505, ("505 prompt ids", "gen_length 8", "length 512", "shorten", "--max-length"))],
+     ([1] * 505, ("505 prompt ids", "gen_length 8", "length 512", "shorten"))],
 )  # fmt: skip
 def test_prompts(golden: runtime.Runtime, prompt: Any, words: tuple[str, ...]) -> None:
     with refused(PromptError, *words):
@@ -56,7 +56,7 @@ def test_prompts(golden: runtime.Runtime, prompt: Any, words: tuple[str, ...]) -
      ({"seed": 2**64, "temperature": 1.0}, ("seed", str(2**64))), ({"seed": 0.5, "temperature": 1.0}, ("seed", "0.5")),
      ({"eos_id": 256}, ("eos_id", "0 … 255", "vocabulary", "256")), ({"eos_id": -1}, ("eos_id", "-1")),
      ({"stop": "x"}, ("stop", "no tokenizer", "leave it out")),
-     ({"window": 33}, ("window", "1 … 32", "--window", "33")), ({"track_num": 5}, ("track_num", "1 … 4", "5")),
+     ({"window": 33}, ("window 33", "exceeds 32", "--window 33")), ({"track_num": 5}, ("track_num 5", "exceeds 4")),
      ({"threshold": 0.0}, ("threshold", "(0, 1]")), ({"gamma": 2.0}, ("gamma", "0.0 … 1.0", "2.0")),
      ({"policy": "full", "window": 4}, ("policy full does not use window", "its options are")),
      ({"policy": "dual", "block_length": 9}, ("block_length", "1 … 8", "9")), ({"colour": 1}, ("colour",)),

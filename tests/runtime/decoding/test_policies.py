@@ -49,7 +49,7 @@ def run_policy(policy: Any, sequence: Sequence) -> list[StepPlan]:
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [("elastic", {"window": 0}, ("window", "1 … 32", "0")),
-     ("elastic", {"window": 33}, ("window", "1 … 32", "capacity", "build with a larger --window", "33")),
+     ("elastic", {"window": 33}, ("window", "1 … 32", "capacity", "33")),
      ("elastic", {"window": 4.0}, ("window", "1 … 32", "4.0")), ("elastic", {"window": True}, ("window", "True")),
      ("elastic", {"window": "4"}, ("window", "1 … 32")),
      ("full", {"remasking": "low"}, ("remasking", "low_confidence, random", "'low'")),
@@ -59,7 +59,7 @@ def run_policy(policy: Any, sequence: Sequence) -> list[StepPlan]:
      ("timesteps", {"steps": 0}, ("steps", "0")), ("timesteps", {"eps": 2.0}, ("eps", "0.0 … 1.0", "2.0")),
      ("timesteps", {"alg_temp": -1.0}, ("alg_temp", "-1.0")),
      ("elastic", {"track_num": 0}, ("track_num", "1 … 4", "0")),
-     ("elastic", {"track_num": 5}, ("track_num", "1 … 4", "capacity", "build with --track-num", "5")),
+     ("elastic", {"track_num": 5}, ("track_num", "1 … 4", "capacity", "5")),
      ("elastic", {"threshold": 0.0}, ("threshold", "(0, 1]", "0.0")),
      ("elastic", {"threshold": -0.1}, ("threshold", "(0, 1]", "-0.1")),
      ("elastic", {"threshold": 1.01}, ("threshold", "(0, 1]", "1.01")),
