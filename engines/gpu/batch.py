@@ -80,8 +80,8 @@ class Batch:
         self.pass_queue.batch = count
         self.pass_queue.replay((kind, count), lambda: self.pass_queue.reuse(self.rows, kind, self.rows))
         self.result.fetch()
-        sigma = self._result("sigma", self.layers, count)
-        probe = self._result("probe", self.layers, count, self.track_num)
+        sigma = self.result["sigma"][:, :count]
+        probe = self.result["probe"][:, : count * self.track_num].reshape(self.layers, count, -1)
         token, confidence = (self._result(name, count, self.window) for name in ("token", "confidence"))
         results = []
         for due in passes:

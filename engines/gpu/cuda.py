@@ -5,6 +5,7 @@ PyTorch, and tests replace it by a fake GPU.
 """
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,13 @@ from numpy.typing import NDArray
 from engines.errors import INSTALL, BackendError, DeviceError
 
 Address = int  # in device memory, or of page-locked host memory
+ALIGNMENT = 256  # bytes: TensorRT asks for it of every bound address, and allocations have it
+LARGEST_PITCH = 2**31 - 1  # bytes from one row of a strided copy to the next, `cudaDeviceProp.memPitch`
+
+
+def aligned(size: int) -> int:
+    """`size` in bytes, rounded up to a multiple of ALIGNMENT."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 class Cuda:
@@ -38,17 +46,25 @@ class Cuda:
                 f"no NVIDIA GPU {device} is usable on this machine ({reason}); install its driver, "
                 "or use --backend onnxruntime"
             )
-        self.call("cudaSetDevice", device)
+        self.device, self.thread = device, 0
         properties = self.call("cudaGetDeviceProperties", device)
         self.name: str = properties.name.decode()
         self.capability: tuple[int, int] = (properties.major, properties.minor)
-        self.stream: int = int(self.call("cudaStreamCreate"))
+        # A blocking stream would wait for the legacy stream, whose work in another thread breaks a capture.
+        self.stream: int = int(self.call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking))
         self.owned: list[Address] = []
         self.hosts: set[Address] = set()  # the page-locked ones of `owned`
         self.waits = 0  # calls of `sync`
+        self.capturing = False
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Call a function of the runtime API and return its result; raises BackendError if it does not succeed."""
+        """Call a function of the runtime API and return its result; raises BackendError if it does not succeed.
+
+        The current device is a state of each thread, so it is set where a new one calls.
+        """
+        if threading.get_ident() != self.thread:
+            self.thread = threading.get_ident()
+            self.call("cudaSetDevice", self.device)
         status, *result = getattr(self.api, name)(*arguments)
         if status != self.api.cudaError_t.cudaSuccess:
             reason = self.api.cudaGetErrorString(status)[1].decode()
@@ -98,7 +114,14 @@ class Cuda:
         self.call("cudaMemcpyAsync", target, source, size, getattr(self.api.cudaMemcpyKind, kind), self.stream)
 
     def copy_rows(self, target: Address, target_pitch: int, source: Address, pitch: int, width: int, rows: int) -> None:
-        """Queue a strided copy on the device: `rows` rows of `width` bytes, `pitch` bytes from one to the next."""
+        """Queue a strided copy on the device: `rows` rows of `width` bytes, `pitch` bytes from one to the next.
+
+        Rows farther apart than a strided copy can be are copied one by one.
+        """
+        if max(target_pitch, pitch) > LARGEST_PITCH:
+            for row in range(rows):
+                self.copy(target + row * target_pitch, source + row * pitch, width)
+            return
         kind = self.api.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self.call("cudaMemcpy2DAsync", target, target_pitch, source, pitch, width, rows, kind, self.stream)
 
@@ -120,17 +143,29 @@ class Cuda:
         self.call("cudaStreamSynchronize", self.stream)
 
     def capture(self, work: Callable[[], None]) -> Any:
-        """Record the work that `work` queues as a CUDA graph, without running it."""
+        """Record the work that `work` queues as a CUDA graph, without running it.
+
+        Raises BackendError where it cannot be recorded; the stream can be used as before then.
+        """
         self.call(
             "cudaStreamBeginCapture", self.stream, self.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         )
+        self.capturing = True
         try:
             work()
+        except BaseException:
+            # A capture that was broken ends with an error of its own, which must not hide the first.
+            status, graph = self.api.cudaStreamEndCapture(self.stream)
+            if status == self.api.cudaError_t.cudaSuccess and graph:
+                self.api.cudaGraphDestroy(graph)
+            raise
         finally:
-            graph = self.call("cudaStreamEndCapture", self.stream)
-        ready = self.call("cudaGraphInstantiate", graph, 0)
-        self.call("cudaGraphDestroy", graph)
-        return ready
+            self.capturing = False
+        graph = self.call("cudaStreamEndCapture", self.stream)
+        try:
+            return self.call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self.call("cudaGraphDestroy", graph)
 
     def launch(self, graph: Any) -> None:
         """Queue a captured graph."""

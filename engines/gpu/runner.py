@@ -103,7 +103,7 @@ class GpuRunner(LayerwiseRunner):
         self._prepare(drift_inputs)
         self.pass_queue.drift(index, before, drift_inputs.kind)
         self.result.fetch()
-        return float(self.result["sigma"][index])
+        return float(self.result["sigma"][index, 0])
 
     def probe(self, index: int, drift_inputs: DriftInputs) -> Slots:
         self._prepare(drift_inputs)
@@ -169,7 +169,7 @@ class GpuRunner(LayerwiseRunner):
     def collect(self, due: ReusePass) -> ReuseResult:
         """The outcome of the pass that was queued, after the wait."""
         result = self.result
-        return self.record(due, result["sigma"], self._probes(), result["token"], result["confidence"])
+        return self.record(due, result["sigma"][:, 0], self._probes(), result["token"], result["confidence"])
 
     def record(
         self, due: ReusePass, sigma: NDArray[np.float32], probe: Slots, token: Slots, confidence: NDArray[np.float32]
@@ -245,4 +245,4 @@ class GpuRunner(LayerwiseRunner):
 
     def _probes(self) -> Slots:
         """The probed slots [L, K] of the last pass."""
-        return self.result["probe"].reshape(self.config.layers, -1)
+        return self.result["probe"][:, : self.capacity.track_num]

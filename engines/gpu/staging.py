@@ -5,10 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.gpu.cuda import Cuda
+from engines.gpu.cuda import Address, Cuda, aligned
 from engines.runner import DriftInputs, Slots
-
-ALIGNMENT = 256  # bytes; each array starts at a multiple, as CUDA's own allocations do
 
 CONTROL: dict[str, Any] = {
     "ids": np.int64, "positions": np.int64, "key_mask": np.bool_, "probe_keys": np.bool_, "tracked": np.bool_,
@@ -28,7 +26,7 @@ class StagingBuffer:
         """`arrays` gives shape and element type of each array by name."""
         self.cuda, self.address, self.arrays = cuda, {}, {}
         sizes = {n: int(np.prod(shape)) * np.dtype(dtype).itemsize for n, (shape, dtype) in arrays.items()}
-        ends = np.cumsum([-(-size // ALIGNMENT) * ALIGNMENT for size in sizes.values()])
+        ends = np.cumsum([aligned(size) for size in sizes.values()])
         self.host, base = cuda.pinned(int(ends[-1])), cuda.alloc(int(ends[-1]), "a staging buffer")
         for start, (name, (shape, dtype)) in zip([0, *ends.tolist()], arrays.items(), strict=False):
             self.arrays[name] = self.host[start : start + sizes[name]].view(dtype).reshape(shape)
@@ -89,10 +87,19 @@ class ControlBuffer(StagingBuffer):
 
 
 class ResultBuffer(StagingBuffer):
-    """The results of a pass of B sequences: sigma [L · B], probe [L · B · K], token and confidence [B · `rows`]."""
+    """The results of a pass of B sequences: sigma [L, B], probe [L, B · K], token and confidence [B · `rows`].
+
+    Engines write sigma and probe of one layer at a time, so each layer has a line of its own that is aligned.
+    """
 
     def __init__(self, cuda: Cuda, batch: int, layers: int, track_num: int, rows: int):
+        lines = {"sigma": aligned(4 * batch) // 4, "probe": aligned(8 * batch * track_num) // 8}
         super().__init__(
-            cuda, sigma=((layers * batch,), np.float32), probe=((layers * batch * track_num,), np.int64),
+            cuda, sigma=((layers, lines["sigma"]), np.float32), probe=((layers, lines["probe"]), np.int64),
             token=((batch * rows,), np.int64), confidence=((batch * rows,), np.float32),
         )  # fmt: skip
+
+    def line(self, name: str, layer: int) -> Address:
+        """The device address of the line of a layer in `sigma` or `probe`."""
+        address: Address = self.address[name] + layer * self[name][0].nbytes
+        return address

@@ -5,6 +5,7 @@ The exported graphs run in the bundle's precision, on the memory and the stream 
 copied and caches are written in place.
 """
 
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,8 @@ class Session:
         self.binding = session.io_binding()
         self.bound: Bindings = {}
 
-    def run(self, profile: int, bindings: Bindings) -> None:
-        """Queue the part on the addresses and shapes of `bindings`; one session serves every profile."""
+    def run(self, profile: int, bindings: Bindings, place: Hashable = None) -> None:
+        """Queue the part on the addresses and shapes of `bindings`; one session serves every profile and place."""
         binding = self.binding
         for bind, tensors in (
             (binding.bind_input, self.signature.inputs),

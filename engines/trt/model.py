@@ -14,6 +14,7 @@ from engines.gpu.cuda import Cuda
 from engines.gpu.executor import Bindings
 from engines.gpu.model import GpuModel
 from engines.signatures.gpu import gpu_signatures
+from engines.trt.contexts import ContextMaker
 from engines.trt.engines import ScratchMemory, TrtEngine
 from engines.trt.package import CURRENT, TensorRTPackage, find
 from engines.weights import locate
@@ -44,6 +45,7 @@ class TensorRTModel(GpuModel):
         self.inputs = {signature.name: [spec.name for spec in signature.inputs] for signature in signatures}
         self.engines: dict[str, TrtEngine] = {}  # by file
         self.scratch = ScratchMemory(self.cuda)
+        self.contexts = ContextMaker(self.package, f"{self.cuda.name}-{capability(self.cuda)}", bundle.identity)
 
     def upload_weights(self, part: str) -> Bindings:
         """Copy the weights of a part to new device memory; raises BackendError if they do not fit."""
@@ -77,8 +79,7 @@ class TensorRTModel(GpuModel):
                 f"capability {capability(self.cuda)} (built for {', '.join(self.entry['capabilities'])}); "
                 + self.bundle.rebuild(*wanted, "--force")
             )
-        user_managed = self.package.module.ExecutionContextAllocationStrategy.USER_MANAGED
-        return TrtEngine(part, engine, inputs, self.scratch, user_managed, self.bundle.verify)
+        return TrtEngine(part, engine, inputs, self.scratch, self.contexts, self.bundle.verify)
 
     @property
     def device(self) -> str:
@@ -87,9 +88,10 @@ class TensorRTModel(GpuModel):
     def slots_for_length(self, length: int) -> int:
         return min(int(count) for count in self.entry["slots"] if count >= length + self.capacity.rows)
 
-    def close(self) -> None:
-        self.engines.clear()
-        super().close()
+    def free_engines(self) -> None:
+        self.contexts.save()
+        while self.engines:
+            self.engines.popitem()[1].close()
 
 
 def capability(cuda: Cuda) -> str:

@@ -34,6 +34,7 @@ CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")  # compute capabilities that an ahe
 TYPICAL_TILES = 7  # of a photo
 PLANS = 15_500_000  # bytes of all plans of one length: 15.2 to 16.2 MB with TensorRT for RTX 1.7
 SHORTEST = 512  # positions of the shortest engines
+GRAIN = 16  # slots: 256 bytes of keys for every head of 8 elements and more
 NATIVE = {"layer": ("ROTARY_EMBEDDING", "KV_CACHE_UPDATE", "ATTENTION_INPUT"), "tower": ("ATTENTION_INPUT",)}
 
 
@@ -129,13 +130,16 @@ def targets(package: TensorRTPackage, capabilities: list[str] | None) -> list[st
 
 
 def lengths(capacity: Capacity) -> list[int]:
-    """Slots S of the engines: positions 512, 1024, … and the bundle's length, each plus the R rows of a reuse pass."""
+    """Slots S of the engines: positions 512, 1024, … and the bundle's length, each plus the R rows of a reuse pass.
+
+    They are rounded up, so that the caches of a sequence begin at aligned addresses: TensorRT asks for 256 bytes.
+    """
     positions = [capacity.max_length]
     size = SHORTEST
     while size < capacity.max_length:
         positions.append(size)
         size *= 2
-    return [count + capacity.rows for count in sorted(positions)]
+    return [-(-(count + capacity.rows) // GRAIN) * GRAIN for count in sorted(positions)]
 
 
 def profiles(signature: GraphSignature, capacity: Capacity, slots: int, tiles: int = 1) -> list[Spans]:

@@ -112,6 +112,9 @@ def configuration(
     """Polygraphy's loader of the builder's configuration; the arguments are those of `build_engine`."""
 
     def set_capabilities(builder: Any, network: Any, config: Any) -> None:
+        config.max_aux_streams = 0  # a pass is many small kernels: events between streams cost more than they gain
+        if hasattr(package.module.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # of RTX: without it no run can be captured
+            config.set_flag(package.module.BuilderFlag.REQUIRE_USER_ALLOCATION)
         if package.ahead_of_time:
             config.num_compute_capabilities = len(capabilities)
             for index, capability in enumerate(capabilities):

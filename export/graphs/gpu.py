@@ -139,11 +139,11 @@ def drift(g: Graph, config: ModelConfig) -> None:
 
 def scores(g: Graph, config: ModelConfig, q: str, k: str) -> str:
     """Scaled q·k in float32: q [B, T, H, D], k [B, G, S, D] -> [B, H, T, S]."""
-    scale = g.constant(config.head_size**-0.5, np.float32)
-    scaled = g.op("Mul", g.cast(q, "fp32"), scale)
+    # Scaled after the product: numbers in half precision are exact in TF32, scaled ones are not.
     # Each reshape infers one axis, so T may be dynamic: [B, H, T, D] -> [B, G, H/G·T, D] and back.
-    grouped = g.reshape(g.swap(scaled), 0, config.kv_heads, -1, config.head_size)
+    grouped = g.reshape(g.swap(g.cast(q, "fp32")), 0, config.kv_heads, -1, config.head_size)
     product = g.op("MatMul", grouped, g.op("Transpose", g.cast(k, "fp32"), perm=[0, 1, 3, 2]))
+    product = g.op("Mul", product, g.constant(config.head_size**-0.5, np.float32))
     slots = g.op("Shape", product, start=3, end=4)
     shape = g.op("Concat", g.constant([0, config.heads, -1]), slots, axis=0)
     return g.op("Reshape", product, shape)

@@ -3,12 +3,13 @@
 The fake checks the rules of CUDA and TensorRT: queued work runs only when the host waits, shapes must lie in the
 chosen profile, every input and output needs an address inside one allocation, a cache's output must alias its input,
 nothing may wait while a graph is captured, and a captured graph replays the addresses it was captured with, in a
-context that still has the same shapes. A serialised engine is the ONNX graph that TensorRT would compile; ONNX Runtime
-runs it on the fake's memory.
+context that still has the same shapes and addresses. docs/GPU.md lists the rules with their sources. A serialised
+engine is the ONNX graph that TensorRT would compile; ONNX Runtime runs it on the fake's memory.
 """
 
 import json
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -23,7 +24,8 @@ import pytest
 from numpy.typing import NDArray
 
 from engines.errors import BackendError
-from engines.gpu.cuda import Address, Cuda
+from engines.gpu.cuda import ALIGNMENT, LARGEST_PITCH, Address, Cuda
+from engines.gpu.executor import REUSE
 
 VERSION = "99.0.fake"
 NATIVE = {"RotaryEmbedding": "ROTARY_EMBEDDING", "TensorScatter": "KV_CACHE_UPDATE", "Attention": "ATTENTION_INPUT"}
@@ -43,6 +45,10 @@ class FakeCuda(Cuda):
         self.queue: list[Callable[[], None]] = []
         self.recording: list[Callable[[], None]] | None = None
         self.counts = dict.fromkeys(("launch", "capture", "upload", "download", "run"), 0)
+        self.capturing, self.fails_captures = False, False
+        self.graphs: list[Any] = []  # that are not destroyed
+        self.contexts: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.broken: list[str] = []  # rules that were broken where nobody listens
         type(self).latest = self
 
     def alloc(self, size: int, what: str) -> Address:
@@ -82,6 +88,8 @@ class FakeCuda(Cuda):
 
     def copy_rows(self, target: Address, target_pitch: int, source: Address, pitch: int, width: int, rows: int) -> None:
         assert width <= pitch and width <= target_pitch, "rows overlap"
+        if max(pitch, target_pitch) > LARGEST_PITCH:
+            return super().copy_rows(target, target_pitch, source, pitch, width, rows)
 
         def work() -> None:
             for row in range(rows):
@@ -107,12 +115,15 @@ class FakeCuda(Cuda):
 
     def capture(self, work: Callable[[], None]) -> Any:
         self.counts["capture"] += 1
-        self.recording = []
+        self.recording, self.capturing = [], True
         try:
             work()
+            if self.fails_captures:
+                raise BackendError("operation not permitted when stream is capturing")
+            self.graphs.append(self.recording)
             return self.recording
         finally:
-            self.recording = None
+            self.recording, self.capturing = None, False
 
     def launch(self, graph: Any) -> None:
         self.counts["launch"] += 1
@@ -123,6 +134,8 @@ class FakeCuda(Cuda):
         def launched() -> None:
             raise AssertionError("a freed graph is launched")
 
+        assert not self.queue, "queued work may be that of the destroyed graph"
+        self.graphs = [other for other in self.graphs if other is not graph]
         graph[:] = [launched]
 
     def free(self, address: Address) -> None:
@@ -132,6 +145,9 @@ class FakeCuda(Cuda):
 
     def close(self) -> None:
         self.sync()
+        assert not self.graphs, "a graph outlives the memory it contains"
+        assert not len(self.contexts), "a context outlives its scratch memory"
+        assert not self.broken, self.broken
         while self.owned:
             self.free(self.owned[-1])
 
@@ -189,7 +205,7 @@ class Profile:
 class Config:
     """Optimisation profiles and compute capabilities of a build."""
 
-    num_compute_capabilities, DLA_core, default_device_type = 0, -1, None
+    num_compute_capabilities, DLA_core, default_device_type, max_aux_streams = 0, -1, None, None
 
     def __init__(self) -> None:
         self.profiles: list[dict[str, Any]] = []
@@ -228,7 +244,9 @@ class Builder:
         return Profile()
 
     def build_serialized_network(self, network: Network, config: Config) -> bytes:
-        return json.dumps(config.profiles).encode() + b"\n" + bytes(network.model.SerializeToString())
+        settings: dict[str, Any] = {"profiles": config.profiles, "streams": config.max_aux_streams}
+        settings["flags"] = sorted(flag.name for flag in config.flags)
+        return json.dumps(settings).encode() + b"\n" + bytes(network.model.SerializeToString())
 
 
 class Runtime:
@@ -238,15 +256,17 @@ class Runtime:
         self.cuda = FakeCuda.latest
 
     def deserialize_cuda_engine(self, plan: bytes) -> Any:
-        profiles, _, content = plan.partition(b"\n")
-        return Engine(self.cuda, json.loads(profiles), onnx.load_from_string(content))
+        settings, _, content = plan.partition(b"\n")
+        return Engine(self.cuda, json.loads(settings), onnx.load_from_string(content))
 
 
 class Engine:
     """An ONNX Runtime session, with the profiles of the build."""
 
-    def __init__(self, cuda: FakeCuda, profiles: list[dict[str, Any]], model: onnx.ModelProto):
-        self.cuda, self.profiles, self.model = cuda, profiles, model
+    def __init__(self, cuda: FakeCuda, settings: dict[str, Any], model: onnx.ModelProto):
+        self.cuda, self.profiles, self.model = cuda, settings["profiles"], model
+        self.user_allocation = Flag.REQUIRE_USER_ALLOCATION.name in settings["flags"]
+        assert settings["streams"] == 0, "auxiliary streams cost events in every pass"
         for tensor in model.graph.initializer:
             if tensor.name.startswith("rotary_"):  # ONNX Runtime, unlike TensorRT, needs a line for each row of a pass
                 table = np.pad(onnx.numpy_helper.to_array(tensor), ((0, 4096), (0, 0)))
@@ -264,30 +284,91 @@ class Engine:
             if not any(d.dim_param for d in v.type.tensor_type.shape.dim)
         }
         self.aliases = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "TensorScatter"}
-        self.device_memory_size_v2 = len(model.graph.node) << 10
+        self.device_memory_size_v2 = max(
+            self.get_device_memory_size_for_profile_v2(index) for index in range(len(self.profiles))
+        )
 
-    def create_execution_context(self, strategy: Any) -> Any:
-        assert strategy is Strategy.USER_MANAGED
-        return Context(self)
+    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
+        """As the compiler's log has it: a general profile wants many times what the fixed one of a reuse pass does."""
+        return len(self.model.graph.node) << (10 if profile == REUSE else 14)
+
+    def create_runtime_config(self) -> "RuntimeConfig":
+        return RuntimeConfig()
+
+    def create_execution_context(self, how: "RuntimeConfig | Strategy") -> Any:
+        config = how if isinstance(how, RuntimeConfig) else RuntimeConfig()
+        config.strategy = config.strategy or how
+        assert config.strategy is Strategy.USER_MANAGED
+        context = Context(self, config.dynamic_shapes_kernel_specialization_strategy is Specialisation.EAGER)
+        self.cuda.contexts.add(context)
+        weakref.finalize(context, destroyed, self.cuda)
+        return context
+
+
+def destroyed(cuda: FakeCuda) -> None:
+    """Note where a context is destroyed while its work may be queued: Python ignores what is raised here."""
+    if cuda.queue:
+        cuda.broken.append("a context was destroyed with work queued")
+
+
+class RuntimeCache:
+    """The kernels that were compiled; loads what an equal one wrote."""
+
+    def __init__(self) -> None:
+        self.loaded: bytes | None = None
+
+    def deserialize(self, content: bytes) -> bool:
+        self.loaded = content if content.startswith(b"kernels") else None
+        return self.loaded is not None
+
+    def serialize(self) -> bytes:
+        return b"kernels of the fake GPU"
+
+
+class Specialisation(Enum):
+    LAZY, EAGER, NONE = range(3)
+
+
+class RuntimeConfig:
+    """How a context is made."""
+
+    def __init__(self) -> None:
+        self.strategy: Any = None
+        self.cache: RuntimeCache | None = None
+        self.dynamic_shapes_kernel_specialization_strategy = Specialisation.LAZY
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
 
 
 class Context:
     """An execution context, which checks what is bound."""
 
-    def __init__(self, engine: Engine):
-        self.engine, self.spans = engine, {}  # type: ignore[var-annotated]
+    def __init__(self, engine: Engine, eager: bool):
+        self.engine, self.eager, self.spans, self.profile = engine, eager, {}, 0  # type: ignore[var-annotated]
         self.addresses: dict[str, Address] = {}
         self.shapes = dict(engine.fixed)
         self.memory = 0
 
     def set_device_memory(self, memory: Address, size: int) -> None:
-        assert self.spans and size >= self.engine.device_memory_size_v2
+        assert self.spans and size >= self.engine.get_device_memory_size_for_profile_v2(self.profile)
+        assert memory % ALIGNMENT == 0, f"scratch memory at {memory:#x} is not aligned"
         self.engine.cuda.at(memory, size)
         self.memory = memory
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
-        self.spans = self.engine.profiles[profile]
+        self.spans, self.profile = self.engine.profiles[profile], profile
         return True
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self.engine.user_allocation and bool(self.memory)
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         if name in self.engine.fixed:
@@ -308,12 +389,19 @@ class Context:
         addresses, shapes, captured = dict(self.addresses), dict(self.shapes), cuda.recording is not None
         assert self.memory, "the context has no scratch memory"
         assert set(addresses) == set(engine.types), set(engine.types) ^ set(addresses)
+        unaligned = [name for name, address in addresses.items() if address % ALIGNMENT]
+        assert not unaligned, f"{unaligned} are not bound at multiples of {ALIGNMENT} bytes"
+        assert not captured or engine.user_allocation, "an engine without REQUIRE_USER_ALLOCATION is captured"
+        assert not captured or self.eager, "a graph is captured with fallback kernels"
         for output, source in engine.aliases.items():
             assert addresses[output] == addresses[source], f"{output} does not alias {source}"
 
         def work() -> None:
             assert not captured or shapes == self.shapes, "the context of a captured graph has other shapes now"
-            cuda.at(self.memory, engine.device_memory_size_v2)
+            assert not captured or addresses == self.addresses, (
+                "the context of a captured graph has other addresses now"
+            )
+            cuda.at(self.memory, engine.get_device_memory_size_for_profile_v2(self.profile))
             feeds = {}
             for tensor in engine.session.get_inputs():
                 dtype, shape = np.dtype(engine.types[tensor.name]), shapes[tensor.name]
@@ -341,7 +429,7 @@ class Severity(Enum):
 
 
 class Flag(Enum):
-    TF32 = 1
+    TF32, REQUIRE_USER_ALLOCATION = 1, 2
 
 
 class CreationFlag(Enum):
@@ -369,6 +457,7 @@ def module() -> ModuleType:
     contents = dict(
         __version__=VERSION, ILogger=Logger, Logger=Logger, Builder=Builder, OnnxParser=Parser, Runtime=Runtime,
         ComputeCapability=ComputeCapability, NetworkDefinitionCreationFlag=CreationFlag,
+        DynamicShapesKernelSpecializationStrategy=Specialisation,
         ExecutionContextAllocationStrategy=Strategy, BuilderFlag=Flag, ProfilingVerbosity=Verbosity,
         DeviceType=SimpleNamespace(DLA="DLA"), init_libnvinfer_plugins=lambda logger, namespace: True,
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """The calls of CUDA's runtime API, without a GPU: they are recorded, not made."""
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ def without_gpu(**api: Any) -> Cuda:
     """A `Cuda` whose runtime API is `api`."""
     cuda = object.__new__(Cuda)
     cuda.stream, cuda.owned, cuda.hosts = 7, [], set()
+    cuda.device, cuda.thread, cuda.capturing = 0, threading.get_ident(), False
     cuda.api = SimpleNamespace(**api)
     return cuda
 

@@ -1,6 +1,7 @@
 """The fake GPU itself: it must notice what breaks the rules of CUDA and TensorRT."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,9 +53,14 @@ def test_a_captured_graph_needs_its_shapes(bundle: Path) -> None:
         for _ in range(2):
             made.reuse(due)
         graph = batch_of(model).pass_queue.graphs["row", 2]
-        context = made.engine("embed", due[0].runner.slots).context(0, 2)  # type: ignore[attr-defined]
-        context.context.set_input_shape("ids", (1, due[0].rows))
-        cuda.launch(graph)
-        with pytest.raises(AssertionError, match="other shapes now"):
-            cuda.sync()
-        cuda.queue.clear()
+        engine: Any = made.engine("embed", due[0].runner.slots)
+        context = next(kept.context for key, kept in engine.contexts.items() if key[:2] == (0, 2))
+        shape, address = context.shapes["ids"], context.addresses["ids"]
+        for name, value in (("shapes", (1, due[0].rows)), ("addresses", address + 256)):
+            getattr(context, name)["ids"] = value
+            cuda.launch(graph)
+            with pytest.raises(AssertionError, match=f"other {name} now"):
+                cuda.sync()
+            cuda.queue.clear()
+            context.shapes["ids"], context.addresses["ids"] = shape, address
+        del context, engine  # as a traceback, they would keep it alive

@@ -1,5 +1,6 @@
 """Queues of passes: when a graph is captured, and the profile and memory that a part runs with."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class RecordedEngine:
     executor: Recorder
     part: str
 
-    def run(self, profile: int, bindings: Bindings) -> None:
+    def run(self, profile: int, bindings: Bindings, place: Hashable = None) -> None:
         self.executor.runs.append((self.part, profile, bindings))
         fake(self.executor).push(lambda: None, "run")
 
@@ -73,6 +74,7 @@ def test_the_second_run_is_captured(bundle: Path, capturable: bool) -> None:
     assert counts["capture"] == capturable
     queue.replay("other", lambda: queue.embed(5))
     assert counts["capture"] == capturable and counts["launch"] == (2 if capturable else 0)
+    fake(executor).queue.clear()
     queue.release()
     assert not queue.graphs
 

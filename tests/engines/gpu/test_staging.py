@@ -73,5 +73,5 @@ def test_rows_of_the_head_are_padded() -> None:
 def test_results_of_a_batch() -> None:
     result = ResultBuffer(FakeCuda(), batch=2, layers=3, track_num=4, rows=5)
     assert {name: array.shape for name, array in result.arrays.items()} == {
-        "sigma": (6,), "probe": (24,), "token": (10,), "confidence": (10,),
+        "sigma": (3, 64), "probe": (3, 32), "token": (10,), "confidence": (10,),
     }  # fmt: skip
