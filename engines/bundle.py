@@ -29,7 +29,7 @@ from engines.locks import LOCK
 from engines.record import NEXT, enlarge, rebuild
 
 FORMAT = "elastic-bundle"
-VERSION = 6
+VERSION = 7
 MANIFEST = "manifest.json"
 STAMPS = "stamps"
 

@@ -71,6 +71,7 @@ class SequenceRunner(ABC):
 
     def __init__(self, config: ModelConfig, length: int, slots: int, padded_rows: int = 0):
         self.config, self.length, self.slots, self.padded_rows = config, length, slots, padded_rows
+        self.front_rows = 0  # the first slots in which tracked rows and window must lie; 0: they may lie anywhere
         self.block_length = config.block_length  # may be set to another before the first pass
 
     def end(self) -> None:  # noqa: B027

@@ -78,7 +78,7 @@ class Batch:
             runner_of(due).set_targets(due.drift_inputs)
         self._upload_control(count)
         self.pass_queue.batch = count
-        self.pass_queue.replay((kind, count), lambda: self.pass_queue.reuse(self.rows, kind, self.rows))
+        self.pass_queue.replay((kind, count), lambda: self.pass_queue.reuse(self.rows, kind))
         self.result.fetch()
         sigma = self.result["sigma"][:, :count]
         probe = self.result["probe"][:, : count * self.track_num].reshape(self.layers, count, -1)

@@ -26,7 +26,7 @@ class Engine(Protocol):
     """A compiled part."""
 
     def run(self, profile: int, bindings: Bindings, place: Hashable = None) -> None:
-        """Queue one run; `profile` is REUSE, FULL or GENERAL for embed and layers, REUSE or ANY for other parts.
+        """Queue one run; `profile` is REUSE, FULL or GENERAL for embed and layers, REUSE or ANY for head and tests.
 
         Runs at one `place` have the same addresses while a captured graph contains one of them.
         """

@@ -62,15 +62,14 @@ class PassQueue:
                 self.cuda.destroy(graph)
         self.graphs.clear()
 
-    def reuse(self, rows: int, kind: str, probe_rows: int, embeds: bool = True) -> None:
+    def reuse(self, rows: int, kind: str, embeds: bool = True) -> None:
         """Queue a reuse pass to its end: embed, every layer with its drift test `kind` and its probe, and the head."""
         if embeds:
             self.embed(rows)
         for index in range(self.config.layers):
             self.save_previous(index, rows)
             self.layer(index, rows)
-            self.drift(index, rows, kind)
-            self.probe(index, probe_rows)
+            self.tests(index, rows, kind)
         self.head(self.capacity.window)
 
     def embed(self, rows: int) -> None:
@@ -94,32 +93,39 @@ class PassQueue:
         self._unstage("q", index, rows, q)
 
     def save_previous(self, index: int, rows: int) -> None:
-        """Queue copies of Q and K of the first `rows` slots: the drift test needs them as they were before the pass."""
-        for name, target in (("q", self.caches.q_prev), ("k", self.caches.k_prev)):
+        """Queue copies of what the drift test needs as it was before a pass of `rows` rows.
+
+        That is K of the rows, and Q of the first R slots, which the tests read.
+        """
+        for name, target, count in (("q", self.caches.q_prev, self.capacity.rows), ("k", self.caches.k_prev, rows)):
             row, planes = self.caches.width[name], self.batch * self.caches.planes[name]
             source = self.caches.at(name, index, self.first)
-            self.cuda.copy_rows(target, rows * row, source, self.caches.slots * row, rows * row, planes)
+            self.cuda.copy_rows(target, count * row, source, self.caches.slots * row, count * row, planes)
 
-    def drift(self, index: int, rows: int, kind: str) -> None:
-        """Queue the drift test of a layer to `sigma` [L, B]."""
+    def tests(self, index: int, rows: int, kind: str) -> None:
+        """Queue the tests of a layer after `rows` rows ran: `sigma` [B] of the drift test, and `probe` [B, K]."""
+        slots, read = self.caches.slots, self.capacity.rows
         self._run(
-            f"drift_{kind}", REUSE if rows == self.capacity.rows else ANY,
-            q_prev=(self.caches.q_prev, self._heads(rows)), q_now=(self._q(index), self._heads(rows)),
-            tracked_rows=self._control("tracked", rows),
+            f"tests_{kind}", REUSE if rows == read else ANY, layer=index,
+            q_prev=(self.caches.q_prev, self._heads(read)), q_now=(self._q(index), self._heads(read)),
+            tracked_rows=self._control("tracked", read), window_rows=self._control("window", read),
             k_prev=(self.caches.k_prev, (self.batch, self.config.kv_heads, rows, self.config.head_size)),
-            k_cache=self._keys("k", index), key_mask=self._control("key_mask", self.caches.slots),
-            layer=index, sigma=(self.result.line("sigma", index), (self.batch,)),
+            k_cache=self._keys("k", index), key_mask=self._control("key_mask", slots),
+            probe_keys=self._control("probe_keys", slots),
+            sigma=(self.result.line("sigma", index), (self.batch,)), probe=self._probe(index),
         )  # fmt: skip
 
-    def probe(self, index: int, rows: int) -> None:
-        """Queue the probe of a layer, over its first `rows` slots, to `probe` [L, B, K]."""
-        slots, count = self.caches.slots, self.capacity.track_num
+    def probe(self, index: int) -> None:
+        """Queue the probe of a layer, over its first R slots, to `probe` [B, K]."""
+        slots, read = self.caches.slots, self.capacity.rows
         self._run(
-            "probe", REUSE if rows == self.capacity.rows else ANY, q_window=(self._q(index), self._heads(rows)),
-            window_rows=self._control("window", rows), probe_keys=self._control("probe_keys", slots),
-            k_cache=self._keys("k", index), key_mask=self._control("key_mask", slots),
-            layer=index, probe=(self.result.line("probe", index), (self.batch, count)),
+            "probe", REUSE, layer=index, q_window=(self._q(index), self._heads(read)),
+            window_rows=self._control("window", read), probe_keys=self._control("probe_keys", slots),
+            k_cache=self._keys("k", index), key_mask=self._control("key_mask", slots), probe=self._probe(index),
         )  # fmt: skip
+
+    def _probe(self, index: int) -> Binding:
+        return self.result.line("probe", index), (self.batch, self.capacity.track_num)
 
     def head(self, rows: int) -> None:
         """Queue the head for the `rows` slots that the control buffer names, to `token` and `confidence` [B, rows]."""

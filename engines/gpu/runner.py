@@ -28,6 +28,7 @@ class GpuRunner(LayerwiseRunner):
         config, capacity, slots = executor.config, executor.capacity, caches.slots
         padded_rows = capacity.rows if executor.capturable else 0
         super().__init__(config, slots - capacity.rows, slots, padded_rows=padded_rows)
+        self.front_rows = capacity.rows
         self.runs_ahead = True
         self.cuda, self.capacity, self.caches, self.precision = executor.cuda, capacity, caches, executor.precision
         widths = dict.fromkeys(("ids", "positions", "key_mask", "probe_keys", "tracked", "window"), slots)
@@ -101,14 +102,12 @@ class GpuRunner(LayerwiseRunner):
 
     def drift(self, index: int, before: Any, drift_inputs: DriftInputs) -> float:
         self._prepare(drift_inputs)
-        self.pass_queue.drift(index, before, drift_inputs.kind)
+        self.pass_queue.tests(index, before, drift_inputs.kind)
         self.result.fetch()
         return float(self.result["sigma"][index, 0])
 
     def probe(self, index: int, drift_inputs: DriftInputs) -> Slots:
-        self._prepare(drift_inputs)
-        self.pass_queue.probe(index, self._probe_rows(drift_inputs))
-        self.result.fetch()
+        """What the tests of the layer have found with its sigma."""
         return np.array(self._probes()[index])
 
     def run_layers(
@@ -119,7 +118,7 @@ class GpuRunner(LayerwiseRunner):
         for index in range(first, self.config.layers):
             self.pass_queue.layer(index, rows)
             if drift_inputs is not None:
-                self.pass_queue.probe(index, self._probe_rows(drift_inputs))
+                self.pass_queue.probe(index)
         if drift_inputs is None:
             return []
         self.result.fetch()
@@ -139,7 +138,7 @@ class GpuRunner(LayerwiseRunner):
 
     def has_captured_shape(self, due: ReusePass) -> bool:
         """Whether a pass has the shape of captured graphs: the padded rows, with the window among them."""
-        return self.can_run_ahead(due) and due.rows == self.padded_rows == self._probe_rows(due.drift_inputs)
+        return self.can_run_ahead(due) and due.rows == self.padded_rows
 
     def set_targets(self, drift_inputs: DriftInputs) -> None:
         """Write the rows that the head, the drift test and the probe of the coming pass read."""
@@ -155,10 +154,10 @@ class GpuRunner(LayerwiseRunner):
             self.control.upload()
         else:
             self._prepare()
-        kind, rows, probe_rows = due.drift_inputs.kind, due.rows, self._probe_rows(due.drift_inputs)
+        kind, rows = due.drift_inputs.kind, due.rows
 
         def work() -> None:
-            self.pass_queue.reuse(rows, kind, probe_rows, embeds)
+            self.pass_queue.reuse(rows, kind, embeds)
 
         if self.has_captured_shape(due):
             self.pass_queue.replay((kind, self.batch_row, embeds), work)
@@ -238,10 +237,6 @@ class GpuRunner(LayerwiseRunner):
                 hidden = self.caches.at("h", 0, self.batch_row)
                 self.input_embeddings.copy_to(hidden, self.unembedded - self.config.vocab)
             self.unembedded = NO_SLOTS
-
-    def _probe_rows(self, drift_inputs: DriftInputs) -> int:
-        """How many rows the probe reads: the capacity's, unless the window lies beyond them."""
-        return self.capacity.rows if drift_inputs.window.max() < self.capacity.rows else self.slots
 
     def _probes(self) -> Slots:
         """The probed slots [L, K] of the last pass."""

@@ -69,7 +69,10 @@ class ControlBuffer(StagingBuffer):
         super().__init__(cuda, **{name: ((batch * widths[name],), dtype) for name, dtype in CONTROL.items()})
 
     def set_drift_inputs(self, drift_inputs: DriftInputs) -> None:
-        """Write the rows and keys that drift test and probe read, if they differ from what is there (one sequence)."""
+        """Write the rows and keys that drift test and probe read, if they differ from what is there (one sequence).
+
+        Tracked rows and window must be among the first rows, which the tests read.
+        """
         arrays = {"probe_keys": drift_inputs.probe_keys}
         for name, slots in (("tracked", drift_inputs.tracked), ("window", drift_inputs.window)):
             arrays[name] = np.zeros(len(self[name]), bool)

@@ -59,24 +59,30 @@ def head_signature(config: ModelConfig, dtype: str) -> GraphSignature:
     )
 
 
-def drift_signature(config: ModelConfig, dtype: str, kind: str) -> GraphSignature:
-    """The drift test of one layer: `sigma`, the similarity of the tracked rows' attention before and after a pass.
+def tests_signature(config: ModelConfig, dtype: str, kind: str, track_num: int) -> GraphSignature:
+    """The tests of one layer after a reuse pass: `sigma` of the drift test `kind`, and the layer's `probe`.
 
-    The tracked rows are among the first T slots, where `tracked_rows` is true. `q_prev` and `k_prev` hold the
-    queries and keys of the first slots before the pass; all other keys are unchanged in `k_cache`.
+    `sigma` is the similarity of the tracked rows' attention before and after the pass, `probe` the slots of the keys
+    that receive most of the window's attention, in descending order. Tracked rows and window are among the first T
+    slots, where `tracked_rows` and `window_rows` are true. `q_prev` and `k_prev` hold the queries and keys of the
+    first slots before the pass; all other keys are unchanged in `k_cache`. Only keys whose `probe_keys` is true count
+    for the probe.
     """
     rows = ("B", "T", config.heads, config.head_size)
+    keys = ("B", config.kv_heads, "S", config.head_size)
     return GraphSignature(
-        f"drift_{kind}",
+        f"tests_{kind}",
         (
             TensorSpec("q_prev", dtype, rows),
             TensorSpec("q_now", dtype, rows),
             TensorSpec("tracked_rows", "bool", ("B", "T")),
+            TensorSpec("window_rows", "bool", ("B", "T")),
             TensorSpec("k_prev", dtype, ("B", config.kv_heads, "A", config.head_size)),
-            TensorSpec("k_cache", dtype, ("B", config.kv_heads, "S", config.head_size)),
+            TensorSpec("k_cache", dtype, keys),
             TensorSpec("key_mask", "bool", ("B", "S")),
+            TensorSpec("probe_keys", "bool", ("B", "S")),
         ),
-        (TensorSpec("sigma", "fp32", ("B",)),),
+        (TensorSpec("sigma", "fp32", ("B",)), TensorSpec("probe", "int64", ("B", track_num))),
     )
 
 
@@ -99,16 +105,16 @@ def probe_signature(config: ModelConfig, dtype: str, track_num: int) -> GraphSig
 
 
 def gpu_signatures(config: ModelConfig, dtype: str, track_num: int) -> tuple[GraphSignature, ...]:
-    """All graphs of a language model in the GPU dialect: embed, layers, head, then the drift tests and the probe.
+    """All graphs of a language model in the GPU dialect: embed, layers, head, then the tests and the probe alone.
 
     `dtype` is the bundle's precision, `track_num` the number of keys K that the probe returns.
     """
     layers = (layer_signature(config, dtype, i) for i in range(config.layers))
-    drifts = (drift_signature(config, dtype, kind) for kind in DRIFTS)
+    tests = (tests_signature(config, dtype, kind, track_num) for kind in DRIFTS)
     return (
         embed_signature(config, dtype),
         *layers,
         head_signature(config, dtype),
-        *drifts,
+        *tests,
         probe_signature(config, dtype, track_num),
     )

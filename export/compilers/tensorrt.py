@@ -163,9 +163,9 @@ def profiles(signature: GraphSignature, capacity: Capacity, slots: int, tiles: i
         return [several | {"A": fixed(rows)}, one | {"A": fixed(slots)}, one | {"A": any_rows}]
     if kind == "head":
         return [several | {"A": fixed(slots), "W": fixed(window)}, one | {"A": fixed(slots), "W": fixed(rows)}]
-    if kind == "drift":
-        return [several | {"A": fixed(rows), "T": fixed(rows)}, one | {"A": any_rows, "T": any_rows}]
-    return [several | {"W": fixed(rows)}, one | {"W": any_rows}]
+    if kind == "tests":
+        return [several | {"A": fixed(rows), "T": fixed(rows)}, one | {"A": any_rows, "T": fixed(rows)}]
+    return [several | {"W": fixed(rows)}]
 
 
 def with_weights_as_inputs(path: Path, slots: int) -> onnx.ModelProto:

@@ -116,48 +116,71 @@ def exclusion(config: ModelConfig, ids: tuple[int, ...]) -> NDArray[np.float32]:
     return found
 
 
-def drift(g: Graph, config: ModelConfig) -> None:
-    """sigma [B] of the drift test that the signature names, from queries and keys before and after a pass.
+def tests(g: Graph, config: ModelConfig) -> None:
+    """sigma [B] of the drift test that the signature names, and probe [B, K], of one layer after a reuse pass.
 
-    The two kinds are described in `engines.eager.layers.drift`.
+    The two kinds are described in `engines.eager.layers.drift`. The queries before
+    and after the pass are scored in one product, so the keys are read once.
     """
     kind = g.signature.name.partition("_")[2]
     written = g.op("Shape", "k_prev", start=2, end=3)
-    unchanged = g.op("Slice", scores(g, config, "q_prev", "k_cache"), written, g.constant([2**62]), g.constant([3]))
-    before = g.op("Concat", scores(g, config, "q_prev", "k_prev"), unchanged, axis=3)
-    old = attention_rows(g, before)
-    new = attention_rows(g, scores(g, config, "q_now", "k_cache"))
-    similar = similarity(g, kind, old, new)
-    counted = g.op("Unsqueeze", "tracked_rows", g.constant([2 if kind == "head" else 1]))
+    both = g.op("Concat", "q_prev", "q_now", axis=1)
+    of_prev, of_now = g.ops("Split", scores(g, config, both, "k_cache"), outputs=2, axis=4, num_outputs=2)
+    unchanged = g.op("Slice", of_prev, written, g.constant([2**62]), g.constant([2]))
+    before = g.op("Concat", scores(g, config, "q_prev", "k_prev"), unchanged, axis=2)
+    old, new = attention_rows(g, before), attention_rows(g, of_now)
+    similar = similarity(g, kind, old, new, keys=2, heads=(1, 3))  # [B, G, H/G, T]; for head: [B, S, T]
+    counted = g.op("Unsqueeze", "tracked_rows", g.constant([1] if kind == "head" else [1, 2]))
     if kind == "head":
-        counted = g.op("And", counted, g.op("Unsqueeze", "key_mask", g.constant([1])))
+        counted = g.op("And", counted, g.op("Unsqueeze", "key_mask", g.constant([2])))
     weights = g.op("Expand", g.op("Cast", counted, to=TensorProto.FLOAT), g.op("Shape", similar))
-    axes = g.constant([1, 2])
+    axes = g.constant([1, 2] if kind == "head" else [1, 2, 3])
     total = g.op("ReduceSum", g.op("Mul", similar, weights), axes, keepdims=0)
     g.op("Div", total, g.op("ReduceSum", weights, axes, keepdims=0), name="sigma")
+    probed(g, new, "window_rows")
+
+
+def probe(g: Graph, config: ModelConfig) -> None:
+    """probe [B, K]: the slots with the most attention of the rows in `window_rows`, among those in `probe_keys`."""
+    probed(g, attention_rows(g, scores(g, config, "q_window", "k_cache")), "window_rows")
+
+
+def probed(g: Graph, rows: str, counted: str) -> None:
+    """probe [B, K] from attention [B, G, S, H/G, T]; the rows in `counted` [B, T] are added up."""
+    weights = g.op("Cast", g.op("Unsqueeze", counted, g.constant([1, 2, 3])), to=TensorProto.FLOAT)
+    mass = g.op("ReduceSum", g.op("Mul", rows, weights), g.constant([1, 3, 4]), keepdims=0)
+    most_attended(g, mass, g.constant([g.signature.outputs[-1].axes[1]]))
+
+
+def most_attended(g: Graph, mass: str, count: str) -> None:
+    """probe [B, K]: the `count` [1] keys in `probe_keys` with the most of `mass` [B, S]."""
+    g.top_k(g.op("Where", "probe_keys", mass, g.constant(-1.0, np.float32)), count, "probe")
 
 
 def scores(g: Graph, config: ModelConfig, q: str, k: str) -> str:
-    """Scaled q·k in float32: q [B, T, H, D], k [B, G, S, D] -> [B, H, T, S]."""
-    # Scaled after the product: numbers in half precision are exact in TF32, scaled ones are not.
-    # Each reshape infers one axis, so T may be dynamic: [B, H, T, D] -> [B, G, H/G·T, D] and back.
-    grouped = g.reshape(g.swap(g.cast(q, "fp32")), 0, config.kv_heads, -1, config.head_size)
-    product = g.op("MatMul", grouped, g.op("Transpose", g.cast(k, "fp32"), perm=[0, 1, 3, 2]))
-    product = g.op("Mul", product, g.constant(config.head_size**-0.5, np.float32))
-    slots = g.op("Shape", product, start=3, end=4)
-    shape = g.op("Concat", g.constant([0, config.heads, -1]), slots, axis=0)
-    return g.op("Reshape", product, shape)
+    """Scaled k·q in float32: q [B, T, H, D], k [B, G, S, D] -> [B, G, S, H/G, T].
+
+    K times Q transposed, since of Q times K transposed a compiler writes all of K
+    out anew. Scaled after the product, whose inputs are then exact in TF32.
+    """
+    group = config.heads // config.kv_heads
+    # [B, T, H, D] -> [B, D, H, T] -> [B, D, G, H/G·T] -> [B, G, D, H/G·T]; each reshape infers one axis.
+    by_head = g.op("Transpose", q, perm=[0, 3, 2, 1])
+    grouped = g.op("Transpose", g.reshape(by_head, 0, 0, config.kv_heads, -1), perm=[0, 2, 1, 3])
+    product = g.cast(g.op("MatMul", k, grouped), "fp32")
+    scaled = g.op("Mul", product, g.constant(config.head_size**-0.5, np.float32))
+    return g.reshape(scaled, 0, 0, 0, group, -1)
 
 
 def attention_rows(g: Graph, raw: str) -> str:
-    """Softmax of scores [B, H, T, S] over the keys that `key_mask` allows."""
+    """Softmax of scores [B, G, S, H/G, T] over the keys that `key_mask` allows."""
     masked = g.op("Where", "key_mask", g.constant(0, np.float32), g.constant(-np.inf, np.float32))
-    return g.op("Softmax", g.op("Add", raw, g.op("Unsqueeze", masked, g.constant([1, 2]))), axis=-1)
+    return g.op("Softmax", g.op("Add", raw, g.op("Unsqueeze", masked, g.constant([1, 3, 4]))), axis=2)
 
 
-def similarity(g: Graph, kind: str, old: str, new: str) -> str:
-    """Cosines of attention rows [B, H, T, S]: over the keys, [B, H, T]; for `head` over the heads, [B, T, S]."""
-    axis = g.constant([1 if kind == "head" else -1])
+def similarity(g: Graph, kind: str, old: str, new: str, keys: int = -1, heads: tuple[int, ...] = (1,)) -> str:
+    """Cosines of attention rows along the axis `keys`; for `head` across the axes `heads`, for each key."""
+    axis = g.constant(list(heads) if kind == "head" else [keys])
 
     def norm(x: str) -> str:
         length = g.op("Sqrt", g.op("ReduceSum", g.op("Mul", x, x), axis, keepdims=0))  # ReduceL2 takes twice as long
@@ -167,17 +190,4 @@ def similarity(g: Graph, kind: str, old: str, new: str) -> str:
     return g.op("Div", dot, g.op("Mul", norm(old), norm(new)))
 
 
-def probe(g: Graph, config: ModelConfig) -> None:
-    """probe [B, K]: the slots with the most attention of the rows in `window_rows`, among those in `probe_keys`."""
-    rows = attention_rows(g, scores(g, config, "q_window", "k_cache"))
-    counted = g.op("Cast", g.op("Unsqueeze", "window_rows", g.constant([1, 2])), to=TensorProto.FLOAT)
-    mass = g.op("ReduceSum", g.op("MatMul", counted, rows), g.constant([1, 2]), keepdims=0)
-    most_attended(g, mass, g.constant([g.signature.outputs[0].axes[1]]))
-
-
-def most_attended(g: Graph, mass: str, count: str) -> None:
-    """probe [B, K]: the `count` [1] keys in `probe_keys` with the most of `mass` [B, S]."""
-    g.top_k(g.op("Where", "probe_keys", mass, g.constant(-1.0, np.float32)), count, "probe")
-
-
-WRITERS: dict[str, Writer] = {"embed": embed, "layer": layer, "head": head, "drift": drift, "probe": probe}
+WRITERS: dict[str, Writer] = {"embed": embed, "layer": layer, "head": head, "tests": tests, "probe": probe}

@@ -109,8 +109,13 @@ def head(bundle: Bundle, signature: GraphSignature, weights: eager.Weights, hidd
     return outputs
 
 
-def drift(bundle: Bundle, signature: GraphSignature, weights: eager.Weights, **inputs: Tensor) -> Outputs:
-    return {"sigma": eager.drift(signature.name.partition("_")[2], **inputs)}
+def tests(
+    bundle: Bundle, signature: GraphSignature, weights: eager.Weights, window_rows: Tensor, probe_keys: Tensor,
+    **inputs: Tensor,
+) -> Outputs:  # fmt: skip
+    sigma = eager.drift(signature.name.partition("_")[2], **inputs)
+    q, keys, mask = (inputs[name] for name in ("q_now", "k_cache", "key_mask"))
+    return {"sigma": sigma, "probe": eager.probe(bundle.capacity.track_num, q, window_rows, keys, mask, probe_keys)}
 
 
 def probe(bundle: Bundle, signature: GraphSignature, weights: eager.Weights, **inputs: Tensor) -> Outputs:
@@ -127,6 +132,6 @@ def projector(bundle: Bundle, signature: GraphSignature, weights: eager.Weights,
 
 
 REFERENCES: dict[str, Callable[..., Outputs]] = {
-    "embed": embed, "layer": layer, "head": head, "drift": drift, "probe": probe,
+    "embed": embed, "layer": layer, "head": head, "tests": tests, "probe": probe,
     "tower": tower, "projector": projector,
 }  # fmt: skip

@@ -95,6 +95,8 @@ class Controller:
             active, result, rows = len(self.sequence), ReuseResult([], None, []), self._full_pass(plan)
         else:
             active = len(plan.active)
+            if plan.drift_test is not None and 0 < self.runner.front_rows < active:
+                self._bring_to_front(np.concatenate([self.tracked, plan.candidates]))  # and there they stay
             count = self._pad(plan.active)
             self._embed(count)
             drift_inputs = self._drift_inputs(plan)
@@ -141,8 +143,8 @@ class Controller:
 
     def _full_pass(self, plan: StepPlan) -> int:
         """Run every layer over the whole sequence; returns the layer-rows run."""
-        if self.runner.padded_rows and plan.drift_test is not None:
-            self._bring_to_front(plan.candidates)  # the probe reads the first rows
+        if self.runner.front_rows and plan.drift_test is not None:
+            self._bring_to_front(plan.candidates)
         count = len(self.map.slot_of)
         self._embed(count)
         probes = self.runner.run_layers(count, self._drift_inputs(plan), logits_rows=self._logits_rows(plan.candidates))

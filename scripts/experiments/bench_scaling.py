@@ -121,7 +121,9 @@ def step(model: runtime.Runtime, length: int, rows: int, window: int = WINDOW) -
 
 def drift_seconds(model: Model) -> float:
     """Seconds that drift tests and probes have taken so far."""
-    return sum(spent for part, spent in model.seconds.items() if part.startswith(("attention", "drift", "probe")))
+    return sum(
+        spent for part, spent in model.seconds.items() if part.startswith(("attention", "drift", "tests", "probe"))
+    )
 
 
 def products(config: ModelConfig, rows: int, length: int) -> Callable[[], None]:

@@ -45,7 +45,7 @@ def test_no_back_end_is_no_back_end(tiny_checkpoint: Path, tmp_path: Path) -> No
 def test_progress_names_each_part(tiny_checkpoint: Path, tmp_path: Path) -> None:
     seen: list[Any] = []
     export.build(tiny_checkpoint, tmp_path / "b", progress=lambda *event: seen.append(event))
-    names = ("embed", "layer_00", "layer_01", "head", *DRIFT_PARTS, "probe")
+    names = ("embed", "layer_00", "layer_01", "head", "tests_row", "tests_head", "probe")
     on_the_cpu = ("embed", "layer_00", "layer_01", "head", "attention", *DRIFT_PARTS, "probe", "reuse")
     exported = [(f"onnx/{name}", i, 7) for i, name in enumerate(names, 1)]
     assert seen == exported + [(f"onnx/{name}", i, 9) for i, name in enumerate(on_the_cpu, 1)]

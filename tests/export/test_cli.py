@@ -45,8 +45,9 @@ def test_build(build: Call, call: Call, text_checkpoint: Path, tmp_path: Path) -
     code, printed, err = build("--checkpoint", text_checkpoint, "--out", out, "--fp16", "--window", 8, "--track-num", 2)
     assert (code, err) == (0, "")
     assert "2 layers of width 32" in printed and "fp16" in printed and "GB of disk" in printed
-    for part in ("embed", "layer_00", "layer_01", "head", "drift_row", "drift_head", "probe"):
+    for part in ("embed", "layer_00", "layer_01", "head", "probe"):
         assert f"onnx/{part}" in printed and f"engines/onnxruntime/{part}" in printed
+    assert "onnx/tests_row" in printed and "engines/onnxruntime/drift_row" in printed
     assert f"[ok] {out}" in printed and "up to date" not in printed
     bundle = Bundle.open(out)
     assert (bundle.capacity.window, bundle.capacity.track_num, bundle.manifest.precision) == (8, 2, "fp16")
@@ -127,7 +128,7 @@ def test_build_into_a_file(build: Call, text_checkpoint: Path, tmp_path: Path) -
 def test_inspect(call: Call, golden_bundle: Path) -> None:
     code, printed, err = call(export.cli.main, "inspect", golden_bundle)
     assert (code, err) == (0, "")
-    for word in ("llada-tiny-a", "layer_03", "k_cache", "engines onnxruntime: fp32", "'window': 32", "drift_head"):
+    for word in ("llada-tiny-a", "layer_03", "k_cache", "engines onnxruntime: fp32", "'window': 32", "tests_head"):
         assert word in printed
     code, printed, err = call(export.cli.main, "inspect", golden_bundle, "--json")
     assert (code, err) == (0, "") and json.loads(printed) == dict(vars(Bundle.open(golden_bundle).manifest))

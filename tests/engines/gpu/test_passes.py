@@ -86,9 +86,9 @@ def test_profiles(bundle: Path) -> None:
         queue.layer(1, count)
         assert executor.runs.pop()[:2] == ("layer_01", profile)
     for count, profile in ((rows, REUSE), (SLOTS, ANY), (3, ANY)):
-        queue.probe(0, count)
-        queue.drift(0, count, "row")
-        assert [run[:2] for run in executor.runs] == [("probe", profile), ("drift_row", profile)]
+        queue.probe(0)
+        queue.tests(0, count, "row")
+        assert [run[:2] for run in executor.runs] == [("probe", REUSE), ("tests_row", profile)]
         executor.runs.clear()
     for count, profile in ((window, REUSE), (rows, ANY)):
         queue.head(count)
@@ -98,8 +98,8 @@ def test_profiles(bundle: Path) -> None:
 def test_the_order_of_a_reuse_pass(bundle: Path) -> None:
     executor, queue = queue_of(bundle)
     rows, layers = executor.capacity.rows, executor.config.layers
-    queue.reuse(rows, "head", rows)
-    expected = [name for index in range(layers) for name in (f"layer_{index:02d}", "drift_head", "probe")]
+    queue.reuse(rows, "head")
+    expected = [name for index in range(layers) for name in (f"layer_{index:02d}", "tests_head")]
     assert [run[0] for run in executor.runs] == ["embed", *expected, "head"]
     assert executor.runs[0][2]["table"] == (1, (2, 3)), "weights are bound with the other inputs"
 

@@ -43,7 +43,7 @@ def test_scratch_is_that_of_the_profile_in_use(model: runtime.Runtime) -> None:
     """A reuse pass takes its own; the largest profile is paid for when it runs, and not before."""
     made = tensorrt(model)
     slots = made.slots_for_length(LENGTH)
-    engines = {part: made.engine(part, slots) for part in ("layer_00", "drift_row", "probe", "head")}
+    engines = {part: made.engine(part, slots) for part in ("layer_00", "tests_row", "probe", "head")}
     for engine in engines.values():
         engine.context(REUSE, 1)
     fixed = max(engine.engine.get_device_memory_size_for_profile_v2(REUSE) for engine in engines.values())
@@ -96,7 +96,7 @@ def test_contexts_are_of_one_place(model: runtime.Runtime) -> None:
     """A captured graph needs its contexts' addresses: each layer has its own, and nothing is bound again."""
     model.generate(PROMPT, gen_length=LENGTH)
     made = tensorrt(model)
-    engine = made.engine("drift_row", next(iter(made.batches)))
+    engine = made.engine("tests_row", next(iter(made.batches)))
     keys: Any = engine.contexts
     layers = {key[2][1] for key in keys}
     assert layers == set(range(made.config.layers))

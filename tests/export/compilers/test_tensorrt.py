@@ -165,11 +165,11 @@ def test_a_package_for_the_gpu_of_the_machine(monkeypatch: pytest.MonkeyPatch) -
 
 def test_layers_that_are_not_native(rtx: TensorRTPackage, rtx_bundle: Path) -> None:
     """The drift test writes attention out, as a layer must not."""
-    signature = GraphSignature("drift_row", (), ())
+    signature = GraphSignature("tests_row", (), ())
     capacity = Capacity(max_length=32, window=4, track_num=1, rows=16, max_batch=1)
     spans = tensorrt.profiles(signature, capacity, 64)
-    with refused(BackendError, "no native ATTENTION_INPUT for drift_row", "update TensorRT", "--backend onnxruntime"):
-        build_engine(rtx, "drift_row", part(rtx_bundle, "drift_row"), spans, ["8.9"], native=("ATTENTION_INPUT",))
+    with refused(BackendError, "no native ATTENTION_INPUT for tests_row", "update TensorRT", "--backend onnxruntime"):
+        build_engine(rtx, "tests_row", part(rtx_bundle, "tests_row"), spans, ["8.9"], native=("ATTENTION_INPUT",))
 
 
 def test_attention_that_is_not_native(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,8 @@ def test_every_output_of_every_graph(golden_bundle: Path) -> None:
     rows = compare(golden_bundle)
     layers = [f"layer_{i:02d} {name}" for i in range(4) for name in ("hidden_out", "q", "k_cache_out", "v_cache_out")]
     head = [f"head {name}" for name in ("confidence", "logits", "token")]
-    assert list(rows) == ["embed hidden", *layers, *head, "drift_row sigma", "drift_head sigma", "probe probe"]
+    tests = [f"tests_{kind} {name}" for kind in ("row", "head") for name in ("sigma", "probe")]
+    assert list(rows) == ["embed hidden", *layers, *head, *tests, "probe probe"]
     for row in rows.values():
         print(f"{row.part}: max {row.max:.2e} mean {row.mean:.2e} cosine {row.cosine:.8f}")
         assert row.max < 5e-5 * row.scale and row.cosine > 1 - 1e-6
