@@ -42,7 +42,7 @@ class Batch:
         self.runners = [GpuRunner(executor, self.caches, batch_row) for batch_row in range(batch)]
         rows = dict.fromkeys(("ids", "positions", "tracked", "window"), capacity.rows)
         self.widths = rows | {"key_mask": slots, "probe_keys": slots, "rows": capacity.window, "write_index": 1}
-        self.control = ControlBuffer(self.cuda, batch, self.widths)
+        self.control = ControlBuffer(self.cuda, batch, self.widths, executor.precision)
         self.result = ResultBuffer(self.cuda, batch, config.layers, capacity.track_num, capacity.window)
         self.pass_queue = PassQueue(executor, self.caches, self.control, self.result)
         self.owned = self.cuda.owned[known:]

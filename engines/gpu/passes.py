@@ -84,13 +84,20 @@ class PassQueue:
         hidden, hidden_out, q = self._hidden(index), self._hidden(index + 1), self._q(index)
         k, v = self._keys("k", index), self._keys("v", index)
         self._run(
-            layer_name(index), self._profile(rows), hidden=(hidden, shape), hidden_out=(hidden_out, shape),
-            positions=self._control("positions", rows), key_mask=self._control("key_mask", self.caches.slots),
+            layer_name(index), self._profile(rows), index, hidden=(hidden, shape), hidden_out=(hidden_out, shape),
+            positions=self._control("positions", rows), key_bias=self._control("key_bias", self.caches.slots),
             write_index=(self.control.address["write_index"], (self.batch,)), q=(q, self._heads(rows)),
-            k_cache=k, v_cache=v, k_cache_out=k, v_cache_out=v,
+            k_cache=k, v_cache=v, k_cache_out=k, v_cache_out=v, **self._blocks(rows),
         )  # fmt: skip
         self._unstage("h", index + 1, rows, hidden_out)
         self._unstage("q", index, rows, q)
+
+    def _blocks(self, rows: int) -> dict[str, Binding]:
+        """What a layer with block-causal attention takes more: the positions of all slots, and the ends of blocks."""
+        if self.config.block_length is None:
+            return {}
+        positions = self._control("positions", self.caches.slots)
+        return {"key_positions": positions, "block_ends": self._control("block_ends", rows)}
 
     def save_previous(self, index: int, rows: int) -> None:
         """Queue copies of what the drift test needs as it was before a pass of `rows` rows.
@@ -110,7 +117,7 @@ class PassQueue:
             q_prev=(self.caches.q_prev, self._heads(read)), q_now=(self._q(index), self._heads(read)),
             tracked_rows=self._control("tracked", read), window_rows=self._control("window", read),
             k_prev=(self.caches.k_prev, (self.batch, self.config.kv_heads, rows, self.config.head_size)),
-            k_cache=self._keys("k", index), key_mask=self._control("key_mask", slots),
+            k_cache=self._keys("k", index), key_bias=self._control("key_bias", slots),
             probe_keys=self._control("probe_keys", slots),
             sigma=(self.result.line("sigma", index), (self.batch,)), probe=self._probe(index),
         )  # fmt: skip
@@ -121,7 +128,7 @@ class PassQueue:
         self._run(
             "probe", REUSE, layer=index, q_window=(self._q(index), self._heads(read)),
             window_rows=self._control("window", read), probe_keys=self._control("probe_keys", slots),
-            k_cache=self._keys("k", index), key_mask=self._control("key_mask", slots), probe=self._probe(index),
+            k_cache=self._keys("k", index), key_bias=self._control("key_bias", slots), probe=self._probe(index),
         )  # fmt: skip
 
     def _probe(self, index: int) -> Binding:

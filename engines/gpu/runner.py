@@ -32,7 +32,7 @@ class GpuRunner(LayerwiseRunner):
         self.runs_ahead = True
         self.cuda, self.capacity, self.caches, self.precision = executor.cuda, capacity, caches, executor.precision
         widths = dict.fromkeys(("ids", "positions", "key_mask", "probe_keys", "tracked", "window"), slots)
-        self.control = ControlBuffer(self.cuda, 1, widths | {"rows": capacity.rows, "write_index": 1})
+        self.control = ControlBuffer(self.cuda, 1, widths | {"rows": capacity.rows, "write_index": 1}, self.precision)
         self.result = ResultBuffer(self.cuda, 1, config.layers, capacity.track_num, capacity.rows)
         self.pass_queue = PassQueue(executor, caches, self.control, self.result, batch_row)
         self.input_embeddings: InputEmbeddings | None = None
@@ -228,6 +228,7 @@ class GpuRunner(LayerwiseRunner):
 
     def _prepare(self, drift_inputs: DriftInputs | None = None) -> None:
         """Queue the upload of changed control arrays and the embedding of ids that are not embedded yet."""
+        self.control.block_length = self.block_length
         if drift_inputs is not None:
             self.control.set_drift_inputs(drift_inputs)
         self.control.upload()

@@ -5,14 +5,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.gpu.buffers import narrow
 from engines.gpu.cuda import Address, Cuda, aligned
 from engines.runner import DriftInputs, Slots
 
 CONTROL: dict[str, Any] = {
-    "ids": np.int64, "positions": np.int64, "key_mask": np.bool_, "probe_keys": np.bool_, "tracked": np.bool_,
-    "window": np.bool_, "rows": np.int64, "write_index": np.int64,
+    "ids": np.int64, "positions": np.int64, "block_ends": np.int64, "key_mask": np.bool_, "probe_keys": np.bool_,
+    "tracked": np.bool_, "window": np.bool_, "rows": np.int64, "write_index": np.int64,
 }  # fmt: skip
 """Arrays of a `ControlBuffer` and their element types; `rows` are the rows that the head reads."""
+ELEMENTS: dict[str, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}  # NumPy has no bf16
 
 
 class StagingBuffer:
@@ -62,11 +64,25 @@ class StagingBuffer:
 class ControlBuffer(StagingBuffer):
     """The inputs of B sequences that steer a pass: ids, positions, masks, and the rows that tests and head read.
 
-    Each array of `CONTROL` is flat, [B · width] with its width in `widths`.
+    Each array of `CONTROL` is flat, [B · width] with its width in `widths`. `key_bias`, in the bundle's precision, is
+    what engines read in place of `key_mask`; it and `block_ends` are computed when the arrays are uploaded.
     """
 
-    def __init__(self, cuda: Cuda, batch: int, widths: dict[str, int]):
-        super().__init__(cuda, **{name: ((batch * widths[name],), dtype) for name, dtype in CONTROL.items()})
+    def __init__(self, cuda: Cuda, batch: int, widths: dict[str, int], precision: str):
+        widths = {"block_ends": widths["positions"]} | widths
+        arrays = {name: ((batch * widths[name],), dtype) for name, dtype in CONTROL.items()}
+        super().__init__(cuda, **arrays, key_bias=((batch * widths["key_mask"],), ELEMENTS[precision]))
+        self.precision = precision
+        self.block_length: int | None = None  # where attention is block-causal
+
+    def upload(self) -> None:
+        """Queue a copy to the device if the arrays were edited."""
+        if self.changed:
+            bias = np.where(self["key_mask"], 0, -np.inf).astype(np.float32)
+            self["key_bias"][:] = narrow(bias[None], self.precision)[0].view(self["key_bias"].dtype)
+            if self.block_length is not None:
+                self["block_ends"][:] = (self["positions"] // self.block_length + 1) * self.block_length
+        super().upload()
 
     def set_drift_inputs(self, drift_inputs: DriftInputs) -> None:
         """Write the rows and keys that drift test and probe read, if they differ from what is there (one sequence).

@@ -20,8 +20,9 @@ def embed_signature(config: ModelConfig, dtype: str) -> GraphSignature:
 def layer_signature(config: ModelConfig, dtype: str, index: int) -> GraphSignature:
     """One layer on A rows; their keys and values are written to the caches from slot `write_index` on.
 
-    `positions` feed the rotary embedding only. Keys whose `key_mask` is false are ignored, and, where attention is
-    block-causal, those whose `key_positions` are not before the `block_ends` of a row.
+    `positions` feed the rotary embedding only. `key_bias` is 0 for keys that count and minus infinity for others:
+    of a boolean mask a compiler makes seven kernels that look for rows without keys. Where attention is block-causal,
+    keys count whose `key_positions` are before the `block_ends` of a row.
     """
     blocks = (TensorSpec("key_positions", "int64", ("B", "S")), TensorSpec("block_ends", "int64", ("B", "A")))
     cache = ("B", config.kv_heads, "S", config.head_size)
@@ -30,7 +31,7 @@ def layer_signature(config: ModelConfig, dtype: str, index: int) -> GraphSignatu
         (
             TensorSpec("hidden", dtype, ("B", "A", config.d_model)),
             TensorSpec("positions", "int64", ("B", "A")),
-            TensorSpec("key_mask", "bool", ("B", "S")),
+            TensorSpec("key_bias", dtype, ("B", "S")),
             TensorSpec("write_index", "int64", ("B",)),
             TensorSpec("k_cache", dtype, cache),
             TensorSpec("v_cache", dtype, cache),
@@ -79,7 +80,7 @@ def tests_signature(config: ModelConfig, dtype: str, kind: str, track_num: int) 
             TensorSpec("window_rows", "bool", ("B", "T")),
             TensorSpec("k_prev", dtype, ("B", config.kv_heads, "A", config.head_size)),
             TensorSpec("k_cache", dtype, keys),
-            TensorSpec("key_mask", "bool", ("B", "S")),
+            TensorSpec("key_bias", dtype, ("B", "S")),
             TensorSpec("probe_keys", "bool", ("B", "S")),
         ),
         (TensorSpec("sigma", "fp32", ("B",)), TensorSpec("probe", "int64", ("B", track_num))),
@@ -97,7 +98,7 @@ def probe_signature(config: ModelConfig, dtype: str, track_num: int) -> GraphSig
             TensorSpec("q_window", dtype, ("B", "W", config.heads, config.head_size)),
             TensorSpec("window_rows", "bool", ("B", "W")),
             TensorSpec("k_cache", dtype, ("B", config.kv_heads, "S", config.head_size)),
-            TensorSpec("key_mask", "bool", ("B", "S")),
+            TensorSpec("key_bias", dtype, ("B", "S")),
             TensorSpec("probe_keys", "bool", ("B", "S")),
         ),
         (TensorSpec("probe", "int64", ("B", track_num)),),

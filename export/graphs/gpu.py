@@ -37,11 +37,12 @@ def layer(g: Graph, config: ModelConfig) -> None:
     rows = g.op("Shape", "hidden", start=1, end=2)
     shape = g.op("Concat", one, one, rows, one, axis=0)
     # [B, 1, A, S]: ONNX Runtime does not broadcast a mask along the rows.
-    mask = g.op("Expand", g.op("Unsqueeze", "key_mask", g.constant([1, 2])), shape)
+    mask = g.op("Expand", g.op("Unsqueeze", "key_bias", g.constant([1, 2])), shape)
     if config.block_length:
         keys_at = g.op("Unsqueeze", "key_positions", g.constant([1, 2]))
         ends = g.op("Unsqueeze", "block_ends", g.constant([1, 3]))
-        mask = g.op("And", mask, g.op("Less", keys_at, ends))
+        hidden_keys = g.cast(g.constant(-np.inf, np.float32), g.dtype, "fp32")
+        mask = g.op("Where", g.op("Less", keys_at, ends), mask, hidden_keys)
     layer_output(g, config, "hidden", g.op("Attention", q, keys, values, mask), "hidden_out")
 
 
@@ -132,7 +133,8 @@ def tests(g: Graph, config: ModelConfig) -> None:
     similar = similarity(g, kind, old, new, keys=2, heads=(1, 3))  # [B, G, H/G, T]; for head: [B, S, T]
     counted = g.op("Unsqueeze", "tracked_rows", g.constant([1] if kind == "head" else [1, 2]))
     if kind == "head":
-        counted = g.op("And", counted, g.op("Unsqueeze", "key_mask", g.constant([2])))
+        exists = g.op("Equal", g.cast("key_bias", "fp32"), g.constant(0, np.float32))
+        counted = g.op("And", counted, g.op("Unsqueeze", exists, g.constant([2])))
     weights = g.op("Expand", g.op("Cast", counted, to=TensorProto.FLOAT), g.op("Shape", similar))
     axes = g.constant([1, 2] if kind == "head" else [1, 2, 3])
     total = g.op("ReduceSum", g.op("Mul", similar, weights), axes, keepdims=0)
@@ -173,9 +175,9 @@ def scores(g: Graph, config: ModelConfig, q: str, k: str) -> str:
 
 
 def attention_rows(g: Graph, raw: str) -> str:
-    """Softmax of scores [B, G, S, H/G, T] over the keys that `key_mask` allows."""
-    masked = g.op("Where", "key_mask", g.constant(0, np.float32), g.constant(-np.inf, np.float32))
-    return g.op("Softmax", g.op("Add", raw, g.op("Unsqueeze", masked, g.constant([1, 3, 4]))), axis=2)
+    """Softmax of scores [B, G, S, H/G, T] over the keys that `key_bias` lets count."""
+    bias = g.op("Unsqueeze", g.cast("key_bias", "fp32"), g.constant([1, 3, 4]))
+    return g.op("Softmax", g.op("Add", raw, bias), axis=2)
 
 
 def similarity(g: Graph, kind: str, old: str, new: str, keys: int = -1, heads: tuple[int, ...] = (1,)) -> str:

@@ -60,6 +60,8 @@ def inputs(bundle: Bundle, signature: GraphSignature, rng: np.random.Generator, 
     def array(name: str, dtype: str, shape: list[int]) -> NDArray[Any]:
         if name in carried:
             return carried[name].astype(DTYPES[dtype])
+        if name == "key_bias":
+            return np.where(array("key_mask", "bool", shape), 0, -np.inf).astype(DTYPES[dtype])
         if dtype == "bool":
             excluded = min(shape[-1] // 5, max(0, shape[-1] - capacity.track_num) // 2)
             mask = np.ones(shape, np.bool_)

@@ -91,12 +91,14 @@ def embed(bundle: Bundle, signature: GraphSignature, weights: eager.Weights, ids
 
 def layer(
     bundle: Bundle, signature: GraphSignature, weights: eager.Weights, write_index: Tensor, k_cache: Tensor,
-    v_cache: Tensor, **inputs: Tensor,
+    v_cache: Tensor, key_bias: Tensor, **inputs: Tensor,
 ) -> Outputs:  # fmt: skip
     config = bundle.config
     tables = eager.rotary_tables(config.max_length, config.rotated, config.rope_theta)
     start = int(write_index[0])  # the same for all sequences
-    hidden, q = eager.layer(config, weights, tables, write_index=start, k_cache=k_cache, v_cache=v_cache, **inputs)
+    hidden, q = eager.layer(
+        config, weights, tables, write_index=start, k_cache=k_cache, v_cache=v_cache, key_mask=key_bias == 0, **inputs
+    )
     return {"hidden_out": hidden, "q": q, "k_cache_out": k_cache, "v_cache_out": v_cache}
 
 
@@ -111,15 +113,18 @@ def head(bundle: Bundle, signature: GraphSignature, weights: eager.Weights, hidd
 
 def tests(
     bundle: Bundle, signature: GraphSignature, weights: eager.Weights, window_rows: Tensor, probe_keys: Tensor,
-    **inputs: Tensor,
+    key_bias: Tensor, **inputs: Tensor,
 ) -> Outputs:  # fmt: skip
-    sigma = eager.drift(signature.name.partition("_")[2], **inputs)
-    q, keys, mask = (inputs[name] for name in ("q_now", "k_cache", "key_mask"))
+    mask = key_bias == 0
+    sigma = eager.drift(signature.name.partition("_")[2], key_mask=mask, **inputs)
+    q, keys = inputs["q_now"], inputs["k_cache"]
     return {"sigma": sigma, "probe": eager.probe(bundle.capacity.track_num, q, window_rows, keys, mask, probe_keys)}
 
 
-def probe(bundle: Bundle, signature: GraphSignature, weights: eager.Weights, **inputs: Tensor) -> Outputs:
-    return {"probe": eager.probe(bundle.capacity.track_num, **inputs)}
+def probe(
+    bundle: Bundle, signature: GraphSignature, weights: eager.Weights, key_bias: Tensor, **inputs: Tensor
+) -> Outputs:
+    return {"probe": eager.probe(bundle.capacity.track_num, key_mask=key_bias == 0, **inputs)}
 
 
 def tower(bundle: Bundle, signature: GraphSignature, weights: eager.Weights, pixels: Tensor) -> Outputs:

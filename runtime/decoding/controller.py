@@ -67,8 +67,7 @@ class Controller:
         self.runner, self.sequence, self.policy, self.sampler = runner, sequence, policy, sampler
         self.map = SlotMap(runner.slots if runner.padded_rows else len(sequence))
         self.tracked = NO_POSITIONS
-        self.steps = 0
-        self.remedy = "python -m export verify"  # the command that checks the model
+        self.steps, self.remedy = 0, "python -m export verify"  # the command that checks the model
 
     def step(self) -> StepEvent:
         """Run one denoising step; the sequence must have a mask to fill."""
@@ -134,11 +133,10 @@ class Controller:
 
     def _run_fresh(self, fresh: Positions) -> int:
         """Run rows that were just appended through all layers; returns the layer-rows run."""
-        if not len(fresh):
-            return 0
-        rows = self._pad(fresh)
-        self._embed(rows)
-        self.runner.run_layers(rows, None)
+        if len(fresh):
+            rows = self._pad(fresh)
+            self._embed(rows)
+            self.runner.run_layers(rows, None)
         return len(fresh) * self.runner.config.layers
 
     def _full_pass(self, plan: StepPlan) -> int:

@@ -56,7 +56,7 @@ def queue_of(bundle: Path, batch: int = 1, capturable: bool = True) -> tuple[Rec
     executor = Recorder(opened.config, opened.capacity, capturable, weights={"embed": {"table": (1, (2, 3))}})
     config, capacity, cuda = opened.config, opened.capacity, executor.cuda
     caches = DeviceCaches(cuda, config, capacity, 4, SLOTS, batch)
-    control = ControlBuffer(cuda, batch, dict.fromkeys(CONTROL, SLOTS))
+    control = ControlBuffer(cuda, batch, dict.fromkeys(CONTROL, SLOTS), "fp32")
     result = ResultBuffer(cuda, batch, config.layers, capacity.track_num, capacity.rows)
     queue = PassQueue(executor, caches, control, result)
     queue.batch = batch

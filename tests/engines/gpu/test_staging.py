@@ -12,7 +12,7 @@ SLOTS = 10
 def control() -> tuple[FakeCuda, ControlBuffer]:
     """The control arrays of one sequence, uploaded once."""
     cuda = FakeCuda()
-    buffer = ControlBuffer(cuda, 1, dict.fromkeys(CONTROL, SLOTS))
+    buffer = ControlBuffer(cuda, 1, dict.fromkeys(CONTROL, SLOTS), "fp32")
     buffer.upload()
     cuda.sync()
     return cuda, buffer
