@@ -22,6 +22,7 @@ from export.verify import verify as verify_parts
 from export.verify.graphs import differences
 from tests.support.cases import refused
 from tests.support.comparison import BACKENDS
+from tests.support.fake_gpu import fake_gpu
 from tests.support.families import block_runs
 from tests.support.goldens import DATA
 
@@ -99,6 +100,17 @@ def test_published_trajectories(model: runtime.Runtime) -> None:
     """With quotas, thresholds, blocks of several lengths and ends; the published loop has no cache, this one has."""
     goldens = json.loads((DATA / "trajectories_llada2-moe-tiny.json").read_text())["trajectories"]
     assert len(goldens) == 30 and not block_runs(model, goldens)
+
+
+@pytest.mark.slow
+def test_published_trajectories_on_a_gpu(tmp_path: Path) -> None:
+    """Every third run, on the fake GPU: masks by block in graphs whose rows lie by slot."""
+    goldens = json.loads((DATA / "trajectories_llada2-moe-tiny.json").read_text())["trajectories"]
+    greedy = [golden for golden in goldens if "torch_seed" not in golden["args"]][::3]
+    with fake_gpu():
+        bundle = export.build(GOLDEN, tmp_path / "gpu", backends=["tensorrt"], max_length=256, window=8, **BUILD)
+        with runtime.load(bundle, "tensorrt") as model:
+            assert len(greedy) >= 10 and not block_runs(model, greedy)
 
 
 @pytest.mark.slow

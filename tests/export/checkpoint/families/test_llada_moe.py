@@ -22,6 +22,7 @@ from export.verify import verify as verify_parts
 from export.verify.graphs import differences
 from tests.support.cases import refused
 from tests.support.comparison import BACKENDS
+from tests.support.fake_gpu import fake_gpu
 from tests.support.families import elastic_as_the_oracle, fixed_canvas_runs, llama_oracle, published_gaps
 from tests.support.goldens import DATA
 
@@ -142,6 +143,15 @@ def test_published_trajectories(model: runtime.Runtime) -> None:
 @pytest.mark.slow
 def test_elastic_against_the_oracle(model: runtime.Runtime) -> None:
     elastic_as_the_oracle(model, llama_oracle(GOLDEN, mask_token_id=255), eos_id=250, seed=11)
+
+
+@pytest.mark.slow
+def test_elastic_on_a_gpu(tmp_path: Path) -> None:
+    """All experts as one product, on the fake GPU."""
+    with fake_gpu():
+        bundle = export.build(GOLDEN, tmp_path / "gpu", backends=["tensorrt"], max_length=256, **BUILD)
+        with runtime.load(bundle, "tensorrt") as model:
+            elastic_as_the_oracle(model, llama_oracle(GOLDEN, mask_token_id=255), eos_id=250, seed=11)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from export.verify import verify as verify_parts
 from export.verify.graphs import differences
 from tests.support.cases import refused
 from tests.support.comparison import BACKENDS
+from tests.support.fake_gpu import fake_gpu
 from tests.support.families import block_runs, published_gaps, sampled_runs
 from tests.support.goldens import DATA
 
@@ -125,6 +126,17 @@ def test_a_block_beyond_the_length(model: runtime.Runtime) -> None:
 def test_block_needs_block_causal_attention(golden: runtime.Runtime) -> None:
     with refused(OptionError, "policy block", "block-causal"):
         golden.generate([5, 6], "block", gen_length=4)
+
+
+@pytest.mark.slow
+def test_published_trajectories_on_a_gpu(tmp_path: Path) -> None:
+    """Every third run, on the fake GPU: masks by block in graphs whose rows lie by slot."""
+    goldens = json.loads((DATA / "trajectories_sdar-tiny-a.json").read_text())["trajectories"]
+    greedy = [golden for golden in goldens if "torch_seed" not in golden["args"]][::3]
+    with fake_gpu():
+        bundle = export.build(GOLDEN, tmp_path / "gpu", backends=["tensorrt"], max_length=256, window=8)
+        with runtime.load(bundle, "tensorrt") as model:
+            assert len(greedy) >= 10 and not block_runs(model, greedy)
 
 
 @pytest.mark.slow
