@@ -36,7 +36,7 @@ def test_the_demo_shape() -> None:
     assert all(row.streams == 1 for row in profiles)
     assert reuse["layer"].copied < 2.5 * keys, "K and V once, for the attention kernel"
     assert reuse["tests_row"].copied < keys, "no copy of K"
-    largest = max(row.scratch for row in profiles if row.part != "head")
-    assert largest == max(row.scratch for row in profiles if row.part == "layer")
+    assert all(row.scratch < 2 * reuse[row.part].scratch for row in profiles if row.part.startswith("tests"))
+    assert max(row.scratch for row in profiles) < 12e6
     step = step_seconds(config, profiles, "H100 SXM")
     assert step["step"] == pytest.approx(sum(value for name, value in step.items() if name != "step"))
