@@ -4,20 +4,21 @@ Layers of one shape share one engine, which takes their weights as inputs. So ea
 all profiles and lengths.
 """
 
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
-
-import numpy as np
 
 from engines.bundle import Bundle
 from engines.errors import BundleError, DeviceError
 from engines.gpu.cuda import Cuda
 from engines.gpu.executor import Bindings
 from engines.gpu.model import GpuModel
+from engines.gpu.upload import Uploader
 from engines.signatures.gpu import gpu_signatures
 from engines.trt.contexts import ContextMaker
 from engines.trt.engines import ScratchMemory, TrtEngine
 from engines.trt.package import CURRENT, TensorRTPackage, find
-from engines.weights import locate
 
 
 class TensorRTModel(GpuModel):
@@ -34,30 +35,37 @@ class TensorRTModel(GpuModel):
         """`flavour` names the TensorRT package (None: the one that built the engines), `device` the GPU's number."""
         super().__init__(bundle)
         self.entry = bundle.engines(self.backend)
+        self.startup: dict[str, float] = {}  # seconds by what they were spent on, up to the first answer and after
         self.cuda = Cuda(device)
         with self.cuda.closed_on_error():
             self.package = compatible_package(bundle, self.entry, flavour, self.cuda)
-            bundle.check(bundle.files_for(self.backend))
+            with self.started("files checked"):
+                bundle.check(bundle.files_for(self.backend))
             trt = self.package.module
             self.runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-            self.weights = {part: self.upload_weights(part) for part in self.config.parts}
+            with self.started("weights read and copied"):
+                self.weights = self.upload_weights(self.config.parts)
         signatures = gpu_signatures(self.config, self.precision, self.capacity.track_num)
         self.inputs = {signature.name: [spec.name for spec in signature.inputs] for signature in signatures}
         self.engines: dict[str, TrtEngine] = {}  # by file
         self.scratch = ScratchMemory(self.cuda)
         self.contexts = ContextMaker(self.package, f"{self.cuda.name}-{capability(self.cuda)}", bundle.identity)
 
-    def upload_weights(self, part: str) -> Bindings:
-        """Copy the weights of a part to new device memory; raises BackendError if they do not fit."""
-        path = self.bundle.file(self.entry["parts"][part]["weights"])
-        stored = np.memmap(path, np.uint8, "r")
-        bindings = {}
-        for name, entry in locate(path).items():
-            address = self.cuda.alloc(entry.length, f"{name} of {part}")
-            bindings[name] = address, entry.shape
-            self.cuda.upload(address, stored[entry.offset : entry.offset + entry.length])
-        self.cuda.sync()
-        return bindings
+    def upload_weights(self, parts: Iterable[str]) -> dict[str, Bindings]:
+        """Copy the weights of parts to new device memory; raises BackendError if they do not fit."""
+        uploader = Uploader(self.cuda)
+        try:
+            files = self.entry["parts"]
+            return {part: uploader.upload(self.bundle.file(files[part]["weights"]), part) for part in parts}
+        finally:
+            uploader.close()
+
+    @contextmanager
+    def started(self, what: str) -> Iterator[None]:
+        """Add the seconds of the body to what the start is made of (`startup`)."""
+        began = time.perf_counter()
+        yield
+        self.startup[what] = self.startup.get(what, 0.0) + time.perf_counter() - began
 
     def engine(self, part: str, slots: int) -> TrtEngine:
         name = self.entry["parts"][part]["plans"][str(slots)]
@@ -70,7 +78,8 @@ class TensorRTModel(GpuModel):
 
         `inputs` names the part's inputs, the first of which has the batch as its first axis.
         """
-        engine = self.runtime.deserialize_cuda_engine(self.bundle.file(name).read_bytes())
+        with self.started("engines deserialised"):
+            engine = self.runtime.deserialize_cuda_engine(self.bundle.file(name).read_bytes())
         if engine is None:
             built_here = CURRENT in self.entry["capabilities"]
             wanted = () if built_here else ("--capability", capability(self.cuda))

@@ -24,7 +24,7 @@ class TensorRTVision(Vision):
         assert isinstance(model, TensorRTModel)
         self.cuda, self.precision, self.element = model.cuda, model.precision, SIZES[model.precision]
         self.signatures = {signature.name: signature for signature in vision_signatures(model.config, model.precision)}
-        self.weights = {part: model.upload_weights(part) for part in self.signatures}
+        self.weights = model.upload_weights(self.signatures)
         self.engines = {part: self._load_engine(model, part) for part in self.signatures}
         self.group = min(self.group, self.config.tiles)
         specs = [spec for signature in self.signatures.values() for spec in (*signature.inputs, *signature.outputs)]

@@ -39,6 +39,7 @@ class FakeCuda(Cuda):
     def __init__(self, device: int = 0):
         self.name, self.capability, self.stream = "Fake GPU", (8, 9), 7
         self.owned: list[Address] = []
+        self.hosts = set()
         self.regions: dict[Address, NDArray[np.uint8]] = {}
         self.end, self.limit = 0x10000, 1 << 30
         self.waits = 0
@@ -52,7 +53,7 @@ class FakeCuda(Cuda):
         type(self).latest = self
 
     def alloc(self, size: int, what: str) -> Address:
-        if sum(r.size for r in self.regions.values()) + size > self.limit:
+        if sum(region.size for at, region in self.regions.items() if at not in self.hosts) + size > self.limit:
             raise BackendError(f"out of GPU memory: {what}")
         address, self.end = self.end, self.end + -(-max(size, 1) // 4096) * 4096 + 4096
         self.regions[address] = np.zeros(max(size, 1), np.uint8)
@@ -67,7 +68,10 @@ class FakeCuda(Cuda):
         raise AssertionError(f"{size} bytes at {address:#x} lie in no allocation")
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
-        return self.regions[self.alloc(size, "page-locked memory")][:size]  # freed like the rest
+        limit, self.limit = self.limit, 1 << 60  # which counts device memory alone
+        address, self.limit = self.alloc(size, "page-locked memory"), limit
+        self.hosts.add(address)
+        return self.regions[address][:size]  # freed like the rest
 
     def push(self, work: Callable[[], None], kind: str = "") -> None:
         """Queue `work`, or record it while a graph is captured; `counts` counts it under `kind`."""
@@ -141,6 +145,7 @@ class FakeCuda(Cuda):
     def free(self, address: Address) -> None:
         assert not self.queue, "queued work may use the freed memory"
         self.owned.remove(address)
+        self.hosts.discard(address)
         del self.regions[address]
 
     def close(self) -> None:
