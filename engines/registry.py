@@ -39,7 +39,7 @@ class EagerOptions(CpuOptions):
 
 @dataclass(frozen=True)
 class OnnxRuntimeOptions(CpuOptions):
-    """`provider`: "cpu", "cuda", "tensorrt", or "auto": CUDA where it is installed and finds a GPU, else the CPU."""
+    """`provider`: "cpu", "cuda", or "auto": CUDA where it is installed and finds a GPU, else the CPU."""
 
     provider: str = "auto"
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU, through its CUDA or its TensorRT provider.
+"""ONNX Runtime on an NVIDIA GPU, through its CUDA provider.
 
 The exported graphs run in the bundle's precision, on the memory and the stream of
 `engines.gpu.model`: every input and output is bound to its address, so nothing is
@@ -20,8 +20,10 @@ from engines.ort.sessions import translated
 from engines.signatures import GraphSignature
 from engines.signatures.gpu import gpu_signatures
 
-PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+PROVIDERS = {"cuda": "CUDAExecutionProvider"}
 TYPES = {"fp32": np.float32, "fp16": np.float16, "int64": np.int64, "bool": np.bool_}
+UNSYNCHRONISED = ort.RunOptions()  # runs follow each other on one stream; without this each would wait for it
+UNSYNCHRONISED.add_run_config_entry("disable_synchronize_execution_providers", "1")
 GRAIN = 256  # slots are rounded up to a multiple of this, so that sequences of similar length share memory
 
 
@@ -46,7 +48,7 @@ class Session:
                     bind(tensor.name, "cuda", 0, TYPES[tensor.dtype], shape, address)
                     self.bound[tensor.name] = address, shape
         with translated(f"{self.signature.name} on the GPU", self.bundle):
-            self.session.run_with_iobinding(binding)
+            self.session.run_with_iobinding(binding, UNSYNCHRONISED)
 
 
 class OnnxRuntimeGpuModel(GpuModel):
@@ -72,8 +74,15 @@ class OnnxRuntimeGpuModel(GpuModel):
 
     def _open(self, part: str, device: int) -> Any:
         settings = {"device_id": str(device), "user_compute_stream": str(self.cuda.stream)}
+        # Memory as it is asked for, not in powers of two; products in float32 stay such.
+        settings |= {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
+        options = ort.SessionOptions()
+        # An operator without a kernel on the GPU would run on the CPU, with copies there and back in every layer.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
-            return ort.InferenceSession(str(self.bundle.graph(part)), providers=[(PROVIDERS[self.provider], settings)])
+            return ort.InferenceSession(
+                str(self.bundle.graph(part)), options, providers=[(PROVIDERS[self.provider], settings)]
+            )
         except Exception as error:
             reason = str(error).split("\n")[0]
             raise DeviceError(
@@ -98,6 +107,11 @@ class OnnxRuntimeGpuModel(GpuModel):
 
 def available(provider: str) -> str:
     """`provider`, if this ONNX Runtime has it; raises OptionError if it is unknown, DeviceError if it is missing."""
+    if provider == "tensorrt":
+        raise OptionError(
+            "ONNX Runtime's TensorRT provider is not used, as it would compile every shape of a pass when it first "
+            "comes; use --backend tensorrt, whose engines are built before"
+        )
     if provider not in PROVIDERS:
         raise OptionError(f"unknown provider {provider!r}; choose from auto, cpu, {', '.join(PROVIDERS)}")
     if PROVIDERS[provider] not in ort.get_available_providers():

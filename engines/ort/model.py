@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 def open_model(bundle: Bundle, threads: int | None = None, provider: str = "auto") -> Model:
     """Load `bundle` on an NVIDIA GPU if this ONNX Runtime has a CUDA provider and finds one, else on the CPU.
 
-    `provider` is "cpu", "cuda", "tensorrt" or "auto", and `threads` the number of
+    `provider` is "cpu", "cuda" or "auto", and `threads` the number of
     CPU threads, with which "auto" is the CPU. Where "auto" takes the CPU although
     there is a CUDA provider, a warning says why. Raises DeviceError where the
     provider's device is missing.

@@ -1,8 +1,9 @@
 """Builds one ONNX graph: standard operators, with weights as external data.
 
-Opset 24 has the operators that TensorRT maps to native layers (RMSNormalization,
-RotaryEmbedding, TensorScatter, Attention); the CPU provider of ONNX Runtime runs
-them too.
+Some operators that TensorRT maps to native layers are new (`SINCE`); the CPU
+provider of ONNX Runtime runs them too. A graph has the lowest opset that its
+operators need: providers of ONNX Runtime for GPUs lack kernels of the newest one for
+operators that it did not change in any way that matters here.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +18,8 @@ from engines.config import ModelConfig
 from engines.signatures import GraphSignature, TensorSpec
 from engines.weights import Entry
 
-OPSET = 24
+OPSET = 18  # of graphs without newer operators
+SINCE = {"Gelu": 20, "RMSNormalization": 23, "RotaryEmbedding": 23, "Attention": 23, "TensorScatter": 24}
 WeightFiles: TypeAlias = Mapping[str, tuple[Mapping[str, Entry], str]]  # part -> (its tensors, its weight file's name)
 ELEMENTS = {
     "fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16,
@@ -119,8 +121,9 @@ class Graph:
             self.nodes, self.signature.name, list(map(value_info, self.signature.inputs)),
             list(map(value_info, self.signature.outputs)), list(self.initializers.values()),
         )  # fmt: skip
+        opset = max([OPSET, *(SINCE.get(node.op_type, OPSET) for node in self.nodes)])
         return helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=11, producer_name="elastic"
+            graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=11, producer_name="elastic"
         )
 
 

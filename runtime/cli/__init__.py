@@ -154,7 +154,7 @@ def add_bundle(command: argparse.ArgumentParser, several: bool = False) -> None:
                            help="back ends (default: all that are installed, built and find a GPU)")  # fmt: skip
         return
     group.add_argument("--backend", choices=["auto", *BACKENDS], default="auto", help="back end")
-    group.add_argument("--provider", choices=["auto", "cpu", "cuda", "tensorrt"],
+    group.add_argument("--provider", choices=["auto", "cpu", "cuda"],
                        help="of ONNX Runtime (default: auto, CUDA where it is there and finds a GPU)")  # fmt: skip
 
 

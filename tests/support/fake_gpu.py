@@ -507,7 +507,9 @@ class GpuSession:
 
         return SimpleNamespace(bind_input=bind, bind_output=bind, bound=bound)
 
-    def run_with_iobinding(self, binding: Any) -> None:
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        wait = options.get_run_config_entry("disable_synchronize_execution_providers")
+        assert wait == "1", "a run waits for the stream"
         bound = dict(binding.bound)
         assert set(bound) == {*self.inputs, *self.outputs}
 

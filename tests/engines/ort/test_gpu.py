@@ -50,13 +50,14 @@ def test_a_reuse_step_waits_once(model: runtime.Runtime) -> None:
 def test_choice_of_a_provider(golden_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with refused(DeviceError, "no cuda provider", "CPUExecutionProvider", "onnxruntime-gpu"):
         runtime.load(golden_bundle, "onnxruntime", provider="cuda")
-    with refused(OptionError, "unknown provider 'rocm'", "auto, cpu, cuda, tensorrt"):
+    with refused(OptionError, "unknown provider 'rocm'", "auto, cpu, cuda"):
         runtime.load(golden_bundle, "onnxruntime", provider="rocm")
     with refused(OptionError, "eager takes no option provider (it takes threads, device)", "leave it out"):
         runtime.load(golden_bundle, "eager", provider="cuda")
-    for provider in ("cuda", "tensorrt"):
-        with refused(OptionError, f"provider {provider} takes no threads", "leave threads out"):
-            runtime.load(golden_bundle, "onnxruntime", provider=provider, threads=1)
+    with refused(OptionError, "provider cuda takes no threads", "leave threads out"):
+        runtime.load(golden_bundle, "onnxruntime", provider="cuda", threads=1)
+    with refused(OptionError, "TensorRT provider is not used", "use --backend tensorrt"):
+        runtime.load(golden_bundle, "onnxruntime", provider="tensorrt")
     with fake_provider():
         with runtime.load(golden_bundle, "onnxruntime", provider="cpu", threads=1) as loaded:
             assert "CPU, 1 threads" in loaded.model.device and not caplog.text
