@@ -32,7 +32,7 @@ from export.options import BuildOptions
 FOLDER = "engines/tensorrt"
 CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")  # compute capabilities that an ahead-of-time build is for by default
 TYPICAL_TILES = 7  # of a photo
-PLANS = 15_500_000  # bytes of all plans of one length: 15.2 to 16.2 MB with TensorRT for RTX 1.7
+PLANS = 11_800_000  # bytes of all plans of one length: 11.5 to 12.1 MB with TensorRT for RTX 1.7
 SHORTEST = 512  # positions of the shortest engines
 GRAIN = 16  # slots: 256 bytes of keys for every head of 8 elements and more
 NATIVE = {"layer": ("ROTARY_EMBEDDING", "KV_CACHE_UPDATE", "ATTENTION_INPUT"), "tower": ("ATTENTION_INPUT",)}
