@@ -47,6 +47,19 @@ def cycles(target: Slots, source: Slots) -> Iterator[list[int]]:
         yield cycle
 
 
+def pairs(moves: list[tuple[int, int]]) -> tuple[Slots, Slots]:
+    """Targets and sources of moves, in ascending order of the targets."""
+    target, source = np.array(sorted(moves), np.int64).T
+    return target, source
+
+
+def runs(slots: Slots) -> Iterator[tuple[int, int, int]]:
+    """Where neighbouring slots follow each other in `slots`: (first slot, its place, their number)."""
+    breaks = np.flatnonzero(np.diff(slots) != 1) + 1
+    for places in np.split(np.arange(len(slots)), breaks):
+        yield int(slots[places[0]]), int(places[0]), len(places)
+
+
 def widen(raw: NDArray[np.uint8], precision: str) -> NDArray[np.float32]:
     """Convert raw bytes in `precision` (fp32, fp16, bf16) to float32; the last axis shrinks to the element count."""
     if precision == "bf16":

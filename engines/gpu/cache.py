@@ -8,14 +8,15 @@ several sequences at once:
 H[l] holds the hidden states that enter layer l; H[L] holds those that leave the last.
 """
 
-from itertools import pairwise
+from collections.abc import Iterator
 
 from engines.config import Capacity, ModelConfig
-from engines.gpu.buffers import cycles
+from engines.gpu.buffers import cycles, pairs, runs
 from engines.gpu.cuda import Address, Cuda
 from engines.runner import Slots
 
 NAMES = "hqkv"  # the caches
+SPARE = 32  # slots that are moved at once
 
 
 class DeviceCaches:
@@ -32,9 +33,12 @@ class DeviceCaches:
             name: cuda.alloc(self.layers[name] * batch * self.size(name), f"the cache of {name.upper()}{suffix}")
             for name in NAMES
         }
-        # One slot's row in all layers, for permutations.
+        # Rows of some slots in all layers, for permutations.
+        self.spare_rows = max(2 * capacity.window, min(slots, SPARE))
         self.spare = {
-            name: cuda.alloc(self.layers[name] * self.planes[name] * self.width[name], "the buffer of one moved slot")
+            name: cuda.alloc(
+                self.layers[name] * self.planes[name] * self.spare_rows * self.width[name], "the buffer of moved slots"
+            )
             for name in NAMES
         }
         # Passes follow each other on one stream, so all sequences share the buffers of a pass.
@@ -59,29 +63,51 @@ class DeviceCaches:
         return self.base[name] + (index * self.batch + batch_row) * self.size(name)
 
     def permute(self, batch_row: int, target: Slots, source: Slots) -> None:
-        """Queue copies of a sequence's slots `source` to `target` in all layers; the slots are the same set."""
-        for cycle in cycles(target, source):
-            self._copy_row(batch_row, None, cycle[0])
-            for to, start in pairwise(cycle):
-                self._copy_row(batch_row, to, start)
-            self._copy_row(batch_row, cycle[-1], None)
+        """Queue copies of a sequence's slots `source` to `target` in all layers; the slots are the same set.
 
-    def _copy_row(self, batch_row: int, target: int | None, source: int | None) -> None:
-        """Queue the copies of one slot in all caches and layers; None is the spare row."""
+        All rows of some cycles go to the spare rows and from there to their slots, as many neighbours at once as there
+        are: those that enter and leave the active rows mostly are.
+        """
+        for slots, rows in self._groups(target, source):
+            for start, place, count in runs(rows):
+                self._copy_rows(batch_row, (None, place), (start, None), count)
+            for start, place, count in runs(slots):
+                self._copy_rows(batch_row, (start, None), (None, place), count)
+
+    def _groups(self, target: Slots, source: Slots) -> Iterator[tuple[Slots, Slots]]:
+        """Targets and sources of cycles that fit the spare rows together, in ascending order of the targets."""
+        moves: list[tuple[int, int]] = []
+        for cycle in cycles(target, source):
+            assert len(cycle) <= self.spare_rows, "a cycle of moves is longer than the spare rows"
+            if len(moves) + len(cycle) > self.spare_rows:
+                yield pairs(moves)
+                moves = []
+            moves += zip(cycle, [*cycle[1:], cycle[0]], strict=True)
+        if moves:
+            yield pairs(moves)
+
+    def _copy_rows(
+        self, batch_row: int, to: tuple[int | None, int | None], start: tuple[int | None, int | None], count: int
+    ) -> None:
+        """Queue the copies of `count` neighbouring slots in all caches and layers.
+
+        `to` and `start` are (slot, None), or (None, spare row).
+        """
         for name in NAMES:
             width, planes, layers = self.width[name], self.planes[name], self.layers[name]
-            # A slot's rows in successive planes are `pitch` bytes apart; successive layers, `height * pitch` bytes.
-            (to, to_pitch, to_height), (start, pitch, height) = (
-                (self.spare[name], width, planes) if slot is None else
-                (self.at(name, 0, batch_row) + slot * width, self.slots * width, self.batch * planes)
-                for slot in (target, source)
+            # The rows of successive planes are `pitch` bytes apart; those of successive layers, `height * pitch` bytes.
+            (address, to_pitch, to_height), (where, pitch, height) = (
+                (self.spare[name] + spare * width, self.spare_rows * width, planes) if spare is not None else
+                (self.at(name, 0, batch_row) + int(slot or 0) * width, self.slots * width, self.batch * planes)
+                for slot, spare in (to, start)
             )  # fmt: skip
+            size = count * width
             if planes == 1:
-                self.cuda.copy_rows(to, to_pitch * to_height, start, pitch * height, width, layers)
+                self.cuda.copy_rows(address, to_pitch * to_height, where, pitch * height, size, layers)
             elif self.batch == 1:
-                self.cuda.copy_rows(to, to_pitch, start, pitch, width, layers * planes)
+                self.cuda.copy_rows(address, to_pitch, where, pitch, size, layers * planes)
             else:
-                self.cuda.copy_planes(to, to_pitch, to_height, start, pitch, height, width, planes, layers)
+                self.cuda.copy_planes(address, to_pitch, to_height, where, pitch, height, size, planes, layers)
 
     def relocate(self, target: int, source: int) -> None:
         """Queue copies of the whole sequence at batch row `source` to batch row `target`."""

@@ -47,6 +47,20 @@ def test_a_permutation_of_slots(caches: DeviceCaches, source: list[int]) -> None
         assert np.array_equal(views[name], expected[name]), name
 
 
+def test_neighbours_move_at_once(dream: Any) -> None:
+    """Rows that swap places with neighbours: two copies out and two back for each cache, however many they are."""
+    bundle = Bundle.open(dream)
+    caches = DeviceCaches(FakeCuda(), bundle.config, bundle.capacity, 4, 40, 1)
+    seen: list[int] = []
+    caches.cuda.copy_rows = lambda *args: seen.append(args[-1])  # type: ignore[method-assign]
+    front, back = np.arange(2, 12), np.arange(20, 30)
+    caches.permute(0, np.concatenate([front, back]), np.concatenate([back, front]))
+    assert len(seen) == 4 * len(NAMES)
+    seen.clear()
+    caches.permute(0, np.array([1, 30]), np.array([30, 1]))
+    assert len(seen) == 4 * len(NAMES)
+
+
 def test_a_move_to_another_batch_row(caches: DeviceCaches) -> None:
     views = fill(caches)
     expected = {name: view.copy() for name, view in views.items()}
