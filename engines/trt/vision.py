@@ -24,6 +24,7 @@ class TensorRTVision(Vision):
         assert isinstance(model, TensorRTModel)
         self.cuda, self.precision, self.element = model.cuda, model.precision, SIZES[model.precision]
         self.signatures = {signature.name: signature for signature in vision_signatures(model.config, model.precision)}
+        known = len(self.cuda.owned)
         self.weights = model.upload_weights(self.signatures)
         self.engines = {part: self._load_engine(model, part) for part in self.signatures}
         self.group = min(self.group, self.config.tiles)
@@ -34,6 +35,7 @@ class TensorRTVision(Vision):
             name: self.cuda.alloc(self.group * math.prod(shape) * self.element, f"{name} of a group of tiles")
             for name, shape in self.shapes.items()
         }
+        self.owned = self.cuda.owned[known:]
 
     def _load_engine(self, model: TensorRTModel, part: str) -> TrtEngine:
         name = next(iter(model.entry["parts"][part]["plans"].values()))  # the same for every length
@@ -68,12 +70,9 @@ class TensorRTVision(Vision):
 
     def close(self) -> None:
         """Free weights and buffers; closing twice does nothing."""
-        self.engines.clear()
-        weights = [address for bindings in self.weights.values() for address, _ in bindings.values()]
-        addresses = [*self.buffers.values(), *weights]
-        if addresses:
+        if self.owned:
             self.cuda.sync()
-        for address in addresses:
-            self.cuda.free(address)
-        self.buffers.clear()
-        self.weights.clear()
+        while self.engines:
+            self.engines.popitem()[1].close()
+        while self.owned:
+            self.cuda.free(self.owned.pop())
