@@ -1,305 +1,182 @@
 """Checks that need a GPU: which TensorRT runs on it, whether its results are right, and how fast a step is.
 
-    bash scripts/gpu_check.sh --work DIR           about 50 GB of disk for the full LLaDA-8B shape
-    bash scripts/gpu_check.sh --work DIR --layers 4
+    bash scripts/gpu_check.sh device --work DIR    CUDA's calls, and one layer on TensorRT in every variant
+    bash scripts/gpu_check.sh layers --work DIR    four layers: parity, the tests marked `gpu`, steps and their parts
+    bash scripts/gpu_check.sh model --work DIR     the whole shape: steps, batches, start-up; 40 GB in DIR
 
-In this order: (a) which TensorRT package loads on this compute capability; (b) the tests marked `gpu`; (c) on random
-weights of the shape, in fp16: milliseconds of a reuse step and of refreshes from several layers, on every back end that
-runs, against the lower limit that weight bytes and memory speed set; (d) on the same weights: how fast
-TensorRT decodes several prompts side by side, and whether each prompt gets the tokens that it gets alone.
+Each part takes minutes and writes docs/benchmarks/gpu_<device>_<part>.json after every figure; what fails leaves its
+error there and the rest goes on. `prepare` makes the checkpoint of `model` alone, which needs no TensorRT.
 """
 
 import argparse
-import json
 import platform
-import statistics
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import export
-from engines import registry as backends
+import runtime
 from engines.bundle import Bundle
 from engines.cli import run
-from engines.errors import ElasticError
+from engines.errors import DeviceError
 from engines.gpu.cuda import Cuda
-from engines.model import Model
 from engines.registry import versions
-from engines.runner import DriftInputs, ReusePass, SequenceRunner
-from engines.trt.package import CURRENT, FLAVOURS, find
-from runtime.decoding.generate import Output
-from scripts.experiments.make_random_checkpoint import SHAPES, make_checkpoint
+from engines.trt.package import CURRENT, find
+from export.verify import verify
+from scripts.experiments.make_random_checkpoint import COMMON, SHAPES, make_checkpoint
+from scripts.gpu import batches, compiler, cuda_calls, steps
+from scripts.gpu.report import Report
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "benchmarks"
-REPEATS = 20
-SIZES = 1, 2, 4, 8, 16  # of batches
+ROWS = 64  # of a reuse pass, in every part
+FEW = 4  # layers of the part `layers`
+TOLERANCE = 5e-2
 
 
-def packages(work: Path) -> dict[str, Any]:
-    """Which TensorRT package runs engines on this GPU: built for this GPU, and for 8.0."""
-    checkpoint = work / "small"
-    if not checkpoint.exists():
-        make_checkpoint(checkpoint, SHAPES["tiny"] | {"d_model": 64, "n_heads": 2, "n_kv_heads": 2})
-    found: dict[str, Any] = {}
-    for name in FLAVOURS:
-        for target in (CURRENT, "8.0"):
-            try:
-                ahead = find(name).ahead_of_time
-                bundle = export.build(
-                    checkpoint, work / f"small-{name}-{target}", precision="fp16", backends=["tensorrt"],
-                    flavour=name, capabilities=[target] if ahead else None, force=True,
-                )  # fmt: skip
-                with runtime_of(bundle) as model:
-                    logits = model.logits(np.arange(8))
-                found[f"{name} for {target if ahead else CURRENT}"] = bool(np.isfinite(logits).all())
-            except ElasticError as error:
-                found[f"{name} for {target}"] = str(error)
-    return found
-
-
-def runtime_of(bundle: Path) -> Any:
-    """A bundle loaded on TensorRT."""
-    import runtime
-
-    return runtime.load(bundle, "tensorrt")
-
-
-def copy_bandwidth(cuda: Cuda, size: int = 1 << 30) -> float:
-    """Bytes per second, read and written, of a copy on the device."""
-    a, b = cuda.alloc(size, "a copy"), cuda.alloc(size, "a copy")
-    seconds = timed(lambda: cuda.copy(a, b, size), cuda.sync)
-    cuda.free(a)
-    cuda.free(b)
-    return 2 * size / seconds
-
-
-def timed(work: Callable[[], Any], sync: Callable[[], None]) -> float:
-    """Median seconds of `work` and the wait for it."""
-    seconds = []
-    for _ in range(REPEATS + 3):
-        sync()
-        began = time.perf_counter()
-        work()
-        sync()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[3:])
-
-
-def make_drift_inputs(runner: SequenceRunner, length: int, window: int) -> DriftInputs:
-    """Drift inputs with eight tracked tokens before a window of masks, in a sequence of `length` positions."""
-    masks = np.arange(8, 8 + window)
-    return DriftInputs(
-        kind="row", tracked=np.arange(8), window=masks, probe_keys=np.arange(runner.slots) < length, logits_rows=masks
-    )
-
-
-def steps(model: Model, length: int, window: int, sync: Callable[[], None]) -> dict[str, float]:
-    """Milliseconds of a reuse step, of refreshes from layer 1, half and 28 of 32, and of a full step."""
-    runner, layers = model.new_runner(length), model.config.layers
-    rows = runner.padded_rows or 2 * window
-    everything = runner.slots if runner.padded_rows else length
-    drift_inputs = make_drift_inputs(runner, length, window)
-    runner.embed(np.ones(everything, np.int64))
-    runner.run_layers(everything, drift_inputs)
-
-    def reuse() -> None:
-        runner.embed(np.ones(rows, np.int64))
-        runner.reuse(rows, drift_inputs, 0.0)
-        runner.head(drift_inputs.window)
-
-    found = {"reuse": timed(reuse, sync)}
-    for first in sorted({1, layers // 2, layers * 28 // 32}):
-        found[f"refresh from {first}"] = timed(partial(runner.run_layers, everything, drift_inputs, first), sync)
-    found["full"] = timed(lambda: runner.run_layers(everything, None), sync)
-    return {name: 1e3 * seconds for name, seconds in found.items()}
-
-
-def host_fraction(model: Model, length: int, window: int) -> float:
-    """The fraction of a reuse step in which the host works: all but its waits."""
-    cuda, waited = model.cuda, 0.0  # type: ignore[attr-defined]
-    wait = cuda.sync
-
-    def sync() -> None:
-        nonlocal waited
-        began = time.perf_counter()
-        wait()
-        waited += time.perf_counter() - began
-
-    cuda.sync = sync
-    try:
-        runner = model.new_runner(length)
-        drift_inputs = make_drift_inputs(runner, length, window)
-        for number in range(REPEATS + 3):
-            if number == 3:
-                waited, began = 0.0, time.perf_counter()
-            runner.embed(np.full(runner.padded_rows, number))
-            runner.reuse(runner.padded_rows, drift_inputs, 0.0)
-        return 1 - waited / (time.perf_counter() - began)
-    finally:
-        cuda.sync = wait
-
-
-def batch_figures(model: Any, sizes: Iterable[int], length: int, window: int, gen_length: int) -> dict[str, Any]:
-    """Part (d), by batch size: milliseconds of a reuse pass, and figures of decoding prompts of different lengths.
-
-    Decoding is measured without and with refreshes. A size that does not fit has its error instead, and larger ones
-    are left out.
-    """
-    found: dict[str, Any] = {}
-    rng, config = np.random.default_rng(0), model.model.config
-    ordinary = min(config.mask_id, config.vocab, *config.end_ids)
-    lengths = rng.integers(1, length - gen_length, max(sizes))
-    prompts = [rng.integers(0, ordinary, count) for count in lengths]
-    options: list[dict[str, Any]] = [
-        {"gamma": gamma, "window": window, "gen_length": gen_length, "stop_at_eos": False} for gamma in (0.0, 0.9)
-    ]
-    alone = [[model.generate(prompt, **chosen) for prompt in prompts] for chosen in options]
-    for size in sizes:
-        try:
-            found[str(size)] = {
-                "reuse_ms": 1e3 * batched_pass(model.model, size, length, window),
-                "decoding": [decoding(model, prompts, size, *case) for case in zip(options, alone, strict=True)],
-            }
-        except ElasticError as error:
-            found[str(size)] = str(error)
-            break
-    return found
-
-
-def batched_pass(model: Model, size: int, length: int, window: int) -> float:
-    """Seconds of a reuse pass of `size` sequences."""
-    runners = model.new_runners([(length, length)] * size)
-    passes = [
-        ReusePass(runner, runner.padded_rows, make_drift_inputs(runner, length, window), 0.0) for runner in runners
-    ]
-    for due in passes:
-        due.runner.embed(np.ones(due.runner.slots, np.int64))
-        due.runner.run_layers(due.runner.slots, due.drift_inputs)
-
-    def reuse() -> None:
-        for due in passes:
-            due.runner.embed(np.ones(due.rows, np.int64))
-        model.reuse(passes)
-
-    return timed(reuse, waiting(model))
-
-
-def decoding(
-    model: Any, prompts: list[Any], size: int, options: dict[str, Any], alone: list[Output]
-) -> dict[str, Any]:  # fmt: skip
-    """Tokens per second in batches of `size`, in the second of two runs, and how many sequences are as they are alone.
-
-    `closest` holds the smallest margin of a decision of each sequence that differs: in half precision, a small one may
-    go either way.
-    """
-    for _ in range(2):
-        began = time.perf_counter()
-        outs = [
-            out
-            for start in range(0, len(prompts), size)
-            for out in model.generate_batch(prompts[start : start + size], **options)
-        ]
-        seconds = time.perf_counter() - began
-    others = [theirs for ours, theirs in zip(outs, alone, strict=True) if ours.sequence != theirs.sequence]
-    return {
-        "gamma": options["gamma"], "tokens_per_second": sum(out.tokens for out in outs) / seconds,
-        "refreshes": sum(event.refreshed(model.bundle.config.layers) for out in outs for event in out.trace),
-        "sequences": len(outs), "equal_to_alone": len(outs) - len(others),
-        "closest": [min(event.margin for event in out.trace) for out in others],
-    }  # fmt: skip
-
-
-def bundle_of(work: Path, shape: str, layers: int | None, length: int, window: int) -> Bundle:
-    """The bundle of random weights of `shape`, compiled for this GPU; built if it is not there."""
-    numbers = SHAPES[shape] | ({"n_layers": layers} if layers else {})
-    checkpoint, out = work / f"{shape}-{layers or 'all'}", work / f"{shape}-{layers or 'all'}-bundle"
-    if not checkpoint.exists():
-        make_checkpoint(checkpoint, numbers, dtype="fp16")
-    return Bundle.open(export.build(
-        checkpoint, out, precision="fp16", backends=["tensorrt"], max_length=length, window=window,
-        max_batch=max(SIZES),
-    ))  # fmt: skip
-
-
-def shape_figures(bundle: Bundle, length: int, window: int) -> dict[str, Any]:
-    """Part (c): the steps of every back end that runs on this GPU."""
-    weights = sum(bundle.weights(part).stat().st_size for part in bundle.config.parts if part != "embed")
+def device(report: Report, args: argparse.Namespace) -> None:
+    """CUDA's calls, then one layer on TensorRT: capabilities, captures, specialisation, streams, addresses."""
     cuda = Cuda()
-    bandwidth = copy_bandwidth(cuda)
-    cuda.close()
-    floor = 1e3 * weights / bandwidth
-    found: dict[str, Any] = {
-        "layers": bundle.config.layers, "length": length, "window": window, "weight_gb": weights / 1e9,
-        "copy_gb_per_second": bandwidth / 1e9, "floor_ms": floor, "ms": {},
-    }  # fmt: skip
-    for name, options in (("eager", {}), ("onnxruntime", {"provider": "cuda"}), ("tensorrt", {})):
-        try:
-            model = backends.load(bundle, name, **options)
-        except ElasticError as error:
-            found["ms"][name] = str(error)
-            continue
-        found["ms"][name] = steps(model, length, window, waiting(model))
-        if name == "tensorrt":
-            found["host_fraction_of_a_reuse_step"] = host_fraction(model, length, window)
-            found["reuse_over_floor"] = found["ms"][name]["reuse"] / floor
-        model.close()
-    return found
+    note = report.note
+    for name in ("bandwidth", "copies", "captures", "large_graph"):
+        note(name, partial(getattr(cuda_calls, name), cuda))
+    note("pytorch", cuda_calls.pytorch)
+    package = note("package", lambda: find(args.flavour).name)
+    if package is None:
+        return
+    raw = COMMON | SHAPES[args.shape] | {"max_sequence_length": args.positions[0]}
+    layer = compiler.Layer(cuda, find(package), raw, window_of(raw["n_layers"]))
+    for capability in (CURRENT, *args.capabilities):
+        note(f"plan for {capability}", partial(compiler.capability_figures, layer, capability))
+    engine = note("an engine", lambda: str(load(layer, report)))
+    if engine is None:
+        return
+    made = report.engine  # type: ignore[attr-defined]
+    for how in ("EAGER", "LAZY", "NONE"):
+        note(f"specialisation {how}", partial(compiler.specialisation_figures, layer, made, how))
+    note("runtime cache", partial(compiler.runtime_cache, layer, made))
+    note("one context, three address sets", partial(compiler.shared_context, layer, made))
+    note("streams", partial(compiler.streams_figures, layer))
+    note("capture without the flag", partial(compiler.capture_without_flag, layer))
+    report.content["messages"] = layer.messages[-40:]
+    note("misaligned", partial(compiler.misaligned, layer, made))
 
 
-def waiting(model: Model) -> Callable[[], None]:
-    """The function that waits for the GPU on a model's back end."""
-    if hasattr(model, "cuda"):
-        return model.cuda.sync  # type: ignore[no-any-return]
-    import torch
+def load(layer: compiler.Layer, report: Report) -> Any:
+    """An engine for this GPU, kept for the measurements that follow."""
+    report.engine = layer.engine(layer.plan())  # type: ignore[attr-defined]
+    return report.engine  # type: ignore[attr-defined]
 
-    return torch.cuda.synchronize
+
+def layers(report: Report, args: argparse.Namespace) -> None:
+    """A few layers of the shape: parity with eager PyTorch, the tests marked `gpu`, steps and their parts."""
+    bundle = report.note("bundle", lambda: str(bundle_of(args.work, args.shape, FEW, args.positions, 4)))
+    if bundle is not None:
+        report.note("parity", lambda: [
+            asdict(row) for row in verify(Bundle.open(bundle), "tensorrt", TOLERANCE)
+        ])  # fmt: skip
+        for length in args.positions:
+            report.note(
+                f"steps at {length}", partial(steps.figures, Bundle.open(bundle), length, window_of(FEW))
+            )
+    report.note("tests", gpu_tests)
+
+
+def model(report: Report, args: argparse.Namespace) -> None:
+    """The whole shape: steps at each length, and prompts side by side."""
+    count = SHAPES[args.shape]["n_layers"]
+    bundle = report.note("bundle", lambda: str(bundle_of(args.work, args.shape, count, args.positions, args.batch)))
+    if bundle is None:
+        return
+    for length in args.positions:
+        report.note(f"steps at {length}", partial(steps.figures, Bundle.open(bundle), length, window_of(count)))
+
+    def side_by_side() -> dict[str, Any]:
+        sizes = [size for size in batches.SIZES if size <= args.batch]
+        with runtime.load(bundle, "tensorrt") as loaded:
+            return batches.batch_figures(loaded, sizes, args.positions[0], window_of(count), args.gen_length)
+
+    report.note("batches", side_by_side)
+
+
+def window_of(count: int) -> int:
+    """The window with which a reuse pass of a model of `count` layers has ROWS rows."""
+    return (ROWS - count) // 2
+
+
+def gpu_tests() -> dict[str, Any]:
+    """The tests marked `gpu`."""
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-rA", "-m", "gpu", "tests/engines/gpu"], cwd=ROOT,
+                          capture_output=True, text=True)  # fmt: skip
+    print(done.stdout[-6000:])
+    return {"exit": done.returncode, "output": done.stdout.splitlines()[-30:]}
+
+
+def checkpoint_of(work: Path, shape: str, count: int) -> Path:
+    """The checkpoint of random weights with `count` layers of `shape`; made if it is not there, waited for if it is
+    being made."""
+    out, partial_out = work / f"{shape}-{count}", work / f"{shape}-{count}.part"
+    while partial_out.exists():
+        time.sleep(0.5)
+    if not out.exists():
+        make_checkpoint(partial_out, SHAPES[shape] | {"n_layers": count}, dtype="fp16")
+        partial_out.rename(out)
+    return out
+
+
+def bundle_of(work: Path, shape: str, count: int, positions: list[int], batch: int) -> Path:
+    """The bundle of that checkpoint, compiled for this GPU; built if it is not there."""
+    package = find()
+    return export.build(
+        checkpoint_of(work, shape, count), work / f"{shape}-{count}-bundle", precision="fp16", backends=["tensorrt"],
+        capabilities=[CURRENT] if package.ahead_of_time else None, max_length=max(positions), window=window_of(count),
+        max_batch=batch,
+    )  # fmt: skip
+
+
+PARTS = {"device": device, "layers": layers, "model": model}
 
 
 def check(args: argparse.Namespace) -> None:
-    """Run all parts; raises DeviceError if there is no GPU, before anything is written."""
+    """Run one part; raises DeviceError if there is no GPU, or after the part where something failed."""
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.part == "prepare":
+        shutil.rmtree(args.work / f"{args.shape}-{SHAPES[args.shape]['n_layers']}.part", ignore_errors=True)
+        checkpoint_of(args.work, args.shape, SHAPES[args.shape]["n_layers"])
+        return
     cuda = Cuda()
-    capability = ".".join(map(str, cuda.capability))
-    report: dict[str, Any] = {
-        "command": "scripts/gpu_check.sh " + " ".join(sys.argv[1:]), "device": cuda.name, "capability": capability,
+    name = cuda.name.lower().replace(" ", "_")
+    head = {
+        "command": "scripts/gpu_check.sh " + " ".join(sys.argv[1:]), "device": cuda.name,
+        "capability": ".".join(map(str, cuda.capability)), "memory_gb": cuda.memory()[1] / 1e9,
         "versions": versions(), "platform": f"{platform.system()} {platform.machine()}",
     }  # fmt: skip
     cuda.close()
-    file = OUT / f"gpu_{cuda.name.lower().replace(' ', '_')}.json"
-
-    def note(name: str, figures: Any) -> None:
-        report[name] = figures
-        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        print(json.dumps({name: figures}), flush=True)
-
-    args.work.mkdir(parents=True, exist_ok=True)
-    note("packages", packages(args.work))
-    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"], cwd=ROOT, capture_output=True,
-                           text=True)  # fmt: skip
-    note("tests", {"exit": tests.returncode, "output": tests.stdout.splitlines()[-8:]})
-    bundle = bundle_of(args.work, args.shape, args.layers, args.max_length, args.window)
-    note("steps", shape_figures(bundle, args.max_length, args.window))
-    with runtime_of(bundle.root) as model:
-        note("batches", batch_figures(model, SIZES, args.max_length, args.window, args.gen_length))
-    print(f"[ok] written to {file}")
+    report = Report(args.out / f"gpu_{name}_{args.part}.json", head)
+    PARTS[args.part](report, args)
+    if report.failed:
+        raise DeviceError(f"{', '.join(report.failed)} failed; {report.file} has the errors")
+    print(f"[ok] written to {report.file}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("part", choices=[*PARTS, "prepare"])
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and bundles")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder for the figures (default docs/benchmarks)")
     parser.add_argument("--shape", choices=list(SHAPES), default="llada-8b")
-    parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
-    parser.add_argument("--max-length", type=int, default=1400)
-    parser.add_argument("--window", type=int, default=16)
+    parser.add_argument("--flavour", help="the TensorRT package (default: the first that is installed)")
+    parser.add_argument("--capabilities", nargs="*", default=["8.0", "8.9", "12.0"], help="of plans tried by `device`")
+    parser.add_argument("--positions", type=int, nargs="+", default=[1024, 4096], help="lengths that are measured")
+    parser.add_argument("--batch", type=int, default=16, help="the largest batch of `model` (default 16)")
     parser.add_argument("--gen-length", type=int, default=64, help="tokens of each answer of a batch (default 64)")
-    return run(check, parser.parse_args(), "interrupted; the finished parts are written")
+    return run(check, parser.parse_args(), "interrupted; the finished figures are written")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,9 @@ class FakeCuda(Cuda):
         self.owned.append(address)
         return address
 
+    def memory(self) -> tuple[int, int]:
+        return self.limit - sum(region.size for at, region in self.regions.items() if at not in self.hosts), self.limit
+
     def at(self, address: Address, size: int) -> NDArray[np.uint8]:
         """The memory at an address; fails if it does not lie within one allocation."""
         for base, region in self.regions.items():
@@ -292,6 +295,10 @@ class Engine:
         self.device_memory_size_v2 = max(
             self.get_device_memory_size_for_profile_v2(index) for index in range(len(self.profiles))
         )
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self.profiles)
 
     def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
         """As the compiler's log has it: a general profile wants many times what the fixed one of a reuse pass does."""

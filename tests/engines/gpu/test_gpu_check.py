@@ -3,7 +3,7 @@
 import pytest
 
 import runtime
-from scripts.gpu_check import batch_figures
+from scripts.gpu.batches import batch_figures
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import runtime
 from engines.errors import BackendError
 from engines.gpu.cuda import Cuda
 from engines.runner import LayerwiseRunner
+from engines.trt.package import CURRENT, find
 from export.verify import verify
 from runtime.evaluation.parity import verify as verify_tokens
 
@@ -29,7 +30,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cuda.close()
     out = tmp_path_factory.mktemp("gpu") / "bundle"
     try:
-        return export.build("demo", out, precision="fp16", backends=["tensorrt"])
+        ahead = find().ahead_of_time
+        return export.build(
+            "demo", out, precision="fp16", backends=["tensorrt"], capabilities=[CURRENT] if ahead else None, max_batch=8
+        )
     except BackendError as error:
         pytest.skip(f"TensorRT does not build for {capability}: {error}")
 
