@@ -5,7 +5,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ -n "${PACK:-}" ]; then
     site=${SITE:-/tmp/elastic-site}
-    [ -d "$site" ] || { mkdir -p "$site.part" && cat "$PACK"/*.part | tar -xJ -C "$site.part" && mv "$site.part" "$site"; }
+    if [ ! -d "$site" ]; then
+        cat "$PACK"/*.part | python3 -c 'import sys, tarfile
+tarfile.open(fileobj=sys.stdin.buffer, mode="r|xz").extractall(sys.argv[1], filter="data")' "$site.new"
+        mv "$site.new" "$site"
+    fi
     export PYTHONPATH="$site:$PWD"
 else
     . scripts/setup.sh

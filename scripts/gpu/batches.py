@@ -13,7 +13,7 @@ from runtime.decoding.generate import Output
 from scripts.gpu.report import timed
 from scripts.gpu.steps import make_drift_inputs, waiting
 
-SIZES = 1, 2, 4, 8, 16
+SIZES = 1, 4, 16
 
 
 def batch_figures(model: Any, sizes: Iterable[int], length: int, window: int, gen_length: int) -> dict[str, Any]:

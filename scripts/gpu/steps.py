@@ -143,8 +143,8 @@ def tensorrt_figures(model: GpuModel, length: int, window: int) -> dict[str, Any
     plain = timed(reuse, cuda.sync)
     model.capturable = True
     scratch = {
-        name: [engine.engine.get_device_memory_size_for_profile_v2(p) for p in range(engine.engine.num_optimization_profiles)]
-        for name, engine in getattr(model, "engines", {}).items()
+        name: [plan.get_device_memory_size_for_profile_v2(p) for p in range(plan.num_optimization_profiles)]
+        for name, plan in ((name, engine.engine) for name, engine in getattr(model, "engines", {}).items())
     }  # fmt: skip
     return {
         "parts_us": microseconds, "reuse_captured_ms": 1e3 * captured, "reuse_uncaptured_ms": 1e3 * plain,
