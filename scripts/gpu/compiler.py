@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -196,8 +197,8 @@ def specialisation_figures(layer: Layer, engine: Any, how: str) -> dict[str, Any
     late = layer.cuda.capture(lambda: run(layer, context))
     found["ms_later"] = 1e3 * queued(lambda: run(layer, context), layer.cuda.sync)
     for name, graph in (("early", early), ("late", late)):
-        found[f"graph_{name}_ms"] = 1e3 * queued(lambda graph=graph: layer.cuda.launch(graph), layer.cuda.sync)
-        found[f"graph_{name}_waited_ms"] = 1e3 * timed(lambda graph=graph: layer.cuda.launch(graph), layer.cuda.sync)
+        found[f"graph_{name}_ms"] = 1e3 * queued(partial(layer.cuda.launch, graph), layer.cuda.sync)
+        found[f"graph_{name}_waited_ms"] = 1e3 * timed(partial(layer.cuda.launch, graph), layer.cuda.sync)
         layer.cuda.destroy(graph)
     return found
 
@@ -223,8 +224,8 @@ def streams_figures(layer: Layer) -> dict[str, float]:
         context = layer.context(layer.engine(layer.plan(streams=streams)))
         run(layer, context)
         layer.cuda.sync()
-        graph = layer.cuda.capture(lambda context=context: run(layer, context))
-        found[name] = 1e3 * queued(lambda graph=graph: layer.cuda.launch(graph), layer.cuda.sync)
+        graph = layer.cuda.capture(partial(run, layer, context))
+        found[name] = 1e3 * queued(partial(layer.cuda.launch, graph), layer.cuda.sync)
         layer.cuda.destroy(graph)
     return found
 

@@ -108,10 +108,10 @@ def pytorch(slots: int = 1088, rows: int = 64, heads: int = 32, size: int = 128,
     }  # fmt: skip
     found: dict[str, Any] = {"torch": torch.__version__}
     for name, work in cases.items():
-        graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
         work()
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph):  # type: ignore[no-untyped-call]
             for _ in range(10):
                 work()
         found[name] = 1e5 * timed(graph.replay, torch.cuda.synchronize)

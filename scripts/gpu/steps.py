@@ -109,13 +109,18 @@ def figures(bundle: Bundle, length: int, window: int) -> dict[str, Any]:
     return found
 
 
+def ten_times(work: Callable[[], None]) -> None:
+    for _ in range(10):
+        work()
+
+
 def tensorrt_figures(model: GpuModel, length: int, window: int) -> dict[str, Any]:
     """Parts of a reuse step, what its graph saves and holds, the host's share, and where the start's seconds went."""
     runner = model.new_runner(length)
     assert isinstance(runner, GpuRunner)
     cuda, queue, rows = model.cuda, runner.pass_queue, runner.padded_rows
     drift_inputs = make_drift_inputs(runner, length, window)
-    parts = {
+    parts: dict[str, Callable[[], None]] = {
         "embed": lambda: queue.embed(rows), "save_previous": lambda: queue.save_previous(0, rows),
         "layer": lambda: queue.layer(0, rows), "tests": lambda: queue.tests(0, rows, "row"),
         "head": lambda: queue.head(window),
@@ -124,8 +129,8 @@ def tensorrt_figures(model: GpuModel, length: int, window: int) -> dict[str, Any
     for name, work in parts.items():
         work()
         cuda.sync()
-        graph = cuda.capture(lambda work=work: [work() for _ in range(10)])  # type: ignore[misc]
-        microseconds[name] = 1e5 * queued(lambda graph=graph: cuda.launch(graph), cuda.sync)  # type: ignore[misc]
+        graph = cuda.capture(partial(ten_times, work))
+        microseconds[name] = 1e5 * queued(partial(cuda.launch, graph), cuda.sync)
         cuda.destroy(graph)
 
     def reuse() -> None:
