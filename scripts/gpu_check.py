@@ -3,6 +3,7 @@
     bash scripts/gpu_check.sh device --work DIR    CUDA's calls, and one layer on TensorRT in every variant
     bash scripts/gpu_check.sh layers --work DIR    four layers: parity, the tests marked `gpu`, steps and their parts
     bash scripts/gpu_check.sh model --work DIR     the whole shape: steps, batches, start-up; 40 GB in DIR
+    bash scripts/gpu_check.sh provider --work DIR  ONNX Runtime's CUDA provider: kernels, parity, captures, steps
 
 Each part takes minutes and writes docs/benchmarks/gpu_<device>_<part>.json after every figure; what fails leaves its
 error there and the rest goes on. `prepare` makes what `model` needs ahead, and its checkpoint alone where TensorRT is
@@ -77,9 +78,9 @@ def load(layer: compiler.Layer, report: Report) -> Any:
 
 def layers(report: Report, args: argparse.Namespace) -> None:
     """A few layers of the shape: parity with eager PyTorch, the tests marked `gpu`, steps and their parts."""
-    bundle = report.note("bundle", lambda: str(bundle_of(args.work, args.shape, FEW, args.positions, 4)))
+    bundle = report.note("bundle", lambda: str(bundle_of(args.work, args.shape, FEW, args.positions, 4, args.backend)))
     if bundle is not None:
-        report.note("parity", partial(parity, Bundle.open(bundle)))
+        report.note("parity", partial(parity, Bundle.open(bundle), args.backend))
         for length in args.positions:
             report.note(f"steps at {length}", partial(steps.figures, Bundle.open(bundle), length, window_of(FEW)))
     report.note("tests", gpu_tests)
@@ -88,15 +89,23 @@ def layers(report: Report, args: argparse.Namespace) -> None:
 def model(report: Report, args: argparse.Namespace) -> None:
     """The whole shape: steps at each length, and prompts side by side."""
     count = SHAPES[args.shape]["n_layers"]
-    bundle = report.note("bundle", lambda: str(bundle_of(args.work, args.shape, count, args.positions, args.batch)))
+    bundle = report.note(
+        "bundle", lambda: str(bundle_of(args.work, args.shape, count, args.positions, args.batch, args.backend))
+    )
     if bundle is None:
         return
     for length in args.positions:
         report.note(f"steps at {length}", partial(steps.figures, Bundle.open(bundle), length, window_of(count)))
 
+    if args.backend == "onnxruntime":
+        from scripts.gpu.provider import captured_steps
+
+        length = args.positions[0]
+        report.note("captured steps", lambda: captured_steps(Bundle.open(bundle), length, window_of(count)))
+
     def side_by_side() -> dict[str, Any]:
         sizes = [size for size in batches.SIZES if size <= args.batch]
-        with runtime.load(bundle, "tensorrt") as loaded:
+        with runtime.load(bundle, args.backend) as loaded:
             return batches.batch_figures(loaded, sizes, args.positions[0], window_of(count), args.gen_length)
 
     report.note("batches", side_by_side)
@@ -107,9 +116,31 @@ def prepare(args: argparse.Namespace) -> None:
     count = SHAPES[args.shape]["n_layers"]
     shutil.rmtree(args.work / f"{args.shape}-{count}.part", ignore_errors=True)
     try:
-        bundle_of(args.work, args.shape, count, args.positions, args.batch)
+        bundle_of(args.work, args.shape, count, args.positions, args.batch, args.backend)
     except BackendError as error:
         print(f"no bundle yet: {error}")
+
+
+def provider(report: Report, args: argparse.Namespace) -> None:
+    """ONNX Runtime's CUDA provider on a few layers of the shape, and the demo model's tokens."""
+    import torch  # noqa: F401  # loads the CUDA libraries that the provider needs
+
+    from scripts.gpu import provider as ort_gpu
+
+    demo = report.note("demo", lambda: str(built("demo", args.work / "demo-fp16", [])))
+    if demo is not None:
+        report.note("placement, demo", lambda: ort_gpu.placement(Bundle.open(demo)))
+        report.note("parity, demo", lambda: parity(Bundle.open(demo), "onnxruntime"))
+        report.note("tokens, demo", lambda: ort_gpu.same_tokens(demo))
+    made = report.note("bundle", lambda: str(bundle_of(args.work, args.shape, FEW, args.positions, 4, "onnxruntime")))
+    if made is not None:
+        report.note("parity", lambda: parity(Bundle.open(made), "onnxruntime"))
+        for length in args.positions:
+            report.note(f"steps at {length}", partial(steps.figures, Bundle.open(made), length, window_of(FEW)))
+            report.note(
+                f"captured steps at {length}",
+                partial(ort_gpu.captured_steps, Bundle.open(made), length, window_of(FEW)),
+            )
 
 
 def window_of(count: int) -> int:
@@ -117,11 +148,11 @@ def window_of(count: int) -> int:
     return (ROWS - count) // 2
 
 
-def parity(bundle: Bundle) -> list[Any]:
+def parity(bundle: Bundle, backend: str) -> list[Any]:
     """The difference of each part from eager PyTorch, and what `verify` says of them where one is too large."""
     rows: list[Any] = []
     try:
-        for row in verify(bundle, "tensorrt", TOLERANCE):
+        for row in verify(bundle, backend, TOLERANCE):
             rows.append(asdict(row))
     except ParityError as error:
         rows.append(str(error))
@@ -148,18 +179,20 @@ def checkpoint_of(work: Path, shape: str, count: int) -> Path:
     return out
 
 
-def bundle_of(work: Path, shape: str, count: int, positions: list[int], batch: int) -> Path:
-    """The bundle of that checkpoint, compiled for this GPU; built if it is not there."""
-    checkpoint = checkpoint_of(work, shape, count)
-    package = find()
-    return export.build(
-        checkpoint, work / f"{shape}-{count}-bundle", precision="fp16", backends=["tensorrt"],
-        capabilities=[CURRENT] if package.ahead_of_time else None, max_length=max(positions), window=window_of(count),
-        max_batch=batch,
-    )  # fmt: skip
+def bundle_of(work: Path, shape: str, count: int, positions: list[int], batch: int, backend: str) -> Path:
+    """The bundle of that checkpoint for `backend`; built if it is not there."""
+    checkpoint, out = checkpoint_of(work, shape, count), work / f"{shape}-{count}-{backend}"
+    engines = ["tensorrt"] if backend == "tensorrt" else []  # ONNX Runtime runs the exported parts on a GPU
+    return built(checkpoint, out, engines, max_length=max(positions), window=window_of(count), max_batch=batch)
 
 
-PARTS = {"device": device, "layers": layers, "model": model}
+def built(checkpoint: str | Path, out: Path, engines: list[str], **sizes: Any) -> Path:
+    """The bundle in `out`, in fp16 and compiled for this GPU; built if it is not there."""
+    here = [CURRENT] if engines and find().ahead_of_time else None
+    return export.build(checkpoint, out, precision="fp16", backends=engines, capabilities=here, **sizes)
+
+
+PARTS = {"device": device, "layers": layers, "model": model, "provider": provider}
 
 
 def check(args: argparse.Namespace) -> None:
@@ -189,6 +222,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and bundles")
     parser.add_argument("--out", type=Path, default=OUT, help="folder for the figures (default docs/benchmarks)")
     parser.add_argument("--shape", choices=list(SHAPES), default="llada-8b")
+    parser.add_argument("--backend", choices=["tensorrt", "onnxruntime"], default="tensorrt", help="of `model`")
     parser.add_argument("--flavour", help="the TensorRT package (default: the first that is installed)")
     parser.add_argument("--capabilities", nargs="*", default=["8.0", "8.9", "12.0"], help="of plans tried by `device`")
     parser.add_argument("--positions", type=int, nargs="+", default=[1024, 4096], help="lengths that are measured")

@@ -66,8 +66,8 @@ def host_fraction(model: Model, length: int, window: int) -> float:
         for number in range(REPEATS + 3):
             if number == 3:
                 waited, began = 0.0, time.perf_counter()
-            runner.embed(np.full(runner.padded_rows, number))
-            runner.reuse(runner.padded_rows, drift_inputs, 0.0)
+            runner.embed(np.full(model.capacity.rows, number))
+            runner.reuse(model.capacity.rows, drift_inputs, 0.0)
         return 1 - waited / (time.perf_counter() - began)
     finally:
         cuda.sync = wait
@@ -83,7 +83,7 @@ def waiting(model: Model) -> Callable[[], None]:
 
 
 def figures(bundle: Bundle, length: int, window: int) -> dict[str, Any]:
-    """The steps of every back end that runs on this GPU, and TensorRT's against the lower limit of weight bytes."""
+    """The steps of every back end that runs on this GPU, and those against the lower limit of weight bytes."""
     weights = sum(bundle.weights(part).stat().st_size for part in bundle.config.parts if part != "embed")
     cuda = Cuda()
     speed = bandwidth(cuda)["copy_gb_per_second"]
@@ -103,8 +103,8 @@ def figures(bundle: Bundle, length: int, window: int) -> dict[str, Any]:
         found["ms"][name] = steps(model, length, window, waiting(model))
         found[f"seconds of {name}"] = time.perf_counter() - began
         if isinstance(model, GpuModel):
-            found |= tensorrt_figures(model, length, window)
-            found["reuse_over_floor"] = found["ms"][name]["reuse"] / floor
+            found[f"parts of {name}"] = gpu_figures(model, length, window)
+            found[f"{name} over floor"] = found["ms"][name]["reuse"] / floor
         model.close()
     return found
 
@@ -114,11 +114,11 @@ def ten_times(work: Callable[[], None]) -> None:
         work()
 
 
-def tensorrt_figures(model: GpuModel, length: int, window: int) -> dict[str, Any]:
+def gpu_figures(model: GpuModel, length: int, window: int) -> dict[str, Any]:
     """Parts of a reuse step, what its graph saves and holds, the host's share, and where the start's seconds went."""
     runner = model.new_runner(length)
     assert isinstance(runner, GpuRunner)
-    cuda, queue, rows = model.cuda, runner.pass_queue, runner.padded_rows
+    cuda, queue, rows = model.cuda, runner.pass_queue, model.capacity.rows
     drift_inputs = make_drift_inputs(runner, length, window)
     parts: dict[str, Callable[[], None]] = {
         "embed": lambda: queue.embed(rows), "save_previous": lambda: queue.save_previous(0, rows),
@@ -129,9 +129,12 @@ def tensorrt_figures(model: GpuModel, length: int, window: int) -> dict[str, Any
     for name, work in parts.items():
         work()
         cuda.sync()
-        graph = cuda.capture(partial(ten_times, work))
-        microseconds[name] = 1e5 * queued(partial(cuda.launch, graph), cuda.sync)
-        cuda.destroy(graph)
+        if model.capturable:
+            graph = cuda.capture(partial(ten_times, work))
+            microseconds[name] = 1e5 * queued(partial(cuda.launch, graph), cuda.sync)
+            cuda.destroy(graph)
+        else:
+            microseconds[name] = 1e5 * queued(partial(ten_times, work), cuda.sync)
 
     def reuse() -> None:
         runner.embed(np.ones(rows, np.int64))
@@ -142,17 +145,17 @@ def tensorrt_figures(model: GpuModel, length: int, window: int) -> dict[str, Any
     free = cuda.memory()[0]
     reuse()  # captures
     graph_mb = (free - cuda.memory()[0]) / 1e6
-    captured = timed(reuse, cuda.sync)
+    usual, capturable = timed(reuse, cuda.sync), model.capturable
     model.capturable = False
     queue.release()
     plain = timed(reuse, cuda.sync)
-    model.capturable = True
+    model.capturable = capturable
     scratch = {
         name: [plan.get_device_memory_size_for_profile_v2(p) for p in range(plan.num_optimization_profiles)]
         for name, plan in ((name, engine.engine) for name, engine in getattr(model, "engines", {}).items())
     }  # fmt: skip
     return {
-        "parts_us": microseconds, "reuse_captured_ms": 1e3 * captured, "reuse_uncaptured_ms": 1e3 * plain,
+        "parts_us": microseconds, "captured": capturable, "reuse_ms": 1e3 * usual, "reuse_uncaptured_ms": 1e3 * plain,
         "graph_mb": graph_mb, "host_fraction_of_a_reuse_step": host_fraction(model, length, window),
         "uncaptured": [str(key) for key in queue.uncaptured], "scratch_bytes": scratch,
         "startup_seconds": getattr(model, "startup", {}), "free_gb": cuda.memory()[0] / 1e9,
