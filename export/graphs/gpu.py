@@ -33,10 +33,9 @@ def layer(g: Graph, config: ModelConfig) -> None:
     g.op("Transpose", q, name="q", perm=[0, 2, 1, 3])
     keys = g.op("TensorScatter", "k_cache", k, "write_index", name="k_cache_out", axis=2, mode="linear")
     values = g.op("TensorScatter", "v_cache", v, "write_index", name="v_cache_out", axis=2, mode="linear")
-    one = g.constant([1])
-    rows = g.op("Shape", "hidden", start=1, end=2)
-    shape = g.op("Concat", one, one, rows, one, axis=0)
-    # [B, 1, A, S]: ONNX Runtime does not broadcast a mask along the rows.
+    # [B, 1, A, S]: ONNX Runtime does not broadcast a mask along the rows. It would compute on a shape on the CPU, which
+    # sessions on a GPU refuse, so the shape is that of a tensor.
+    shape = g.op("Shape", g.op("Unsqueeze", "positions", g.constant([1, 3])))
     mask = g.op("Expand", g.op("Unsqueeze", "key_bias", g.constant([1, 2])), shape)
     if config.block_length:
         keys_at = g.op("Unsqueeze", "key_positions", g.constant([1, 2]))
