@@ -5,7 +5,10 @@ The exported graphs run in the bundle's precision, on the memory and the stream 
 copied and caches are written in place.
 """
 
+import io
+import logging
 from collections.abc import Hashable
+from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,7 @@ PROVIDERS = {"cuda": "CUDAExecutionProvider"}
 TYPES = {"fp32": np.float32, "fp16": np.float16, "int64": np.int64, "bool": np.bool_}
 UNSYNCHRONISED = ort.RunOptions()  # runs follow each other on one stream; without this each would wait for it
 UNSYNCHRONISED.add_run_config_entry("disable_synchronize_execution_providers", "1")
+logger = logging.getLogger(__name__)
 GRAIN = 256  # slots are rounded up to a multiple of this, so that sequences of similar length share memory
 
 
@@ -64,6 +68,7 @@ class OnnxRuntimeGpuModel(GpuModel):
             raise OptionError(
                 "ONNX Runtime's providers for GPUs bind no bf16: build with --fp16, or use --backend tensorrt"
             )
+        load_libraries()
         self.cuda = Cuda(device)
         signatures = gpu_signatures(self.config, bundle.manifest.precision, self.capacity.track_num)
         with self.cuda.closed_on_error():
@@ -103,6 +108,14 @@ class OnnxRuntimeGpuModel(GpuModel):
     def close(self) -> None:
         self.sessions.clear()
         super().close()
+
+
+def load_libraries() -> None:
+    """Load the CUDA libraries that pip installed, where ONNX Runtime finds them; it prints what it does not find."""
+    with redirect_stdout(io.StringIO()) as said:
+        getattr(ort, "preload_dlls", lambda: None)()
+    for line in said.getvalue().splitlines():
+        logger.info("%s", line)
 
 
 def available(provider: str) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from engines.bundle import Bundle
-from engines.errors import BundleError, DeviceError
+from engines.errors import INSTALL, BundleError, DeviceError
 from engines.gpu.cuda import Cuda
 from engines.gpu.executor import Bindings
 from engines.gpu.model import GpuModel
@@ -121,11 +121,18 @@ def compatible_package(bundle: Bundle, entry: dict[str, Any], name: str | None, 
             f"{bundle.root}: its engines were built by {built} and {found.name} {found.version} is installed; "
             f"install that version, or {bundle.rebuild('--force')}"
         )
+    here = capability(cuda)
+    if found.ahead_of_time and here not in found.capabilities():
+        raise DeviceError(
+            f"{found.name} {found.version} does not run on {cuda.name}, which has compute capability {here} (it runs on "
+            f"{', '.join(found.capabilities())}); use --backend onnxruntime, or TensorRT itself: "
+            f"{INSTALL.format(extra='gpu')}, then {bundle.rebuild('--flavour', 'tensorrt', '--force')}"
+        )
     targets = entry["capabilities"]
     # Kernels for an older GPU may run on a newer one; TensorRT decides that when it loads the engine.
     if not any(target == CURRENT or tuple(map(int, target.split("."))) <= cuda.capability for target in targets):
         raise DeviceError(
             f"{bundle.root}: its engines are built for compute capability {', '.join(targets)} and {cuda.name} has "
-            f"{capability(cuda)}; {bundle.rebuild('--capability', capability(cuda), '--force')}"
+            f"{here}; {bundle.rebuild('--capability', here, '--force')}"
         )
     return found

@@ -69,9 +69,9 @@ def among_groups(g: Graph, config: ExpertsConfig, ranks: str) -> str:
 def everyone(g: Graph, config: ExpertsConfig, rows: str, odds: str, chosen: str, width: int) -> str:
     """All experts on all rows: [N, d]. The last product adds up the weighted results of a row."""
     gate, up, out = (g.weight(f"experts.{name}.weight") for name in NAMES)
-    shape = g.op("Concat", g.op("Shape", rows, end=1), g.constant([config.count]), axis=0)
-    zero = np.zeros(1, np.float32)
-    nothing = g.cast(g.op("Expand", g.constant(zero, np.float32), shape), g.dtype, "fp32")
+    column = g.op("Slice", odds, g.constant([0]), g.constant([1]), g.constant([1]))  # its shape [N, 1] is what counts
+    zeros = g.constant(np.zeros((1, config.count)), np.float32)
+    nothing = g.cast(g.op("Expand", zeros, g.op("Shape", column)), g.dtype, "fp32")
     weights = g.op("ScatterElements", nothing, chosen, odds, axis=1)  # [N, E]
     inner = gated(g, g.op("MatMul", rows, gate), g.op("MatMul", rows, up))  # [E, N, I]
     weighted = g.op("Mul", g.op("Transpose", inner, perm=[1, 0, 2]), g.op("Unsqueeze", weights, g.constant([2])))

@@ -429,7 +429,7 @@ class Context:
         return True
 
 
-ComputeCapability = Enum("ComputeCapability", ["NONE", "CURRENT", "SM80", "SM86", "SM89", "SM120"])
+ComputeCapability = Enum("ComputeCapability", ["NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120"])
 
 
 class Strategy(Enum):

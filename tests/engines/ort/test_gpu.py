@@ -11,7 +11,7 @@ import pytest
 import export
 import runtime
 from engines.errors import DeviceError, OptionError
-from engines.ort.gpu import OnnxRuntimeGpuModel
+from engines.ort.gpu import OnnxRuntimeGpuModel, load_libraries
 from tests.support.cases import GOLDEN, refused
 from tests.support.fake_gpu import FakeCuda, fake_provider
 from tests.support.runs import OPTIONS, PROMPT, decisions, sigma
@@ -77,3 +77,12 @@ def test_a_gpu_that_is_not_there(
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     with runtime.load(golden_bundle, "onnxruntime") as loaded:
         assert "CPU" in loaded.model.device and "not using the GPU: no NVIDIA GPU" in caplog.text
+
+
+def test_what_the_loading_of_libraries_prints_is_logged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ort, "preload_dlls", lambda: print("no libcublas"), raising=False)
+    with caplog.at_level("INFO"):
+        load_libraries()
+    assert "no libcublas" in caplog.text and not capsys.readouterr().out

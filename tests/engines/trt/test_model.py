@@ -64,21 +64,31 @@ def test_no_gpu(bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.Lo
         assert loaded.backend == "onnxruntime" and "not using tensorrt: no NVIDIA GPU" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("capability", "parts"),
+    [
+        ((7, 5), ("built for compute capability 8.0, 8.6", "has 7.5", "--capability 7.5")),
+        ((9, 0), ("does not run on Fake GPU", "compute capability 9.0 (it runs on 7.5, 8.0", "--flavour tensorrt")),
+    ],
+    ids=str,
+)
 def test_another_compute_capability(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capability: tuple[int, int],
+    parts: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Engines for newer GPUs only, and a GPU that tensorrt_rtx refuses whatever it was built for, as Hopper."""
     real = FakeCuda.__init__
 
-    def turing(self: FakeCuda, device: int = 0) -> None:
+    def other(self: FakeCuda, device: int = 0) -> None:
         real(self, device)
-        self.capability = (7, 5)
+        self.capability = capability
 
-    monkeypatch.setattr(FakeCuda, "__init__", turing)
+    monkeypatch.setattr(FakeCuda, "__init__", other)
     with fake_gpu():
-        with refused(DeviceError, "built for compute capability 8.0, 8.6", "has 7.5", "--capability 7.5"):
+        with refused(DeviceError, *parts):
             runtime.load(bundle, "tensorrt")
         with runtime.load(bundle) as loaded:
-            assert loaded.backend == "onnxruntime" and "7.5" in caplog.text
+            assert loaded.backend == "onnxruntime" and f"{capability[0]}.{capability[1]}" in caplog.text
 
 
 def test_engines_of_another_version(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
