@@ -124,8 +124,8 @@ def compatible_package(bundle: Bundle, entry: dict[str, Any], name: str | None, 
     here = capability(cuda)
     if found.ahead_of_time and here not in found.capabilities():
         raise DeviceError(
-            f"{found.name} {found.version} does not run on {cuda.name}, which has compute capability {here} (it runs on "
-            f"{', '.join(found.capabilities())}); use --backend onnxruntime, or TensorRT itself: "
+            f"{found.name} {found.version} does not run on {cuda.name}, which has compute capability {here} "
+            f"(it runs on {', '.join(found.capabilities())}); use --backend onnxruntime, or TensorRT itself: "
             f"{INSTALL.format(extra='gpu')}, then {bundle.rebuild('--flavour', 'tensorrt', '--force')}"
         )
     targets = entry["capabilities"]

@@ -24,7 +24,7 @@ def test_compute_capabilities() -> None:
     with fake_gpu():
         package = find("tensorrt")
     assert (package.name, package.version, package.ahead_of_time) == ("tensorrt", VERSION, True)
-    assert package.capabilities() == ["8.0", "8.6", "8.9", "12.0"]
+    assert package.capabilities() == ["7.5", "8.0", "8.6", "8.9", "12.0"]
     assert package.capability("8.9").name == "SM89" and package.capability("current").name == "CURRENT"
-    with refused(OptionError, "no compute capability '9.9'", "8.0, 8.6, 8.9, 12.0, current"):
+    with refused(OptionError, "no compute capability '9.9'", "7.5, 8.0, 8.6, 8.9, 12.0, current"):
         package.capability("9.9")
