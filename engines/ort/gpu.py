@@ -24,6 +24,7 @@ from engines.signatures import GraphSignature
 from engines.signatures.gpu import gpu_signatures
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider"}
+OLDEST = 1, 27  # the first release whose provider has a kernel for every operator of the graphs
 TYPES = {"fp32": np.float32, "fp16": np.float16, "int64": np.int64, "bool": np.bool_}
 UNSYNCHRONISED = ort.RunOptions()  # runs follow each other on one stream; without this each would wait for it
 UNSYNCHRONISED.add_run_config_entry("disable_synchronize_execution_providers", "1")
@@ -119,7 +120,10 @@ def load_libraries() -> None:
 
 
 def available(provider: str) -> str:
-    """`provider`, if this ONNX Runtime has it; raises OptionError if it is unknown, DeviceError if it is missing."""
+    """`provider`, if this ONNX Runtime has it.
+
+    Raises OptionError if it is unknown, DeviceError if it is missing or too old for the graphs.
+    """
     if provider == "tensorrt":
         raise OptionError(
             "ONNX Runtime's TensorRT provider is not used, as it would compile every shape of a pass when it first "
@@ -131,5 +135,11 @@ def available(provider: str) -> str:
         raise DeviceError(
             f"this ONNX Runtime has no {provider} provider (it has {', '.join(ort.get_available_providers())}); "
             f"{INSTALL.format(extra='gpu')} brings onnxruntime-gpu"
+        )
+    if tuple(map(int, ort.__version__.split(".")[:2])) < OLDEST:
+        wanted = ".".join(map(str, OLDEST))
+        raise DeviceError(
+            f"ONNX Runtime {ort.__version__} lacks kernels for a GPU that the graphs need and {wanted} has; "
+            f"`pip install 'onnxruntime-gpu>={wanted}'`, or use --provider cpu"
         )
     return provider

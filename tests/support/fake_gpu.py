@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 from engines.errors import BackendError
 from engines.gpu.cuda import ALIGNMENT, LARGEST_PITCH, Address, Cuda
 from engines.gpu.executor import REUSE
+from tests.support.cuda_kernels import on_the_host, without_kernel
 
 VERSION = "99.0.fake"
+INFERENCE_SESSION = ort.InferenceSession
 NATIVE = {"RotaryEmbedding": "ROTARY_EMBEDDING", "TensorScatter": "KV_CACHE_UPDATE", "Attention": "ATTENTION_INPUT"}
 
 
@@ -495,15 +497,22 @@ def fake_gpu(fp32: bool = True) -> Iterator[type[FakeCuda]]:
 
 
 class GpuSession:
-    """A session of ONNX Runtime on the fake GPU: bound by address, run on its memory when the host waits."""
+    """A session of ONNX Runtime on the fake GPU: bound by address, run on its memory when the host waits.
 
-    def __init__(self, cuda: FakeCuda, path: str):
+    As with the CUDA provider, every node needs a kernel there, and none may compute with shapes.
+    """
+
+    def __init__(self, cuda: FakeCuda, path: str, given: ort.SessionOptions, settings: dict[str, str]):
+        assert given.get_session_config_entry("session.disable_cpu_ep_fallback") == "1", "nodes may fall to the CPU"
+        assert settings["user_compute_stream"] == str(cuda.stream), "a stream of its own: runs are out of order"
+        assert settings["use_tf32"] == "0" and settings["arena_extend_strategy"] == "kSameAsRequested"
         model = onnx.load(path)
+        assert not without_kernel(model, ort.__version__) and not on_the_host(model), "nodes fall to the CPU"
         self.inputs = [v.name for v in model.graph.input]
         self.outputs = [v.name for v in model.graph.output]
         options = ort.SessionOptions()
         options.use_per_session_threads = False
-        self.cuda, self.session = cuda, ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.cuda, self.session = cuda, INFERENCE_SESSION(path, options, providers=["CPUExecutionProvider"])
 
     def io_binding(self) -> Any:
         bound: dict[str, tuple[Any, tuple[int, ...], Address]] = {}
@@ -538,11 +547,14 @@ def fake_provider() -> Iterator[None]:
     """Make ONNX Runtime appear to have a CUDA provider, with the fake as its GPU."""
     import engines.ort.gpu as gpu
 
+    def opened(path: str, options: ort.SessionOptions, providers: list[Any]) -> Any:
+        if providers == ["CPUExecutionProvider"]:
+            return INFERENCE_SESSION(path, options, providers=providers)
+        ((_, settings),) = providers
+        return GpuSession(FakeCuda.latest, path, options, settings)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu, "Cuda", FakeCuda)
         patch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-        patch.setattr(
-            gpu.OnnxRuntimeGpuModel, "_open",
-            lambda self, part, device: GpuSession(self.cuda, str(self.bundle.graph(part))),
-        )  # fmt: skip
+        patch.setattr(ort, "InferenceSession", opened)
         yield

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -13,7 +14,7 @@ import runtime
 from engines.errors import DeviceError, OptionError
 from engines.ort.gpu import OnnxRuntimeGpuModel, load_libraries
 from tests.support.cases import GOLDEN, refused
-from tests.support.fake_gpu import FakeCuda, fake_provider
+from tests.support.fake_gpu import FakeCuda, GpuSession, fake_provider
 from tests.support.runs import OPTIONS, PROMPT, decisions, sigma
 
 
@@ -66,6 +67,43 @@ def test_choice_of_a_provider(golden_bundle: Path, tmp_path: Path, caplog: pytes
         halves = export.build(GOLDEN, tmp_path / "bf16", precision="bf16", window=8)
         with refused(OptionError, "bind no bf16", "--fp16"):
             runtime.load(halves, "onnxruntime", provider="cuda")
+
+
+def test_a_release_without_the_kernels(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused with the release that has them, or left for the CPU with a warning, before a session opens."""
+    monkeypatch.setattr(ort, "__version__", "1.26.0")
+    with fake_provider(), refused(DeviceError, "1.26.0 lacks kernels", "onnxruntime-gpu>=1.27", "--provider cpu"):
+        runtime.load(golden_bundle, "onnxruntime", provider="cuda")
+
+
+def test_a_graph_that_the_provider_refuses(golden_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "This session contains graph nodes that are assigned to the default CPU EP"
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : {reason}\nmore")
+
+    with fake_provider():
+        monkeypatch.setattr(ort, "InferenceSession", refuse)
+        with refused(DeviceError, "cannot run embed with its cuda provider", reason, "update onnxruntime-gpu"):
+            runtime.load(golden_bundle, "onnxruntime", provider="cuda")
+
+
+def test_the_fake_refuses_what_the_provider_would(golden_bundle: Path, tmp_path: Path) -> None:
+    """Nodes may not fall to the CPU: by an option that is missing, or for arithmetic on a shape."""
+    cuda, options = FakeCuda(), ort.SessionOptions()
+    settings = {"user_compute_stream": "7", "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+    graph = golden_bundle / "onnx/tests_row.onnx"
+    with pytest.raises(RuntimeError, match="disable_cpu_ep_fallback"):
+        GpuSession(cuda, str(graph), options, settings)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    GpuSession(cuda, str(graph), options, settings)
+    model = onnx.load(str(graph))
+    (taken,) = (node for node in model.graph.node if node.op_type == "Shape" and node.attribute)
+    double = onnx.helper.make_node("Add", [taken.output[0], taken.output[0]], ["double"], name="double")
+    model.graph.node.append(double)
+    onnx.save(model, str(tmp_path / "graph.onnx"))
+    with pytest.raises(AssertionError, match="fall to the CPU"):
+        GpuSession(cuda, str(tmp_path / "graph.onnx"), options, settings)
 
 
 def test_a_gpu_that_is_not_there(
