@@ -81,7 +81,7 @@ BACKENDS = {  # the preferred first
     "tensorrt": BackEnd(
         module="engines.trt.model",
         opener="TensorRTModel",
-        packages=("tensorrt", "tensorrt_rtx"),
+        packages=("tensorrt", "tensorrt_rtx", "tensorrt_lean"),
         extra="gpu",
         options=TensorRTOptions,
     ),

@@ -65,7 +65,8 @@ def build(options: BuildOptions) -> Path:
 
     The keywords are the fields of `export.options.BuildOptions`: `precision` (fp32,
     fp16, bf16), `backends`, `max_length`, `window`, `track_num`, `max_batch`;
-    `flavour` (tensorrt, tensorrt_rtx) and `capabilities` ("8.9", …) of TensorRT;
+    `flavour` (tensorrt, tensorrt_rtx), `capabilities` ("8.9", …) and `compatible`
+    (capability, ampere, version) of TensorRT;
     `weights` (int8, int4) of ONNX Runtime; `force`; and `progress`, called as
     progress(what, number, count) before each part is written. Raises CheckpointError, OptionError, BackendError
     where PyTorch or ONNX is not installed, or BundleError (disk, or another bundle

@@ -80,7 +80,7 @@ def differences(job: BuildJob, manifest: Manifest) -> list[str]:
         for option in engine_options() if name in job.backends else ():
             wanted = getattr(job.options, option)
             if option in entry and entry[option] != wanted and (wanted or option == "weights"):
-                found.append(f"{name} {option} {entry[option] or 'whole'}")
+                found.append(f"{name} {option} {entry[option] or ('whole' if option == 'weights' else 'none')}")
     return found
 
 

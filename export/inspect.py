@@ -49,7 +49,7 @@ def show_engines(name: str, entry: dict[str, Any], files: dict[str, Any], consol
         weights = f", weights in {entry['weights']}" if entry.get("weights") else ""
         console.print(f"engines {name}: {entry['precision']}{weights}, profiles {entry['profiles']}")
         return
-    targets = ", ".join(entry["capabilities"])
+    targets = ", ".join([*entry["capabilities"], *entry.get("compatible", ())])
     console.print(f"engines {name}: {entry['precision']}, {entry['flavour']} {entry['version']}, "
                   f"compute capability {targets}, slots {entry['slots']}")  # fmt: skip
     table = Table("part", "plans", "layers that stayed native", "profiles")

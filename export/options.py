@@ -13,7 +13,7 @@ from typing import Any
 from engines.config import PRECISIONS
 from engines.errors import OptionError
 from engines.registry import BACKENDS, REFERENCE
-from engines.trt.package import FLAVOURS
+from engines.trt.package import FLAVOURS, LEAN, LEVELS, VERSION
 
 COMPILED = tuple(sorted(name for name in BACKENDS if name != REFERENCE))  # back ends that need compiled engines
 WEIGHTS = {"int8": 8, "int4": 4}  # name -> bits of a quantised weight
@@ -82,6 +82,16 @@ class BuildOptions:
             "tensorrt",
             action="append",
             metavar="N.N",
+        ),
+    )
+    compatible: list[str] | None = field(
+        default=None,
+        metadata=option(
+            f"build engines of tensorrt for more than this GPU and package (repeatable): GPUs of the same compute "
+            f"capability, Ampere and later GPUs, or the package {LEAN}".replace("_", "-"),
+            backend="tensorrt",
+            action="append",
+            choices=[*LEVELS, VERSION],
         ),
     )
     weights: str | None = field(

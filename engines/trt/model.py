@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from engines.bundle import Bundle
-from engines.errors import INSTALL, BundleError, DeviceError
+from engines.errors import INSTALL, BundleError, DeviceError, OptionError
 from engines.gpu.cuda import Cuda
 from engines.gpu.executor import Bindings
 from engines.gpu.model import GpuModel
@@ -18,7 +18,7 @@ from engines.gpu.upload import Uploader
 from engines.signatures.gpu import gpu_signatures
 from engines.trt.contexts import ContextMaker
 from engines.trt.engines import ScratchMemory, TrtEngine
-from engines.trt.package import CURRENT, TensorRTPackage, find
+from engines.trt.package import CURRENT, FLAVOURS, LEAN, VERSION, TensorRTPackage, installed
 
 
 class TensorRTModel(GpuModel):
@@ -83,10 +83,10 @@ class TensorRTModel(GpuModel):
         if engine is None:
             built_here = CURRENT in self.entry["capabilities"]
             wanted = () if built_here else ("--capability", capability(self.cuda))
+            targets = ", ".join([*self.entry["capabilities"], *self.entry.get("compatible", ())])
             raise DeviceError(
                 f"{self.package.name} {self.package.version} cannot load {name} on {self.cuda.name}, compute "
-                f"capability {capability(self.cuda)} (built for {', '.join(self.entry['capabilities'])}); "
-                + self.bundle.rebuild(*wanted, "--force")
+                f"capability {capability(self.cuda)} (built for {targets}); " + self.bundle.rebuild(*wanted, "--force")
             )
         return TrtEngine(part, engine, inputs, self.scratch, self.contexts, self.bundle.verify)
 
@@ -111,15 +111,27 @@ def capability(cuda: Cuda) -> str:
 def compatible_package(bundle: Bundle, entry: dict[str, Any], name: str | None, cuda: Cuda) -> TensorRTPackage:
     """The installed TensorRT package that can run a bundle's engines on a GPU.
 
-    Raises BundleError if another package or version built the engines, DeviceError if they were built for newer
-    GPUs only, BackendError if no package is installed.
+    The package and version that built them, or `tensorrt_lean` of that version where they are built for it. Raises
+    OptionError for an unknown package, BundleError if only another package or version is installed, DeviceError if the
+    engines were built for newer GPUs only, BackendError if no package is installed.
     """
-    found = find(name or entry["flavour"])
-    built = f"{entry['flavour']} {entry['version']}"
-    if (found.name, found.version) != (entry["flavour"], entry["version"]):
+    if name not in (None, *FLAVOURS, LEAN):
+        raise OptionError(f"unknown TensorRT package {name!r}; choose from {', '.join((*FLAVOURS, LEAN))}")
+    lean = VERSION in (entry.get("compatible") or ())
+    if name == LEAN and not lean:
         raise BundleError(
-            f"{bundle.root}: its engines were built by {built} and {found.name} {found.version} is installed; "
-            f"install that version, or {bundle.rebuild('--force')}"
+            f"{bundle.root}: its engines need all of {entry['flavour']}, and not {LEAN}; leave the flavour out, "
+            f"or {bundle.rebuild('--compatible', VERSION, '--force')}"
+        )
+    runners = [entry["flavour"], LEAN] if lean else [entry["flavour"]]
+    packages = installed([name] if name else runners, "lean" if name == LEAN else FLAVOURS[entry["flavour"]])
+    found = next((one for one in packages if one.name in runners and one.version == entry["version"]), None)
+    if found is None:
+        there = " and ".join(f"{one.name} {one.version}" for one in packages)
+        other = f" or {LEAN}" if lean else ""
+        raise BundleError(
+            f"{bundle.root}: its engines were built by {entry['flavour']} {entry['version']} and {there} is installed; "
+            f"install that version{other}, or {bundle.rebuild('--force')}"
         )
     here = capability(cuda)
     if found.ahead_of_time and here not in found.capabilities():

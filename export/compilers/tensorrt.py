@@ -17,11 +17,11 @@ from typing import Any
 import onnx
 
 from engines.config import Capacity
-from engines.errors import OptionError
+from engines.errors import BackendError, OptionError
 from engines.signatures import GraphSignature
 from engines.signatures.gpu import gpu_signatures
 from engines.signatures.vision import vision_signatures
-from engines.trt.package import CURRENT, TensorRTPackage, find
+from engines.trt.package import CURRENT, LEVELS, OLDEST, VERSION, TensorRTPackage, find
 from export import stamps
 from export.compilers import Compiler, tensorrt_engine
 from export.compilers.tensorrt_engine import Span, Spans, build_engine, polygraphy_for
@@ -44,11 +44,12 @@ class TensorRTCompiler(Compiler):
     name = "tensorrt"
 
     def check(self, options: BuildOptions) -> None:
-        """Raise OptionError for a precision or compute capability that cannot be built, BackendError for a missing
-        package."""
+        """Raise OptionError for a precision, compute capability or compatibility that cannot be built, BackendError for
+        a package that is missing or too old, or finds no GPU and needs one."""
         check_precision(options.precision)
         package = find(options.flavour)
         targets(package, options.capabilities)
+        check_package(package, options.compatible or [])
         polygraphy_for(package)
 
     def engine_bytes(self, job: BuildJob) -> int:
@@ -62,7 +63,7 @@ class TensorRTCompiler(Compiler):
         """
         options, config, capacity = job.options, job.config, job.capacity
         package = find(options.flavour)
-        capabilities = targets(package, options.capabilities)
+        capabilities, compatible = targets(package, options.capabilities), list(options.compatible or [])
         slots = lengths(capacity)
         tiles = config.vision.tiles if config.vision else 1
         signatures = (
@@ -78,10 +79,10 @@ class TensorRTCompiler(Compiler):
             for count in slots:
                 model = with_weights_as_inputs(job.root / source["graph"], count)
                 spans = profiles(signature, capacity, count, tiles)
-                key = plan_key(model, spans, package, capabilities)
+                key = plan_key(model, spans, package, capabilities, compatible)
                 if key not in plans:
                     name = f"{signature.name}_{count}"
-                    plans[key] = write_plan(job, name, key, model, spans, package, capabilities)
+                    plans[key] = write_plan(job, name, key, model, spans, package, capabilities, compatible)
                 files[str(count)], layers = plans[key]
             parts[signature.name] = {"plans": files, "weights": source["weights"], "layers": layers}
         return {
@@ -89,6 +90,7 @@ class TensorRTCompiler(Compiler):
             "flavour": package.name,
             "version": package.version,
             "capabilities": capabilities,
+            "compatible": compatible,
             "slots": slots,
             "parts": parts,
             "profiles": {
@@ -127,6 +129,32 @@ def targets(package: TensorRTPackage, capabilities: list[str] | None) -> list[st
     if CURRENT in names and len(names) > 1:
         raise OptionError(f"{package.name} compiles for {CURRENT} alone; leave --capability {CURRENT} out, or the rest")
     return names
+
+
+def check_package(package: TensorRTPackage, compatible: list[str]) -> None:
+    """Raise OptionError for a compatibility that `package` does not have, BackendError where it cannot build here."""
+    if compatible and package.ahead_of_time:
+        raise OptionError(
+            f"{package.name} compiles for compute capabilities; leave --compatible out, or name GPUs with --capability"
+        )
+    unknown = [kind for kind in compatible if kind not in (*LEVELS, VERSION)]
+    if unknown or set(LEVELS) <= set(compatible):
+        raise OptionError(
+            f"compatible must be one of {', '.join(LEVELS)}, and {VERSION}, got {', '.join(compatible)}; leave one out"
+        )
+    if package.too_old:
+        raise BackendError(
+            f"{package.name} {package.version} lacks layers that the engines need and {OLDEST[package.name]} has; "
+            f"`pip install '{package.name}>={OLDEST[package.name]}'`"
+        )
+    if not package.ahead_of_time:
+        try:
+            package.module.Builder(package.module.Logger(package.module.Logger.INTERNAL_ERROR))
+        except TypeError as error:  # what its binding makes of a builder that cannot be created
+            raise BackendError(
+                f"{package.name} {package.version} compiles for the GPU of this machine and finds none ({error}); "
+                "build where the engines will run, or with --flavour tensorrt_rtx"
+            ) from error
 
 
 def lengths(capacity: Capacity) -> list[int]:
@@ -185,10 +213,10 @@ def fix_slots(model: onnx.ModelProto, slots: int) -> None:
                 dim.dim_value = slots
 
 
-def plan_key(model: onnx.ModelProto, spans: list[Spans], package: TensorRTPackage, capabilities: list[str]) -> str:
-    """Everything a plan is made from: graph, profiles, TensorRT, compute capabilities and this code."""
+def plan_key(model: onnx.ModelProto, spans: list[Spans], package: TensorRTPackage, *made_for: list[str]) -> str:
+    """Everything a plan is made from: graph, profiles, TensorRT, what it is for and this code."""
     graph = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-    return json.dumps([graph, spans, package.name, package.version, capabilities, code()])
+    return json.dumps([graph, spans, package.name, package.version, made_for, code()])
 
 
 @cache
@@ -200,15 +228,14 @@ def code() -> str:
 
 def write_plan(
     job: BuildJob, name: str, key: str, model: onnx.ModelProto, spans: list[Spans], package: TensorRTPackage,
-    capabilities: list[str],
+    capabilities: list[str], compatible: list[str],
 ) -> tuple[str, dict[str, int]]:  # fmt: skip
     """Write a plan and its network's layers by kind, unless both are up to date; returns the plan's file and these."""
     plan, kinds = f"{FOLDER}/{name}.plan", f"{FOLDER}/{name}.json"
 
     def make() -> stamps.Files:
-        content, layers = build_engine(
-            package, name, model, spans, capabilities, NATIVE.get(name.partition("_")[0], ())
-        )
+        native = NATIVE.get(name.partition("_")[0], ())
+        content, layers = build_engine(package, name, model, spans, capabilities, native, compatible)
         contents = {plan: content, kinds: json.dumps(layers).encode()}
         return {file: stamps.write(job.root / file, written) for file, written in contents.items()}
 

@@ -31,7 +31,7 @@ from typing import Any
 import onnx
 
 from engines.errors import INSTALL, BackendError
-from engines.trt.package import TensorRTPackage
+from engines.trt.package import LEVELS, VERSION, TensorRTPackage
 
 SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"  # "1": Polygraphy drives tensorrt_rtx, "0": tensorrt
 Span = tuple[int, int, int]  # smallest, typical and largest size of a dynamic axis
@@ -73,13 +73,15 @@ def build_engine(
     profiles: Sequence[Spans],
     capabilities: Sequence[str],
     native: Sequence[str] = (),
+    compatible: Sequence[str] = (),
 ) -> tuple[bytes, dict[str, int]]:
     """Build the engine of the graph `model`; returns the plan and the network's number of layers by kind.
 
     `profiles` are spans of the graph's dynamic axes, `capabilities` the compute
-    capabilities of an ahead-of-time build. Raises BackendError where TensorRT
-    cannot parse or build the graph, or where it replaced a layer of a kind in
-    `native` by smaller ones.
+    capabilities of an ahead-of-time build, `compatible` what else the engine is
+    for (`LEVELS`, `VERSION`). Raises BackendError where TensorRT cannot parse or
+    build the graph, or where it replaced a layer of a kind in `native` by smaller
+    ones.
     """
     polygraphy = polygraphy_for(package)
     tool = f"{package.name} {package.version}"
@@ -95,9 +97,9 @@ def build_engine(
             "the engine would be slow: update TensorRT, or use --backend onnxruntime"
         )
 
-    problem = f"{tool} cannot build {name} for {', '.join(capabilities)}"
+    problem = f"{tool} cannot build {name} for {', '.join([*capabilities, *compatible])}"
     with reported(polygraphy, problem, "choose another --capability, or use --backend onnxruntime"):
-        config = configuration(polygraphy, package, model, profiles, capabilities)
+        config = configuration(polygraphy, package, model, profiles, capabilities, compatible)
         plan = polygraphy.loaders.engine_bytes_from_network(parsed, config=config)
     return bytes(plan), kinds
 
@@ -108,24 +110,34 @@ def configuration(
     model: onnx.ModelProto,
     profiles: Sequence[Spans],
     capabilities: Sequence[str],
+    compatible: Sequence[str] = (),
 ) -> Any:
     """Polygraphy's loader of the builder's configuration; the arguments are those of `build_engine`."""
 
-    def set_capabilities(builder: Any, network: Any, config: Any) -> None:
+    trt = package.module
+
+    def set_targets(builder: Any, network: Any, config: Any) -> None:
         config.max_aux_streams = 0  # a pass is many small kernels: events between streams cost more than they gain
-        if hasattr(package.module.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # of RTX: without it no run can be captured
-            config.set_flag(package.module.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # of RTX: without it no run can be captured
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         if package.ahead_of_time:
             config.num_compute_capabilities = len(capabilities)
             for index, capability in enumerate(capabilities):
                 config.set_compute_capability(package.capability(capability), index)
+        for kind in compatible:
+            if kind in LEVELS:
+                config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, LEVELS[kind])
+            elif kind == VERSION:
+                # A plan with the lean runtime inside has code for the host, and nothing of a bundle may run there.
+                config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+                config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
 
     config = polygraphy.loaders.CreateConfig(
         profiles=[profile(polygraphy, model, spans) for spans in profiles],
-        profiling_verbosity=package.module.ProfilingVerbosity.LAYER_NAMES_ONLY,
+        profiling_verbosity=trt.ProfilingVerbosity.LAYER_NAMES_ONLY,
         tf32=True,  # TensorRT's own default, which Polygraphy would switch off
     )
-    return polygraphy.loaders.PostprocessConfig(config, set_capabilities)
+    return polygraphy.loaders.PostprocessConfig(config, set_targets)
 
 
 def profile(polygraphy: Polygraphy, model: onnx.ModelProto, spans: Spans) -> Any:

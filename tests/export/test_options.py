@@ -47,7 +47,9 @@ VALUES: dict[str, tuple[Any, str]] = {
     "max_length": (64, "--max-length 64"), "window": (8, "--window 8"), "track_num": (2, "--track-num 2"),
     "max_batch": (3, "--max-batch 3"), "mask_id": (5, "--mask-id 5"), "eos_id": (2, "--eos-id 2"),
     "flavour": ("tensorrt_rtx", "--flavour tensorrt_rtx"),
-    "capabilities": (["8.9", "12.0"], "--capability 8.9 --capability 12.0"), "weights": ("int4", "--weights int4"),
+    "capabilities": (["8.9", "12.0"], "--capability 8.9 --capability 12.0"),
+    "compatible": (["ampere", "version"], "--compatible ampere --compatible version"),
+    "weights": ("int4", "--weights int4"),
     "force": (True, "--force"),
 }  # fmt: skip
 
