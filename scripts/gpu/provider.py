@@ -1,10 +1,8 @@
 """What ONNX Runtime's CUDA provider does with the parts of a bundle: where nodes run, and are passes captured."""
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
-import onnx
 import onnxruntime as ort
 
 from engines.bundle import Bundle
@@ -35,42 +33,6 @@ def placement(bundle: Bundle) -> dict[str, dict[str, int]]:
             )
         ) | {"on the GPU": sum(len(part.get_nodes()) for part in parts if part.ep_name == "CUDAExecutionProvider")}
     return found
-
-
-def kernels(graphs: list[Path]) -> dict[str, list[str]]:
-    """The operators of graphs for which the CUDA provider has kernels, by the provider's own choice.
-
-    Each is its name, the opset that its kernel is of, and the types of its inputs. tests/data/cuda_kernels.json is
-    this of every family's parts, and a test compares graphs with it.
-    """
-    found: set[str] = set()
-    for path in graphs:
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        session = ort.InferenceSession(str(path), options, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
-        names = {
-            node.name for part in session.get_provider_graph_assignment_info()
-            if part.ep_name == "CUDAExecutionProvider" for node in part.get_nodes()
-        }  # fmt: skip
-        found |= {kernel for name, kernel in used_kernels(path) if name in names}
-    return {"onnxruntime": ort.__version__, "kernels": sorted(found)}
-
-
-def used_kernels(path: Path) -> list[tuple[str, str]]:
-    """The nodes of a graph by name, with the kernel that each needs."""
-    model = onnx.load(str(path), load_external_data=False)
-    opset = model.opset_import[0].version
-    typed = onnx.shape_inference.infer_shapes(model).graph
-    types = {value.name: value.type.tensor_type.elem_type for value in (*typed.input, *typed.value_info, *typed.output)}
-    types |= {tensor.name: tensor.data_type for tensor in typed.initializer}
-    return [
-        (node.name, " ".join([
-            node.op_type, str(onnx.defs.get_schema(node.op_type, opset).since_version),
-            *(onnx.TensorProto.DataType.Name(types[name]).lower() for name in node.input if name),
-        ]))
-        for node in model.graph.node
-    ]  # fmt: skip
 
 
 class CapturedModel(OnnxRuntimeGpuModel):
