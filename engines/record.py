@@ -12,6 +12,7 @@ RECORD = "stamps/build.json"
 NEXT = "next"  # the folder in a bundle's own that a build writes to, until its manifest makes it the bundle
 SIZES = "--max-length", "--window", "--track-num", "--max-batch"  # options that set the capacity of a bundle
 PRECISIONS = "--fp32", "--fp16", "--bf16"
+FLAVOURED = "--flavour", "--capability", "--compatible"  # options that one package of TensorRT takes
 SHIPPED = "demo"  # stands for the checkpoint that ships with `export`
 
 
@@ -34,7 +35,7 @@ class Record:
     def command(self, root: Path, *more: str) -> str | None:
         """The command that builds this bundle at `root`; None where the checkpoint is gone.
 
-        `more` arguments replace those they contradict: the same option, or another precision.
+        `more` arguments replace those they contradict: the same option, another precision, or another package.
         """
         if self.checkpoint != SHIPPED and not os.path.isdir(self.checkpoint):
             return None
@@ -42,8 +43,8 @@ class Record:
         if "--backend" in more and "none" in arguments:  # which is no back end beside another
             at = arguments.index("none")
             del arguments[at - 1 : at + 1]
-        for flag in (set(more) & set(SIZES)) & set(arguments):
-            at = arguments.index(flag)
+        replaced = set(more) & set(SIZES) | (set(FLAVOURED) if "--flavour" in more else set())
+        for at in reversed([at for at, argument in enumerate(arguments) if argument in replaced]):
             del arguments[at : at + 2]
         if set(more) & set(PRECISIONS):
             arguments = [argument for argument in arguments if argument not in PRECISIONS]

@@ -18,7 +18,7 @@ from scripts import make_api_docs
 from tests.support.cases import ROOT
 
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md")]
-FIGURES = [ROOT / "docs" / name for name in ("BENCHMARKS.md", "QUALITY.md")]
+FIGURES = [ROOT / "docs" / name for name in ("BENCHMARKS.md", "QUALITY.md", "GPU.md")]
 FOLDERS = ("docs", "engines", "export", "runtime", "scripts", "tests")
 PARSERS = {"export": export.cli.parser, "runtime": runtime.cli.parser}
 OUT_OF_DATE = "run `python scripts/make_api_docs.py`"
@@ -77,6 +77,24 @@ def test_names_are_defined_in_the_files_given_for_them(document: Path) -> None:
     places = re.findall(r"`([A-Za-z_][\w.]*)` in `([\w/.]+\.py)`", document.read_text())
     missing = [(name, file) for name, file in places if name not in defined(ast.parse((ROOT / file).read_text()))]
     assert not missing
+
+
+def test_the_tests_that_the_findings_name_exist() -> None:
+    """Every finding of docs/GPU.md names at least one test, by the end of its file's path and its name."""
+    text = (ROOT / "docs/GPU.md").read_text()
+    missing = []
+    for place, name in re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", text):
+        files = [path for path in (ROOT / "tests").rglob("*.py") if path.as_posix().endswith(f"/{place}")]
+        if (ROOT / place).exists() and not name:
+            continue
+        if len(files) != 1 or (name and name not in defined(ast.parse(files[0].read_text()))):
+            missing.append((place, name))
+    assert not missing
+    section = text.partition("## What the documentation asks for")[2].partition("\n## ")[0]
+    findings = [row for row in section.splitlines() if re.match(r"\| \d", row)]
+    assert [int(row.split("|")[1]) for row in findings] == list(range(1, 16))
+    cells = [row.strip("| ").split("|") for row in findings]
+    assert all(len(row) == 6 and "test_" in row[-1] for row in cells)
 
 
 def test_the_architecture_says_where_things_are() -> None:

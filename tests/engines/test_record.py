@@ -110,3 +110,10 @@ def test_tensorrt_is_not_offered_where_it_cannot_be(text_bundle: Path) -> None:
     with pytest.raises(BundleError, match=r"no engines for tensorrt.*; TensorRT needs another bundle") as caught:
         Bundle.open(text_bundle).engines("tensorrt")
     assert "`" not in str(caught.value)
+
+
+def test_another_package_brings_its_own_options() -> None:
+    """Compute capabilities that one package was told would be refused by the other."""
+    given = "--fp16", "--backend", "tensorrt", "--flavour", "tensorrt_rtx", "--capability", "8.6", "--capability", "8.9"
+    command = Record("demo", given, 1024).command(Path("b"), "--flavour", "tensorrt", "--force")
+    assert command == "python -m export build --fp16 --backend tensorrt --flavour tensorrt --force --out b"

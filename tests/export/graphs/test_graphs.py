@@ -94,3 +94,24 @@ def test_weights_stay_in_their_files() -> None:
     assert {e.key: e.value for e in tensor.external_data} == {
         "location": "two.safetensors", "offset": "64", "length": "12",
     }  # fmt: skip
+
+
+def test_scores_are_scaled_after_their_product(
+    golden_bundle: Path, files: dict[str, tuple[dict[str, Entry], str]]
+) -> None:
+    """What is multiplied are numbers as they were stored: in half precision TF32 takes these exactly."""
+    config = Bundle.open(golden_bundle).config
+    for signature in gpu_signatures(config, "fp16", 4):
+        if signature.name.partition("_")[0] not in ("tests", "probe"):
+            continue
+        nodes = {node.output[0]: node for node in graphs.build(signature, config, "fp16", files).graph.node}
+        products = [node for node in nodes.values() if node.op_type == "MatMul"]
+        assert products
+        for product in products:
+            waiting, before = list(product.input), set()
+            while waiting:
+                node = nodes.get(waiting.pop())
+                if node is not None:
+                    before.add(node.op_type)
+                    waiting += node.input
+            assert before <= {"Transpose", "Reshape", "Concat"}, before
