@@ -17,7 +17,7 @@ from engines import __version__
 from tests.support.cases import ROOT
 
 PACKAGES = ("engines", "export", "runtime")
-EXTRAS = {"export", "cpu", "gpu", "rtx", "vision", "plot", "eval", "dev"}
+EXTRAS = {"lean", "export", "cpu", "gpu", "rtx", "vision", "plot", "eval", "dev"}
 Run = Callable[..., str]
 
 
