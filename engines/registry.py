@@ -51,7 +51,8 @@ class OnnxRuntimeOptions(CpuOptions):
 
 @dataclass(frozen=True)
 class TensorRTOptions:
-    """`flavour`: the TensorRT package (None: the one that built the engines); `device`: the GPU's number."""
+    """`flavour`: the TensorRT package (None: the one that built the engines, or tensorrt_lean of its version where they
+    are built for it); `device`: the GPU's number."""
 
     flavour: str | None = None
     device: int = 0

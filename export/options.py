@@ -13,7 +13,7 @@ from typing import Any
 from engines.config import PRECISIONS
 from engines.errors import OptionError
 from engines.registry import BACKENDS, REFERENCE
-from engines.trt.package import FLAVOURS, LEAN, LEVELS, VERSION
+from engines.trt.package import FLAVOURS, LEVELS, VERSION
 
 COMPILED = tuple(sorted(name for name in BACKENDS if name != REFERENCE))  # back ends that need compiled engines
 WEIGHTS = {"int8": 8, "int4": 4}  # name -> bits of a quantised weight
@@ -87,8 +87,8 @@ class BuildOptions:
     compatible: list[str] | None = field(
         default=None,
         metadata=option(
-            f"build engines of tensorrt for more than this GPU and package (repeatable): GPUs of the same compute "
-            f"capability, Ampere and later GPUs, or the package {LEAN}".replace("_", "-"),
+            "build engines of tensorrt that also run on GPUs of the same compute capability, on Ampere and later ones, "
+            "or on tensorrt-lean of the same version (repeatable)",
             backend="tensorrt",
             action="append",
             choices=[*LEVELS, VERSION],
