@@ -18,7 +18,7 @@ check_siblings()
 
 if TYPE_CHECKING:
     from runtime.api import Runtime, load
-    from runtime.decoding.controller import StepEvent
+    from runtime.decoding.events import StepEvent
     from runtime.decoding.generate import Output
     from runtime.decoding.policies import Block, Dual, Elastic, Full, Interval, Prefix, Timesteps
 

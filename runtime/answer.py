@@ -7,7 +7,7 @@ import numpy as np
 
 from engines.options import listed
 from runtime.api import Runtime
-from runtime.decoding.controller import StepEvent
+from runtime.decoding.events import StepEvent
 from runtime.decoding.generate import Output, spell_ids
 from runtime.decoding.request import Request
 from runtime.decoding.sequence import Positions, before_first

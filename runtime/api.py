@@ -22,7 +22,7 @@ from engines.model import check_ids
 from engines.options import UNSET, document_keywords, within
 from engines.template import joined
 from engines.vision import Vision, open_vision
-from runtime.decoding.controller import StepEvent
+from runtime.decoding.events import StepEvent
 from runtime.decoding.generate import Output, stream, stream_batch
 from runtime.decoding.policies import DEFAULT, POLICIES, Policy, make_policy, unknown_defaults
 from runtime.decoding.request import KEYWORDS, OPTIONS, Request, check_request, unlike_padding, unpadded

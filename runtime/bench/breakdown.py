@@ -18,7 +18,8 @@ from engines.errors import OptionError
 from engines.model import Model
 from runtime.api import Runtime
 from runtime.bench.plots import figure, save
-from runtime.decoding.controller import Controller, StepEvent
+from runtime.decoding.controller import Controller
+from runtime.decoding.events import StepEvent
 from runtime.decoding.generate import stream
 from runtime.decoding.policies import make_policy
 from runtime.decoding.request import Request

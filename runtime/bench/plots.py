@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engines.errors import INSTALL, OptionError
 from engines.files import writing
-from runtime.decoding.controller import StepEvent
+from runtime.decoding.events import StepEvent
 from runtime.outputs import PLOTS, check_output
 
 REMEDY = f"choose another --plot, ending in {', '.join(PLOTS)}"
@@ -53,8 +53,8 @@ def computed(trace: list[StepEvent], layers: int) -> NDArray[np.int64]:
     for event in trace:
         if not event.sigma:
             found[:, event.step] = 2
-        elif event.trigger is not None:
-            found[event.trigger + 1 :, event.step] = 2
+        elif event.refreshed_from is not None:
+            found[event.refreshed_from :, event.step] = 2
     return found
 
 
@@ -70,7 +70,7 @@ def plot_trace(trace: list[StepEvent], layers: int, gamma: float, file: Path) ->
     """Draw four panels over the steps: layers computed, sigma, positions, and commits."""
     chart = figure(11, 7)
     triggers = [(event.step, event.trigger) for event in trace if event.trigger is not None]
-    chart.suptitle(f"{len(trace)} steps, {sum(event.refreshed(layers) for event in trace)} with a refresh")
+    chart.suptitle(f"{len(trace)} steps, {sum(event.refreshed for event in trace)} with a refresh")
     (upper, right), (lower, last) = chart.subplots(2, 2)
     steps = np.arange(len(trace))
     upper.imshow(computed(trace, layers), aspect="auto", cmap="Blues", vmin=0, vmax=2, interpolation="nearest")

@@ -20,7 +20,7 @@ from runtime.api import Runtime, load
 from runtime.cli.options import given_options, policy_of
 from runtime.cli.prompts import Asked, Results, answers, read_prompt, read_prompts
 from runtime.cli.prompts import read_lines as read_lines
-from runtime.decoding.controller import StepEvent
+from runtime.decoding.events import StepEvent
 from runtime.decoding.generate import Output, stream
 from runtime.outputs import ANY, TRACE, check_output
 

@@ -44,7 +44,7 @@ def trace_command(args: argparse.Namespace) -> None:
             trace.write(event)
         layers = model.bundle.config.layers
         plot_trace(out.trace, layers, chosen.gamma, args.plot)
-    refreshed = sum(event.refreshed(layers) for event in out.trace)
+    refreshed = sum(event.refreshed for event in out.trace)
     if args.json:
         print(json.dumps(out.to_json() | {"refreshes": refreshed, "plot": str(args.plot)}))
         return

@@ -10,54 +10,19 @@ between policies is in the step's plan.
 
 import time
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import BackendError
 from engines.runner import DriftInputs, Probes, ReusePass, ReuseResult, SequenceRunner, Slots
+from runtime.decoding.events import StepEvent
 from runtime.decoding.policies.base import Policy, StepPlan
 from runtime.decoding.sampler import Sampler, choose, margin
 from runtime.decoding.sequence import NO_POSITIONS, Positions, Sequence
 from runtime.decoding.slots import SlotMap
 
-
-@dataclass(frozen=True)
-class StepEvent:
-    """What a step did. Positions are absolute, layers count from 0.
-
-    `active` counts the active rows. `sigma` has the sigma of each layer that was
-    tested, `trigger` the first layer whose sigma was below gamma; the layers after
-    it, if any, were refreshed. `window` are the candidates, `committed` those that
-    got their `tokens` with `confidences`, `tracked` the tracked positions after the
-    step. `rows` counts the rows computed, summed over layers. `margin` is the
-    smallest change of one confidence that would have changed the commits; 1.0 where
-    none would, or where they were drawn at random. `seconds` is the wall-clock time
-    of the step.
-    """
-
-    step: int
-    active: int
-    sigma: list[float]
-    trigger: int | None
-    window: list[int]
-    committed: list[int]
-    tokens: list[int]
-    confidences: list[float]
-    tracked: list[int]
-    rows: int
-    margin: float
-    seconds: float
-
-    def refreshed(self, layers: int) -> bool:
-        """Whether layers were refreshed: there was a trigger, and not in the last of the model's `layers`."""
-        return self.trigger is not None and self.trigger + 1 < layers
-
-    def to_json(self) -> dict[str, Any]:
-        """The event as JSON values, by field name."""
-        return asdict(self)
+NOT_TESTED = ReuseResult([], None, [])
 
 
 class Controller:
@@ -89,9 +54,9 @@ class Controller:
         began = time.perf_counter()
         fresh = self._append_masks()
         plan = self.policy.plan(self.sequence, self.steps, self.tracked)
-        appended = 0 if plan.active is None else self._run_fresh(fresh)
+        appended, start = 0 if plan.active is None else self._run_fresh(fresh), None
         if plan.active is None:
-            active, result, rows = len(self.sequence), ReuseResult([], None, []), self._full_pass(plan)
+            active, result, rows = len(self.sequence), NOT_TESTED, self._full_pass(plan)
         else:
             active = len(plan.active)
             if plan.drift_test is not None and 0 < self.runner.front_rows < active:
@@ -101,10 +66,11 @@ class Controller:
             drift_inputs = self._drift_inputs(plan)
             if drift_inputs is None or plan.drift_test is None:
                 self.runner.run_layers(count, None, logits_rows=self._logits_rows(plan.candidates))
-                result, rows = ReuseResult([], None, []), active * self.runner.config.layers
+                result, rows = NOT_TESTED, active * self.runner.config.layers
             else:
                 result = yield ReusePass(self.runner, count, drift_inputs, plan.drift_test.gamma)
-                rows = self._refresh(plan, result, active)
+                start = self._refresh_start(plan, result)
+                rows = active * len(result.probes) + self._refresh(plan, result, start)
         tokens, confidence = self._predict(plan)
         if not np.isfinite(confidence).all():
             raise BackendError(
@@ -116,7 +82,7 @@ class Controller:
         self.steps += 1
         return StepEvent(
             step=self.steps - 1, active=active, sigma=result.sigma, trigger=result.trigger,
-            window=plan.candidates.tolist(), committed=positions.tolist(), tokens=chosen.tolist(),
+            refreshed_from=start, window=plan.candidates.tolist(), committed=positions.tolist(), tokens=chosen.tolist(),
             confidences=confidence[taken].tolist(), tracked=self.tracked.tolist(), rows=appended + rows,
             margin=distance, seconds=time.perf_counter() - began,
         )  # fmt: skip
@@ -165,20 +131,29 @@ class Controller:
         self._bring_to_front(np.concatenate([active, dummies]))
         return len(active) + missing
 
-    def _refresh(self, plan: StepPlan, result: ReuseResult, active: int) -> int:
-        """Refresh the layers after the trigger, if any.
+    def _refresh_start(self, plan: StepPlan, result: ReuseResult) -> int | None:
+        """The first layer to refresh; None without a trigger, and where no layer follows it."""
+        if result.trigger is None or plan.drift_test is None:
+            return None
+        start = 0 if plan.drift_test.refresh_start == "first" else result.trigger + 1
+        return start if start < self.runner.config.layers else None
 
-        Returns the layer-rows of the reuse pass (`active` rows per layer) and of the refresh.
+    def _refresh(self, plan: StepPlan, result: ReuseResult, start: int | None) -> int:
+        """Refresh the layers from `start` on (None: no layer) and track what they and the layers before found.
+
+        Returns the layer-rows run.
         """
-        layers = self.runner.config.layers
-        tracked = self._tracked_positions(plan, result.probes)
-        rows = active * len(result.probes)
-        if result.trigger is not None and result.trigger + 1 < layers:
-            count = self._bring_refreshed(plan)
-            logits_rows = self._logits_rows(plan.candidates)
-            probes = self.runner.run_layers(count, self._drift_inputs(plan), result.trigger + 1, logits_rows)
+        tracked = self._tracked_positions(plan, result.probes[:start])
+        rows = 0
+        if start is not None:
+            count, layers = self._bring_refreshed(plan), self.runner.config.layers
+            if start == 0:
+                self._embed(count)
+            probes = self.runner.run_layers(
+                count, self._drift_inputs(plan), start, self._logits_rows(plan.candidates)
+            )  # fmt: skip
             tracked = np.concatenate([tracked, self._tracked_positions(plan, probes)])
-            rows += min(count, len(self.sequence)) * (layers - result.trigger - 1)
+            rows = min(count, len(self.sequence)) * (layers - start)
         self._track(tracked)
         return rows
 

@@ -13,7 +13,8 @@ import numpy as np
 from engines.model import Model
 from engines.options import listed
 from engines.runner import ReusePass, SequenceRunner
-from runtime.decoding.controller import Controller, StepEvent
+from runtime.decoding.controller import Controller
+from runtime.decoding.events import StepEvent
 from runtime.decoding.policies.base import Policy
 from runtime.decoding.request import (
     Request,

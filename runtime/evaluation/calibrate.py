@@ -33,11 +33,13 @@ CHANCE = 0.05  # probability from which a gain in time may be chance
 # None lifts a limit, whatever the bundle's default is.
 CAREFUL: dict[str, Any] = {
     "policy": Elastic.name, "threshold": 0.995, "gamma": 0.99, "window": 16, "max_masks": None, "window_span": 16,
+    "refresh_start": "next",
 }  # fmt: skip
 VALUES: dict[str, tuple[Any, ...]] = {
     "window_span": (None, 8, 12, 16, 24, 32),
     "max_masks": (None, 256, 192, 128, 96, 64),
     "gamma": (0.99, 0.98, 0.95, 0.9, 0.8, 0.5),
+    "refresh_start": ("next", "first"),
     "window": (4, 8, 12, 16, 24, 32),
     "threshold": (0.995, 0.99, 0.98, 0.97, 0.95, 0.9, 0.8),
 }

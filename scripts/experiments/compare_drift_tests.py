@@ -27,7 +27,8 @@ from engines.eager.layers import attention_before_and_after
 from engines.eager.model import EagerModel, EagerRunner
 from engines.runner import DriftInputs, ReuseResult
 from runtime.bench.plots import figure, save
-from runtime.decoding.controller import Controller, StepEvent
+from runtime.decoding.controller import Controller
+from runtime.decoding.events import StepEvent
 from runtime.decoding.generate import stream
 from runtime.decoding.policies import Elastic
 from runtime.decoding.request import Request

@@ -64,7 +64,7 @@ def run(model: runtime.Runtime, point: dict[str, Any], limit: int, gen_length: i
             total["tokens"] += out.tokens
             total["seconds"] += out.seconds
             total["steps"] += out.steps
-            total["refreshes"] += sum(event.refreshed(model.bundle.config.layers) for event in out.trace)
+            total["refreshes"] += sum(event.refreshed for event in out.trace)
             total["computed_fraction"] += out.computed_fraction
     low, high = wilson(int(total["correct"]), int(total["problems"]))
     return {"options": point, **total, "exact_match": total["correct"] / total["problems"], "interval": [low, high],

@@ -80,7 +80,7 @@ def decoding(
     others = [theirs for ours, theirs in zip(outs, alone, strict=True) if ours.sequence != theirs.sequence]
     return {
         "gamma": options["gamma"], "tokens_per_second": sum(out.tokens for out in outs) / seconds,
-        "refreshes": sum(event.refreshed(model.bundle.config.layers) for out in outs for event in out.trace),
+        "refreshes": sum(event.refreshed for out in outs for event in out.trace),
         "sequences": len(outs), "equal_to_alone": len(outs) - len(others),
         "closest": [min(event.margin for event in out.trace) for out in others],
     }  # fmt: skip

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import runtime
 from runtime.answer import MASK, Answer, pieces
-from runtime.decoding.controller import StepEvent
+from runtime.decoding.events import StepEvent
 from runtime.decoding.generate import Output
 from runtime.decoding.request import Request
 

@@ -15,7 +15,7 @@ import runtime
 from engines.errors import BackendError, BundleError, OptionError, PromptError
 from runtime.answer import MASK, frame
 from runtime.chat import Chat, Note
-from runtime.decoding.controller import StepEvent
+from runtime.decoding.events import StepEvent
 from runtime.decoding.generate import Output
 from runtime.decoding.request import prompt_array
 from tests.support.cases import refused, sentence

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from runtime.chat import Chat
-from runtime.decoding.controller import Controller, StepEvent
+from runtime.decoding.controller import Controller
+from runtime.decoding.events import StepEvent
 from runtime.decoding.generate import Output
 
 SHORT: dict[str, Any] = {"gen_length": 8}

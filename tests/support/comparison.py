@@ -24,7 +24,7 @@ from engines.ort.model import OnnxRuntimeModel
 from engines.signatures.gpu import DRIFTS
 from export.build import DEMO
 from runtime.decoding.generate import Output
-from runtime.decoding.policies import SCOPES
+from runtime.decoding.policies import SCOPES, STARTS
 from runtime.evaluation.exact_match import problems
 from runtime.evaluation.tasks import FAMILIES
 from scripts.experiments.make_random_checkpoint import SHAPES, make_checkpoint
@@ -72,11 +72,12 @@ def sigma_gap(got: Run, expected: Run) -> float:
 
 def elastic_rows(
     run: Run, prompt_length: int, layers: int, window: int, block_caching: bool = True, refresh_scope: str = "all",
-    window_span: int | None = None, **_: Any,
+    window_span: int | None = None, refresh_start: str = "next", **_: Any,
 ) -> list[int]:  # fmt: skip
     """The rows that each step of `run` must compute, summed over layers.
 
-    These are the active rows up to the trigger, and after it all rows, or all but the masks that are not active.
+    These are the active rows up to the trigger, and after it (or in all layers, where a refresh starts at the first)
+    all rows, or all but the masks that are not active.
     """
     masked, end, present = set[int](), math.inf, prompt_length
     rows = []
@@ -89,7 +90,8 @@ def elastic_rows(
         seen = len(near) if block_caching else len(open_)
         wide = length if refresh_scope == "all" or number == 0 else length - len(masked) + seen
         ran = layers if step.trigger is None else step.trigger + 1
-        rows.append(step.active * ran + wide * (layers - ran) + (step.unrolled * layers if number else 0))
+        again = layers if refresh_start == "first" and step.trigger is not None else layers - ran
+        rows.append(step.active * ran + wide * again + (step.unrolled * layers if number else 0))
         masked -= {*step.committed}
         if run.eos_at in step.committed:
             end = run.eos_at
@@ -144,7 +146,8 @@ def compare(
                 where = f"sigma differs by {gap:.2e}"
         if where is not None:
             diverged[model.backend] = where
-    refreshes = sum(step.trigger is not None and step.trigger + 1 < oracle.layers for step in expected.steps)
+    last = oracle.layers if options.get("refresh_start") == "first" else oracle.layers - 1
+    refreshes = sum(step.trigger is not None and step.trigger < last for step in expected.steps)
     return Comparison(
         name=name, steps=expected.nfe, refreshes=refreshes, margins=expected.margins, diverged=diverged, sigma=sigma
     )
@@ -193,7 +196,7 @@ def random_options(rng: random.Random) -> dict[str, Any]:
         "tokens_per_step": None if by_threshold else rng.randint(1, min(3, window)),
         "gamma": rng.choice((0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)), "drift": rng.choice(DRIFTS),
         "track_num": rng.randint(1, TRACK_NUM), "block_caching": rng.random() < 0.7,
-        "refresh_scope": rng.choice(SCOPES), "stop_at_eos": rng.random() < 0.7,
+        "refresh_scope": rng.choice(SCOPES), "stop_at_eos": rng.random() < 0.7, "refresh_start": rng.choice(STARTS),
     }  # fmt: skip
 
 

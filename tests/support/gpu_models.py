@@ -10,7 +10,7 @@ import runtime
 from engines.gpu.batch import Batch
 from engines.gpu.model import GpuModel
 from engines.runner import DriftInputs, ReusePass
-from runtime.decoding.controller import StepEvent
+from runtime.decoding.events import StepEvent
 from runtime.decoding.generate import stream_batch
 from runtime.decoding.policies import make_policy
 from runtime.decoding.request import Request

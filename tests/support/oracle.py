@@ -165,13 +165,15 @@ class Oracle:
         tokens_per_step: int | None = None, gamma: float = 0.9, track_num: int = 1, drift: str = "row",
         block_caching: bool = True, refresh_scope: str = "all", eos_id: int | Sequence[int] | None = None,
         stop_at_eos: bool = True, mask_id: int | None = None, max_masks: int | None = None,
-        window_span: int | None = None,
+        window_span: int | None = None, refresh_start: str = "next",
     ) -> Run:  # fmt: skip
         """Decode gen_length tokens after the prompt. eos_id (an id, or some) and mask_id default to the config's."""
         if (threshold is None) == (tokens_per_step is None):
             raise ValueError("give either a threshold, or threshold=None and tokens_per_step")
         if drift not in ("row", "head") or refresh_scope not in ("all", "near") or min(window, track_num) < 1:
             raise ValueError(f"cannot do {drift=}, {refresh_scope=}, {window=}, {track_num=}")
+        if refresh_start not in ("next", "first"):
+            raise ValueError(f"cannot do {refresh_start=}")
         eos_id = self.config["eos_token_id"] if eos_id is None else eos_id
         ends = [eos_id] if isinstance(eos_id, int) else [*eos_id]
         mask_id = int(self.config["mask_token_id"] if mask_id is None else mask_id)
@@ -214,7 +216,8 @@ class Oracle:
             step, probed = Step(len(rows), [], None, [], [], len(ids), len(fresh)), set[int]()
 
             H[0, rows] = self.tensors["wte.weight"][[ids[i] for i in rows]]
-            for layer in range(self.layers):
+            layer = -1
+            while (layer := layer + 1) < self.layers:
                 tested = bool(run.steps) and step.trigger is None
                 before = self.attention(Q[layer, tracked], K[layer, : len(ids)]) if tested else None  # [H, T, S]
                 weights = compute(layer, rows)
@@ -231,6 +234,8 @@ class Oracle:
                         step.trigger = layer
                         omitted = {*masked} - {*active} if refresh_scope == "near" else set[int]()
                         rows = sorted({*everywhere} - omitted)
+                        if refresh_start == "first":  # beyond the paper: all layers anew, and only they probe
+                            layer, probed = -1, set()
 
             tokens = choose(self.head(H[-1, logits_rows]), threshold, tokens_per_step, mask_id, run)
             for row, token in tokens.items():

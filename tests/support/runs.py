@@ -12,7 +12,7 @@ PROMPT = np.arange(1, 25)
 OPTIONS: list[dict[str, Any]] = [
     {"gamma": 0.9}, {"gamma": 0.999, "window": 8}, {"gamma": 0.5, "window": 8, "drift": "head"},
     {"gamma": 0.99, "window": 8, "refresh_scope": "near"}, {"gamma": 0.99, "window": 8, "block_caching": False},
-    {"gamma": 0.99, "window": 4, "max_masks": 8},
+    {"gamma": 0.99, "window": 4, "max_masks": 8}, {"gamma": 0.99, "window": 8, "refresh_start": "first"},
     {"gamma": 0.99, "window": 8, "drift": "head", "track_num": 1},
     {"gamma": 0.95, "track_num": 2, "temperature": 0.7, "seed": 3},
     {"policy": "full"}, {"policy": "prefix"}, {"policy": "dual"}, {"policy": "interval"},

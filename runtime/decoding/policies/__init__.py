@@ -13,13 +13,14 @@ from engines.options import UNSET, options_of
 from runtime.decoding.policies.base import Policy
 from runtime.decoding.policies.block import Block
 from runtime.decoding.policies.blocks import Dual, Full, Interval, Prefix
-from runtime.decoding.policies.elastic import SCOPES, Elastic
+from runtime.decoding.policies.elastic import SCOPES, STARTS, Elastic
 from runtime.decoding.policies.timesteps import Timesteps
 
 __all__ = [
     "FULL_ATTENTION",
     "POLICIES",
     "SCOPES",
+    "STARTS",
     "Block",
     "Dual",
     "Elastic",

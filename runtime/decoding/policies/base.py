@@ -15,13 +15,15 @@ class DriftTest:
 
     `kind` is one of `engines.signatures.gpu.DRIFTS`. `track_num` of the keys that
     the window attends to most are tracked in each layer. A refresh computes the
-    positions `refresh` [n] (None: all).
+    positions `refresh` [n] (None: all), from the `next` layer after the trigger or
+    from the `first` of the model.
     """
 
     kind: str
     gamma: float
     track_num: int
     refresh: Positions | None = None
+    refresh_start: str = "next"
 
 
 @dataclass(frozen=True)

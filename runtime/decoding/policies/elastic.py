@@ -13,6 +13,7 @@ from runtime.decoding.policies.base import DriftTest, PolicyOptions, StepPlan, s
 from runtime.decoding.sequence import Positions, Sequence, union
 
 SCOPES = ("all", "near")
+STARTS = ("next", "first")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,9 @@ class Elastic(PolicyOptions):
     is appended as it is filled: no more than that many of its masks exist at once,
     and when half of them are filled as many are appended. With `window_span` the
     window ends that many positions after its first mask, so that an uncertain
-    token is committed before the tokens that depend on it.
+    token is committed before the tokens that depend on it. With `refresh_start` first
+    a refresh computes all layers: layers up to the one that drifted keep no rows of
+    earlier steps, as they do otherwise.
     """
 
     name: ClassVar[str] = "elastic"
@@ -52,6 +55,9 @@ class Elastic(PolicyOptions):
     )
     refresh_scope: str = option(
         "all", "what a refresh computes: all, or not the masks beyond the window", choices=SCOPES
+    )
+    refresh_start: str = option(
+        "next", "where a refresh begins: the next layer after the one that drifted, or the first layer", choices=STARTS
     )
     max_masks: int | None = option(None, "masks of the answer that exist at once", low=1)
     window_span: int | None = option(
@@ -97,5 +103,8 @@ class Elastic(PolicyOptions):
                 refresh = np.setdiff1d(np.arange(len(sequence)), far)
         return StepPlan(
             active=active, candidates=window, commits=self.tokens_per_step, threshold=self.threshold,
-            drift_test=DriftTest(kind=self.drift, gamma=self.gamma, track_num=self.track_num, refresh=refresh),
+            drift_test=DriftTest(
+                kind=self.drift, gamma=self.gamma, track_num=self.track_num, refresh=refresh,
+                refresh_start=self.refresh_start,
+            ),
         )  # fmt: skip

@@ -1,7 +1,6 @@
 """Plots of a run agree with its events."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from engines.errors import OptionError
 from runtime.bench.cases import plot
 from runtime.bench.plots import check_plot, computed, plot_trace, sigma_by_layer
 from runtime.cli import main
-from runtime.decoding.controller import StepEvent
+from runtime.decoding.events import StepEvent
 from tests.support.cases import refused
 
 
@@ -28,8 +27,12 @@ def test_what_each_layer_computed(golden: runtime.Runtime) -> None:
         last = layers - 1 if event.trigger is None else event.trigger
         assert (ran[: last + 1, event.step] == 1).all() and (ran[last + 1 :, event.step] == 2).all()
         assert np.array_equal(~np.isnan(sigma[:, event.step]), np.arange(layers) <= last)
-        assert event.refreshed(layers) == (ran[:, event.step] == 2).any()
-    assert not replace(out.trace[1], trigger=layers - 1).refreshed(layers), "no layer follows the last"
+        assert event.refreshed == (ran[:, event.step] == 2).any()
+    assert all(not event.refreshed for event in out.trace if event.trigger == layers - 1), "no layer follows the last"
+    whole = golden.generate([3, 1, 4, 1, 5], gen_length=32, window=8, gamma=0.97, refresh_start="first").trace
+    assert any(event.refreshed for event in whole)
+    for event in whole[1:]:
+        assert (computed(whole, layers)[:, event.step] == (1 if event.trigger is None else 2)).all()
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, draw: Any) -> Any:
@@ -46,9 +49,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch, draw: Any) -> Any:
 def test_a_trace_is_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int) -> None:
     """For any number of layers: every panel has a title and labels, and no legend lies on a panel."""
     steps = [([], None), ([0.95] * layers, None), ([0.95, 0.8][-layers:], min(1, layers - 1))]
+    starts = [None if trigger is None or trigger + 1 == layers else trigger + 1 for _, trigger in steps]
     trace = [
-        StepEvent(n, 8, sigma, trigger, [4, 5], [4], [1], [1.0], [2], 8, 1.0, 1.0)
-        for n, (sigma, trigger) in enumerate(steps)
+        StepEvent(n, 8, sigma, trigger, start, [4, 5], [4], [1], [1.0], [2], 8, 1.0, 1.0)
+        for n, ((sigma, trigger), start) in enumerate(zip(steps, starts, strict=True))
     ]
     figure = drawn(monkeypatch, lambda: plot_trace(trace, layers, 0.9, tmp_path / "trace.png"))
     panels = [axes for axes in figure.axes if axes.get_title()]

@@ -25,7 +25,8 @@ options = st.fixed_dictionaries(
     {
         "gen_length": st.integers(1, 32), "window": st.integers(1, 32), "threshold": st.floats(0.05, 1.0),
         "gamma": st.floats(0.5, 0.99), "track_num": st.integers(1, 4), "block_caching": st.booleans(),
-        "refresh_scope": st.sampled_from(("all", "near")), "eos_id": st.sampled_from((250, 30, (12, 30, 7))),
+        "refresh_scope": st.sampled_from(("all", "near")), "refresh_start": st.sampled_from(("next", "first")),
+        "eos_id": st.sampled_from((250, 30, (12, 30, 7))),
         "max_masks": st.sampled_from((None, 64)), "window_span": st.sampled_from((None, 8)),
     }
 )  # fmt: skip

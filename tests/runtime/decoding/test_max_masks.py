@@ -19,6 +19,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"window": 4, "max_masks": 12, "tokens_per_step": 3, "gamma": 0.999},
     {"window": 8, "max_masks": 16, "threshold": 0.5, "gamma": 0.99, "refresh_scope": "near"},
     {"window": 8, "max_masks": 20, "threshold": 0.3, "window_span": 5, "gamma": 0.98},
+    {"window": 8, "max_masks": 16, "threshold": 0.5, "gamma": 0.99, "refresh_start": "first"},
     {"window": 8, "window_span": 3, "tokens_per_step": 2, "refresh_scope": "near", "gamma": 0.999},
     {"window": 4, "max_masks": 9, "tokens_per_step": 1, "block_caching": False, "track_num": 2},
 ]
