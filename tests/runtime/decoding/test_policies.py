@@ -118,7 +118,8 @@ def test_options_of_other_policies_are_refused(name: str) -> None:
     """Every option of every policy: taken by those that have it, refused by the others with the options there are."""
     values = {
         "window": 4, "threshold": 0.5, "tokens_per_step": 1, "gamma": 0.5, "drift": "row", "track_num": 1,
-        "block_caching": False, "refresh_scope": "near", "refresh_start": "first", "steps": 8, "block_length": 8, "prompt_interval": 5,
+        "block_caching": False, "refresh_scope": "near", "refresh_start": "first", "steps": 8,
+        "block_length": 8, "prompt_interval": 5,
         "response_interval": 2, "max_masks": 32, "window_span": 8, "remasking": "random", "cfg_scale": 0.5,
         "alg": "entropy", "alg_temp": 0.1, "eps": 0.01, "sequential": True, "grow": True, "end_think_token_ids": (1,),
         "end_think_logit_boost": 1.0, "end_think_boost_power": 2.0,
