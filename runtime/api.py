@@ -27,6 +27,7 @@ from runtime.decoding.generate import Output, stream, stream_batch
 from runtime.decoding.policies import DEFAULT, POLICIES, Policy, make_policy, unknown_defaults
 from runtime.decoding.request import KEYWORDS, OPTIONS, Request, check_request, unlike_padding, unpadded
 from runtime.decoding.stops import Decode
+from runtime.fill import Filler
 from runtime.images.decode import Source
 from runtime.images.decode import load as load_image
 from runtime.images.prompt import IMAGE, encode, encode_image, mentioned, placeholder_ids
@@ -36,7 +37,7 @@ from runtime.text import Text
 Prompt = Any  # a user's text, chat messages [{"role": …, "content": …}], or ids [P]
 
 
-class Runtime:
+class Runtime(Filler):
     """A bundle loaded on a back end; a context manager, used by one thread at a time."""
 
     def __init__(self, bundle: Bundle, backend: str = "auto", **options: Any):
@@ -223,7 +224,7 @@ class Runtime:
             return [seen(image) for image in images]
 
 
-for method in (Runtime.generate, Runtime.stream, Runtime.generate_batch, Runtime.stream_batch):
+for method in (Runtime.generate, Runtime.stream, Runtime.generate_batch, Runtime.stream_batch, Runtime.fill):
     document_keywords(method, Request, *POLICIES.values())
 
 

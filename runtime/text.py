@@ -92,6 +92,35 @@ class Text:
         except (TypeError, UnicodeError) as error:
             raise PromptError("the prompt is not valid Unicode text; save it as UTF-8") from error
 
+    @cached_property
+    def _literal(self) -> Tokenizer:
+        """The tokenizer, but the text of a special token is text."""
+        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+    def literal(self, text: str) -> Positions:
+        """Encode a piece of text to ids [P], int64, without special tokens: their text in it is text."""
+        try:
+            return np.array(self._literal.encode(text, add_special_tokens=False).ids, np.int64)
+        except (TypeError, UnicodeError) as error:
+            raise PromptError("the canvas is not valid Unicode text; save it as UTF-8") from error
+
+    @cached_property
+    def start(self) -> Positions:
+        """The ids [n] of the special tokens with which the tokenizer begins a text."""
+        encoded = self.tokenizer.encode("a", add_special_tokens=True)
+        count = next((n for n, special in enumerate(encoded.special_tokens_mask) if not special), 0)
+        return np.array(encoded.ids[:count], np.int64)
+
+    @cached_property
+    def pieces(self) -> list[str | None]:
+        """The text of each id of the vocabulary by itself; None for special tokens and ids that no token has."""
+        special = {number for number, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
+        known = set(self.tokenizer.get_vocab().values()) - special
+        texts = self.tokenizer.decode_batch([[number] for number in range(self.bundle.config.vocab)])
+        return [text if number in known else None for number, text in enumerate(texts)]
+
     def decode(self, ids: Positions, special: bool = False) -> str:
         """Decode ids to text; special tokens are left out unless `special`."""
         return self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=not special)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from engines.errors import BackendError
 from engines.runner import DriftInputs, Probes, ReusePass, ReuseResult, SequenceRunner, Slots
 from runtime.decoding.events import StepEvent
+from runtime.decoding.holes import Canvas
 from runtime.decoding.policies.base import Policy, StepPlan
 from runtime.decoding.sampler import Sampler, choose, margin
 from runtime.decoding.sequence import NO_POSITIONS, Positions, Sequence
@@ -33,6 +34,7 @@ class Controller:
         self.map = SlotMap(runner.slots if runner.padded_rows else len(sequence))
         self.tracked = NO_POSITIONS
         self.steps, self.remedy = 0, "python -m export verify"  # the command that checks the model
+        self.canvas: Canvas | None = None  # of a sequence with holes
 
     def step(self) -> StepEvent:
         """Run one denoising step; the sequence must have a mask to fill."""
@@ -77,6 +79,8 @@ class Controller:
                 f"the model's confidences at step {self.steps} are not finite numbers; check it with `{self.remedy}`"
             )
         taken, distance = self._choose(plan, tokens, confidence)
+        if self.canvas is not None:
+            taken = taken[self.canvas.agreeing(self.sequence, plan.candidates[taken], tokens[taken], confidence[taken])]
         positions, chosen = plan.candidates[taken], tokens[taken]
         self.sequence.commit(positions, chosen)
         self.steps += 1
@@ -209,7 +213,8 @@ class Controller:
     def _predict(self, plan: StepPlan) -> tuple[Positions, NDArray[np.floating]]:
         """A token [W] for each candidate, and its confidence [W]."""
         rows = self._logits_rows(plan.candidates)
-        if self.sampler.greedy and not plan.guidance and plan.boost is None:
+        barred = self.canvas is not None and self.canvas.restricts(plan.candidates)
+        if self.sampler.greedy and not plan.guidance and plan.boost is None and not barred:
             tokens, confidence = self.runner.head(rows)
             if self.sampler.allows(tokens):  # the head itself excludes the mask only
                 return tokens, confidence
@@ -222,4 +227,6 @@ class Controller:
         if plan.boost is not None:
             token, amount = plan.boost
             logits[0, token] += amount
+        if self.canvas is not None:
+            self.canvas.bar(self.sequence, plan.candidates, logits)
         return self.sampler.draw(logits)

@@ -18,7 +18,9 @@ from runtime.decoding.events import StepEvent
 from runtime.decoding.policies.base import Policy
 from runtime.decoding.request import (
     Request,
+    canvas_array,
     check_batch,
+    check_canvas,
     check_capacity,
     check_embeddings,
     check_length,
@@ -70,21 +72,14 @@ class RequestState:
         make_controller: Callable[..., Controller] = Controller,
     ):  # fmt: skip
         embedded = 0 if request.embeddings is None else check_embeddings(request.embeddings, model)
+        if request.canvas is not None:
+            check_canvas(request, policy, model)
         policy = policy.for_model(model.config)
-        prompt = prompt_array(request.prompt_ids, model, request.gen_length, embedded)
-        check_capacity(policy, model)
-        policy.check(model.capacity, request.gen_length)
-        masks = policy.answer_length(len(prompt), request.gen_length)
-        check_length(len(prompt), masks, model)
+        self.sequence = new_sequence(request, policy, model, embedded)
         check_request(request, policy, model, decode is not None)
         self.model, self.request, self.policy, self.decode = model, request, policy, decode or spell_ids
         self.make_controller = make_controller
-        config = model.config
         self.stops = listed(request.stop)
-        self.sequence = Sequence.start(
-            prompt, masks, config.mask_id, request.end_ids(config), request.stop_at_eos, masks=0,
-            shift=config.shift, whole_blocks=policy.whole_blocks, answer_length=request.gen_length,
-        )  # fmt: skip
         self.sequence.append_masks(policy.masks_to_append(self.sequence))
         self.trace: list[StepEvent] = []
         self.stopped = False
@@ -103,6 +98,7 @@ class RequestState:
         sampler = make_sampler(self.request, self.policy, self.model)
         self.controller = self.make_controller(runner, self.sequence, self.policy, sampler)
         self.controller.remedy = self.model.bundle.verify
+        self.controller.canvas = self.request.canvas
         self.began = self.clock = time.perf_counter()
 
     @property
@@ -131,6 +127,27 @@ class RequestState:
             computed_fraction=sum(event.rows for event in self.trace) / possible, sequence=sequence.ids.tolist(),
             eos_at=sequence.end, trace=self.trace, image_seconds=self.request.image_seconds,
         )  # fmt: skip
+
+
+def new_sequence(request: Request, policy: Policy, model: Model, embedded: int) -> Sequence:
+    """The sequence of a request, no mask appended yet; raises PromptError or OptionError for what does not fit."""
+    config, ends = model.config, request.end_ids(model.config)
+    check_capacity(policy, model)
+    if request.canvas is not None:
+        ids = canvas_array(request.prompt_ids, request.canvas, model, embedded)
+        sequence = Sequence.over(
+            ids, request.canvas.spans, config.mask_id, ends, request.stop_at_eos, config.shift
+        )  # fmt: skip
+        policy.check(model.capacity, sequence.span)
+        return sequence
+    prompt = prompt_array(request.prompt_ids, model, request.gen_length, embedded)
+    policy.check(model.capacity, request.gen_length)
+    masks = policy.answer_length(len(prompt), request.gen_length)
+    check_length(len(prompt), masks, model)
+    return Sequence.start(
+        prompt, masks, config.mask_id, ends, request.stop_at_eos, masks=0, shift=config.shift,
+        whole_blocks=policy.whole_blocks, answer_length=request.gen_length,
+    )  # fmt: skip
 
 
 def stream(

@@ -10,6 +10,7 @@ from engines.config import ModelConfig
 from engines.errors import OptionError, PromptError
 from engines.model import Model, check_ids
 from engines.options import check_options, listed, option, options_of
+from runtime.decoding.holes import Canvas
 from runtime.decoding.policies.base import Policy
 from runtime.decoding.sampler import Sampler
 from runtime.decoding.sequence import Positions
@@ -25,7 +26,8 @@ class Request:
     `prompt_ids` [P] may hold the ids V … V + n - 1 (V: vocabulary) where
     `embeddings` [n, d], float32, has the rows for them; `image_seconds` is the
     time it took to compute these. `unused` are ids of the vocabulary that no token
-    has; they are never drawn.
+    has; they are never drawn. With a `canvas` the ids hold masks in its holes, which
+    are all that is filled: `gen_length` is not used.
     """
 
     prompt_ids: Any
@@ -54,6 +56,7 @@ class Request:
         "auto", "an image in tiles, or padded to one; auto: several are padded", choices=LAYOUTS, group="answer"
     )  # fmt: skip
     embeddings: Any = None
+    canvas: Canvas | None = None
     image_seconds: float = 0.0
     unused: tuple[int, ...] = ()
 
@@ -100,6 +103,36 @@ def prompt_array(prompt: Any, model: Model, gen_length: int, embedded: int = 0) 
     OPTIONS["gen_length"].check(gen_length, model.capacity.max_length, "the bundle's length")
     check_length(len(ids), gen_length, model)
     return ids.astype(np.int64)
+
+
+def canvas_array(ids: Any, canvas: Canvas, model: Model, embedded: int = 0) -> Positions:
+    """The ids of a canvas as int64 [P], checked against the model and the holes.
+
+    Raises PromptError for ids that cannot be decoded, or masks that are not those of the holes.
+    """
+    given = flat_ids(ids)
+    check_ids(given, model.config.vocab + embedded)
+    found: Positions = given.astype(np.int64)
+    masks = np.flatnonzero(found == model.config.mask_id)
+    if not len(masks) or not np.array_equal(masks, np.concatenate([np.array(span) for span in canvas.spans])):
+        raise PromptError(
+            f"a canvas has {len(masks)} masks at other places than its holes; give at least one hole, and no mask "
+            "elsewhere"
+        )
+    check_length(len(found), 0, model)
+    return found
+
+
+def check_canvas(request: Request, policy: Policy, model: Model) -> None:
+    """Raise OptionError for what cannot be done with a canvas."""
+    if model.config.block_length is not None:
+        raise OptionError(
+            "a canvas needs full attention, and this model's is block-causal: no token sees those behind its block; "
+            "use generate"
+        )
+    for name, value in (("stop", request.stop), ("grow", getattr(policy, "grow", False))):
+        if value:
+            raise OptionError(f"{name} has no meaning in a canvas, whose holes end by themselves; leave it out")
 
 
 def check_length(prompt_length: int, gen_length: int, model: Model) -> None:

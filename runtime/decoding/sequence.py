@@ -29,7 +29,9 @@ class Sequence:
     the first step that committed an EOS: masks after it are not filled any more. With
     `whole_blocks` they are, until none is left before the first EOS.
     `remaining` counts the masks of the answer that are not appended yet. The row
-    of position p predicts position p + `shift`.
+    of position p predicts position p + `shift`. With `holes`, masks lie there and
+    fixed tokens anywhere else, so `prompt_length` counts those before the first hole;
+    each hole ends by itself: the first EOS in it fills its masks behind.
     """
 
     ids: Positions
@@ -44,6 +46,7 @@ class Sequence:
     whole_blocks: bool = False
     answer_length: int | None = None
     history: list[Positions] = field(default_factory=list)
+    holes: tuple[range, ...] = ()
     _masked: Positions | None = None  # `masked`, computed once a step
 
     @classmethod
@@ -62,6 +65,18 @@ class Sequence:
         sequence.append_masks(gen_length if masks is None else masks)
         return sequence
 
+    @classmethod
+    def over(
+        cls, ids: Positions, holes: tuple[range, ...], mask_id: int, ends: tuple[int, ...], stops: bool = True,
+        shift: int = 0,
+    ) -> "Sequence":  # fmt: skip
+        """Ids [P] with masks in `holes`, in ascending order; those at the end of the ids are not appended yet."""
+        tail = len(holes[-1]) if holes[-1].stop == len(ids) else 0
+        return cls(
+            ids=ids[: len(ids) - tail].astype(np.int64), prompt_length=holes[0].start, mask_id=mask_id, ends=ends,
+            stops=stops, remaining=tail, shift=shift, holes=holes,
+        )  # fmt: skip
+
     def append_masks(self, count: int) -> Positions:
         """Append up to `count` of the remaining masks; returns their positions."""
         count = min(count, self.remaining)
@@ -74,6 +89,24 @@ class Sequence:
     def total(self) -> int:
         """Positions of the sequence when all masks are appended."""
         return len(self.ids) + self.remaining
+
+    @property
+    def span(self) -> int:
+        """Positions from the first mask to the last, as they were at the start."""
+        return (self.holes[-1].stop if self.holes else self.total) - self.prompt_length
+
+    @property
+    def tail_start(self) -> int:
+        """The position behind the last fixed token, from which masks may be appended."""
+        if not self.holes:
+            return self.prompt_length
+        return self.holes[-1].start if self.holes[-1].stop >= self.total else self.total
+
+    def masks_of(self, start: int, end: int) -> int:
+        """How many of the positions `start` … `end` - 1, behind the prompt, were masks at the start."""
+        if not self.holes:
+            return end - start
+        return sum(max(0, min(end, hole.stop) - max(start, hole.start)) for hole in self.holes)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -110,8 +143,29 @@ class Sequence:
         self._masked = None
         self.last = np.sort(positions)
         self.history.append(self.last)
-        if self.stops and self.end is None and any(token in self.ends for token in chosen):
-            self.end = int(positions[np.isin(tokens, self.ends)].min())
+        if not self.stops or not any(token in self.ends for token in chosen):
+            return
+        ended = positions[np.isin(tokens, self.ends)]
+        if self.holes:
+            for position in ended.tolist():
+                self._close(position)
+        elif self.end is None:
+            self.end = int(ended.min())
+
+    def _close(self, position: int) -> None:
+        """Fill the masks of a hole behind the EOS at `position` with it; their rows are run again as commits are."""
+        hole = next(hole for hole in self.holes if position in hole)
+        masked = self.masked
+        behind = masked[(masked > position) & (masked < hole.stop)]
+        self.ids[behind] = self.ids[position]
+        self._masked = None
+        self.last = np.union1d(self.last, behind)
+        if hole.stop > len(self.ids):
+            self.remaining = 0
+
+    def filled(self, hole: range) -> Positions:
+        """The ids [n] of a hole before its first EOS or mask."""
+        return before_first(self.ids[hole.start : hole.stop], (self.mask_id, *self.ends))
 
     @property
     def answer(self) -> Positions:

@@ -25,7 +25,7 @@ def model(text_bundle: Path) -> Iterator[runtime.Runtime]:
 
 
 def event(committed: list[int], tokens: list[int]) -> StepEvent:
-    return StepEvent(0, 1, [], None, [], committed, tokens, [], [], 1, 1.0, 1.0)
+    return StepEvent(0, 1, [], None, None, [], committed, tokens, [], [], 1, 1.0, 1.0)
 
 
 def output(text: str) -> Output:

@@ -202,7 +202,7 @@ def test_what_is_remembered(model: runtime.Runtime, turns: list[tuple[int, int, 
     def stream(prompt: Any, policy: Any, gen_length: int, embeddings: Any) -> Iterator[StepEvent | Output]:
         prompt_array(prompt, model.model, gen_length)
         seen.append(list(map(int, prompt)))
-        event = StepEvent(0, 1, [], None, [], [], [], [], [], 1, 1.0, 1.0)
+        event = StepEvent(0, 1, [], None, None, [], [], [], [], [], 1, 1.0, 1.0)
         yield event
         yield Output([], said, 1, len(said), 1.0, 1.0, [], None, [event])
 

@@ -165,9 +165,13 @@ class Oracle:
         tokens_per_step: int | None = None, gamma: float = 0.9, track_num: int = 1, drift: str = "row",
         block_caching: bool = True, refresh_scope: str = "all", eos_id: int | Sequence[int] | None = None,
         stop_at_eos: bool = True, mask_id: int | None = None, max_masks: int | None = None,
-        window_span: int | None = None, refresh_start: str = "next",
+        window_span: int | None = None, refresh_start: str = "next", holes: Sequence[range] = (),
     ) -> Run:  # fmt: skip
-        """Decode gen_length tokens after the prompt. eos_id (an id, or some) and mask_id default to the config's."""
+        """Decode gen_length tokens after the prompt. eos_id (an id, or some) and mask_id default to the config's.
+
+        With holes the prompt is a canvas: ids with masks there, and gen_length is 0. The first EOS in a hole fills its
+        masks behind with itself, and those rows run again in the next step, as commits do.
+        """
         if (threshold is None) == (tokens_per_step is None):
             raise ValueError("give either a threshold, or threshold=None and tokens_per_step")
         if drift not in ("row", "head") or refresh_scope not in ("all", "near") or min(window, track_num) < 1:
@@ -240,11 +244,24 @@ class Oracle:
             tokens = choose(self.head(H[-1, logits_rows]), threshold, tokens_per_step, mask_id, run)
             for row, token in tokens.items():
                 ids[view[row]] = token
-            committed = step.committed = [view[row] for row in tokens]
+            step.committed = [view[row] for row in tokens]
+            committed = [*step.committed, *close(ids, step.committed, holes, ends if stop_at_eos else [], mask_id)]
             tracked = step.tracked = sorted(probed)
-            if stop_at_eos and run.eos_at is None:  # only the first step that commits an EOS sets the end
-                run.eos_at = next((i for i in committed if ids[i] in ends), None)
+            if stop_at_eos and run.eos_at is None and not holes:  # only the first step that commits an EOS sets the end
+                run.eos_at = next((i for i in step.committed if ids[i] in ends), None)
             run.steps.append(step)
+
+
+def close(ids: list[int], committed: list[int], holes: Sequence[range], ends: list[int], mask_id: int) -> list[int]:
+    """Fill the masks of a hole behind an EOS that was committed in it; returns their positions."""
+    filled = list[int]()
+    for hole in holes:
+        for end in [i for i in committed if i in hole and ids[i] in ends]:
+            for i in range(end, hole.stop):
+                if ids[i] == mask_id:
+                    ids[i] = ids[end]
+                    filled.append(i)
+    return filled
 
 
 def similarity(before: Tensor, now: Tensor, drift: str) -> Tensor:

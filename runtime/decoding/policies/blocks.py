@@ -67,25 +67,25 @@ class Blocks(PolicyOptions):
         """The masks of the first block that has one."""
         start, end = self._span(sequence)
         candidates = sequence.open[sequence.open < end]
-        filled = int((sequence.ids[start:end] != sequence.mask_id).sum())
+        masked = sequence.masked
+        filled = sequence.masks_of(start, end) - int(((masked >= start) & (masked < end)).sum())
         active = self.rows(sequence, step, start, end, new=filled == 0)
         if active is not None:
             active = np.unique(np.concatenate([active, *shifted_rows(sequence, candidates)]))
-        commits = None if self.threshold is not None else self._commits(sequence, filled)
+        commits = None if self.threshold is not None else self._commits(sequence, sequence.masks_of(start, end), filled)
         return StepPlan(active=active, candidates=candidates, commits=commits, threshold=self.threshold)
 
     def _span(self, sequence: Sequence) -> tuple[int, int]:
         """Start and end position of the first block with a mask to fill."""
-        start, block = sequence.prompt_length, self.block(sequence.total - sequence.prompt_length)
+        start, block = sequence.prompt_length, self.block(sequence.span)
         start += (int(sequence.open[0]) - start) // block * block
         return start, min(start + block, len(sequence))
 
-    def _commits(self, sequence: Sequence, filled: int) -> int:
-        """Commits of this step of the schedule, found from how many tokens the block has already."""
-        gen_length = sequence.total - sequence.prompt_length
-        block = self.block(gen_length)
-        steps = block if self.steps is None else self.steps // (gen_length // block)
-        base, more = divmod(block, steps)
+    def _commits(self, sequence: Sequence, masks: int, filled: int) -> int:
+        """Commits of this step of the schedule, from how many of the block's `masks` are filled already."""
+        block = self.block(sequence.span)
+        steps = block if self.steps is None else self.steps // (sequence.span // block)
+        base, more = divmod(masks, steps)
         return base + 1 if filled < more * (base + 1) else base
 
     def rows(self, sequence: Sequence, step: int, start: int, end: int, new: bool) -> Positions | None:

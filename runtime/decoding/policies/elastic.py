@@ -84,7 +84,7 @@ class Elastic(PolicyOptions):
         """
         if self.max_masks is None:
             return sequence.remaining
-        open_masks = len(sequence.open)
+        open_masks = int((sequence.open >= sequence.tail_start).sum())
         if sequence.end is not None or open_masks > self.max_masks // 2:
             return 0
         return min(self.max_masks - open_masks, sequence.remaining)

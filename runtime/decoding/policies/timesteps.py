@@ -49,7 +49,7 @@ class Timesteps(PolicyOptions):
     def plan(self, sequence: Sequence, step: int, tracked: Positions) -> StepPlan:
         """All masks are candidates; their number and the time that passes give the commits."""
         candidates = sequence.open
-        steps = self.steps or len(sequence) - sequence.prompt_length
+        steps = self.steps or sequence.masks_of(sequence.prompt_length, len(sequence))
         last = step >= steps - 1
         fraction = np.float32(1) if last else 1 - self._time(step + 1, steps) / self._time(step, steps)
         if self.alg == "origin":
