@@ -24,6 +24,7 @@ from runtime.text import Text
 
 TYPES = ("text", "string", "integer")
 HOLE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+DROPPED = "text", "ids", "ended", "tokens", "tokens_per_second", "eos_at"  # of an answer, not of holes
 DIGITS = re.compile("[0-9]+")
 DOUBLED = "\ufdd0"  # no character: stands for doubled braces while holes are looked for
 SYNTAX = "write {{name:24}}, {{name:3:integer}} or {{name:choice:yes|no}}, and {{{{ for two braces of the text"
@@ -66,20 +67,23 @@ class Filled:
 
     `text` is the whole text, `holes` the text of each by name; `ended` says for each
     whether an end closed it (`eos`) or all its masks were filled (`length`), `failed`
-    names those whose text is not of their type. `output` has steps, times and the ids.
+    names those whose text is not of their type, and `tokens` counts those of all
+    holes. `output` has steps, times and the ids of the whole sequence.
     """
 
     text: str
     holes: dict[str, str]
     ended: dict[str, str]
     failed: tuple[str, ...]
+    tokens: int
     output: Output
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values."""
-        rest = {name: value for name, value in self.output.to_json().items() if name not in ("text", "ids", "ended")}
+        rest = {name: value for name, value in self.output.to_json().items() if name not in DROPPED}
         return {
-            "text": self.text, "holes": self.holes, "ended": self.ended, "failed": list(self.failed)
+            "text": self.text, "holes": self.holes, "ended": self.ended, "failed": list(self.failed),
+            "tokens": self.tokens,
         } | rest  # fmt: skip
 
 
@@ -171,7 +175,7 @@ class Form:
         else:
             whole = decode(ids)
         failed = tuple(field.name for field in self.fields if not field.holds(texts[field.name]))
-        return Filled(whole, texts, ended, failed, output)
+        return Filled(whole, texts, ended, failed, sum(map(len, inside.values())), output)
 
 
 def made(text: Text, field: Field, start: int, ends: tuple[int, ...]) -> Hole:

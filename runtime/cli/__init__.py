@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engines.cli import Parser, program, run
+from engines.errors import OptionError
 from engines.options import from_shell
 from engines.registry import BACKENDS
 from runtime.bench.cases import POLICY_CASES
 from runtime.cli import commands as do
 from runtime.cli import measures
 from runtime.cli.bench import BASELINE, bench_command
+from runtime.cli.fill import fill_command
 from runtime.cli.options import add_policy_options, add_request_options
 from runtime.cli.terminal import chat_command
 from runtime.decoding.policies import POLICIES
@@ -45,8 +47,8 @@ def parser() -> argparse.ArgumentParser:
 
 def add_generate(command: argparse.ArgumentParser) -> None:
     add_bundle(command)
-    group = command.add_argument_group("the prompt", "one of --prompt, --prompt-ids and --prompts")
-    prompt = group.add_mutually_exclusive_group(required=True)
+    group = command.add_argument_group("the prompt", "one of --prompt, --prompt-ids, --prompts and --canvas")
+    prompt = group.add_mutually_exclusive_group()
     add_prompt(prompt)
     prompt.add_argument("--prompt-ids", type=Path, metavar="FILE", help="a file of ids: a JSON list, or spaced numbers")
     prompt.add_argument("--prompts", type=Path, metavar="FILE",
@@ -54,6 +56,9 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     add_system(group)
     group.add_argument("--image", type=Path, action="append", default=[], metavar="FILE",
                        help="an image for the prompt (repeatable; for models with a vision tower)")  # fmt: skip
+    group.add_argument("--canvas", type=Path, metavar="FILE",
+                       help="text with holes such as {{name:24}} to fill; with --prompt it is the answer")  # fmt: skip
+    group.add_argument("--suffix", metavar="TEXT", help="fill the gap between --prompt and this text")
     output = command.add_argument_group("output")
     form = output.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -63,7 +68,16 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     output.add_argument("--resume", action="store_true", help="answer the prompts that --out has no answer to yet")
     add_policy_options(command)
     add_request_options(command)
-    command.set_defaults(call=do.generate_command)
+    command.set_defaults(call=generate_or_fill)
+
+
+def generate_or_fill(args: argparse.Namespace) -> None:
+    """Fill a canvas or the gap before a suffix, else answer; raises OptionError without a prompt."""
+    if args.canvas is not None or args.suffix is not None:
+        return fill_command(args)
+    if args.prompt is None and args.prompt_ids is None and args.prompts is None:
+        raise OptionError("there is nothing to do; give one of --prompt, --prompt-ids, --prompts and --canvas")
+    return do.generate_command(args)
 
 
 def add_chat(command: argparse.ArgumentParser) -> None:

