@@ -13,15 +13,15 @@ NEXT = "next"  # the folder in a bundle's own that a build writes to, until its 
 SIZES = "--max-length", "--window", "--track-num", "--max-batch"  # options that set the capacity of a bundle
 PRECISIONS = "--fp32", "--fp16", "--bf16"
 FLAVOURED = "--flavour", "--capability", "--compatible"  # options that one package of TensorRT takes
-SHIPPED = "demo"  # stands for the checkpoint that ships with `export`
+SHIPPED = "demo", "sudoku", "vote"  # stand for the checkpoints that ship with `export`; the first is the default
 
 
 @dataclass(frozen=True)
 class Record:
     """What a bundle was built from.
 
-    `checkpoint` is an absolute path or "demo", `arguments` those of `python -m export build` beside it and --out,
-    `length` the most positions that the checkpoint allows.
+    `checkpoint` is an absolute path or a name of `SHIPPED`, `arguments` those of `python -m export build` beside it
+    and --out, `length` the most positions that the checkpoint allows.
     """
 
     checkpoint: str
@@ -37,7 +37,7 @@ class Record:
 
         `more` arguments replace those they contradict: the same option, another precision, or another package.
         """
-        if self.checkpoint != SHIPPED and not os.path.isdir(self.checkpoint):
+        if self.checkpoint not in SHIPPED and not os.path.isdir(self.checkpoint):
             return None
         arguments = list(self.arguments)
         if "--backend" in more and "none" in arguments:  # which is no back end beside another
@@ -48,7 +48,7 @@ class Record:
             del arguments[at : at + 2]
         if set(more) & set(PRECISIONS):
             arguments = [argument for argument in arguments if argument not in PRECISIONS]
-        source = () if self.checkpoint == SHIPPED else ("--checkpoint", self.checkpoint)
+        source = () if self.checkpoint == SHIPPED[0] else ("--checkpoint", self.checkpoint)
         return shlex.join(["python", "-m", "export", "build", *source, *arguments, *more, "--out", str(root)])
 
 

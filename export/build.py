@@ -36,7 +36,7 @@ from export.estimate import estimate
 from export.job import BuildJob
 from export.options import MAX_BATCH, BuildOptions
 
-DEMO = Path(__file__).parent / "demo"
+DEMO = Path(__file__).parent / SHIPPED[0]
 Keywords = ParamSpec("Keywords")
 Options = TypeVar("Options")
 Result = TypeVar("Result")
@@ -88,7 +88,7 @@ def plan(options: BuildOptions) -> BuildJob:
     check_compilers(options)
     given = {"mask_token_id": options.mask_id, "eos_token_id": options.eos_id}
     checkpoint = reader.open_checkpoint(
-        DEMO if str(options.checkpoint) == SHIPPED else options.checkpoint,
+        DEMO.with_name(str(options.checkpoint)) if str(options.checkpoint) in SHIPPED else options.checkpoint,
         {key: number for key, number in given.items() if number is not None},
     )
     limit = checkpoint.config.max_length

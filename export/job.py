@@ -47,9 +47,9 @@ class BuildJob:
     @property
     def record(self) -> Record:
         """What the bundle is built from."""
-        shipped = str(self.options.checkpoint) == SHIPPED
+        name = str(self.options.checkpoint)
         return Record(
-            checkpoint=SHIPPED if shipped else os.path.abspath(self.checkpoint.directory),
+            checkpoint=name if name in SHIPPED else os.path.abspath(self.checkpoint.directory),
             arguments=arguments(self.options), length=self.checkpoint.config.max_length,
         )  # fmt: skip
 

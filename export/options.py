@@ -38,7 +38,9 @@ class BuildOptions:
     the build is planned (`export.build.plan`).
     """
 
-    checkpoint: str | Path = field(default="demo", metadata=option("Hugging Face directory, or 'demo' (default)"))
+    checkpoint: str | Path = field(
+        default="demo", metadata=option("Hugging Face directory, or demo (default), sudoku, vote")
+    )
     out: str | Path | None = field(
         default=None, metadata=option("the bundle's folder (default: bundles/<name of the checkpoint>)", type=Path)
     )

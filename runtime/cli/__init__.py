@@ -16,6 +16,7 @@ from runtime.cli.fill import fill_command
 from runtime.cli.options import add_policy_options, add_request_options
 from runtime.cli.terminal import chat_command
 from runtime.decoding.policies import POLICIES
+from runtime.evaluation.puzzles import FAMILIES as PUZZLES
 from runtime.evaluation.tasks import FAMILIES
 
 DEFAULT_BUNDLE = Path("bundles/demo")
@@ -103,7 +104,8 @@ def add_trace(command: argparse.ArgumentParser) -> None:
 def add_eval(command: argparse.ArgumentParser) -> None:
     add_bundle(command)
     group = command.add_argument_group("the problems")
-    group.add_argument("--task", choices=FAMILIES, action="append", help="task family (repeatable; default: all)")
+    group.add_argument("--task", choices=(*FAMILIES, *PUZZLES), action="append",
+                       help=f"task family (repeatable; default: {' and '.join(FAMILIES)})")  # fmt: skip
     group.add_argument("--limit", type=int, default=500, metavar="N", help="problems per family")
     group.add_argument(
         "--few-shot", type=int, default=0, metavar="N", help="fill prompts with solved problems, N tokens"

@@ -133,6 +133,11 @@ def check_canvas(request: Request, policy: Policy, model: Model) -> None:
     for name, value in (("stop", request.stop), ("grow", getattr(policy, "grow", False))):
         if value:
             raise OptionError(f"{name} has no meaning in a canvas, whose holes end by themselves; leave it out")
+    if hasattr(policy, "block_length") and getattr(policy, "steps", None) is not None:
+        raise OptionError(
+            "steps are spread over blocks of equally many masks, which a canvas does not have; give a threshold, or "
+            "leave steps out for one commit a step"
+        )
 
 
 def check_length(prompt_length: int, gen_length: int, model: Model) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from engines.errors import OptionError
 from engines.files import writing
 from engines.options import values_of, within
 from runtime.api import Runtime
-from runtime.evaluation import intervals, tasks
+from runtime.evaluation import in_place, intervals, puzzles, tasks
 from runtime.evaluation.intervals import agreement
 from runtime.evaluation.tasks import STEPS
 from runtime.outputs import ANY, check_output
@@ -87,23 +88,40 @@ def evaluate(
     file that cannot be read or written, and without the library that `summary` needs.
     """
     check(limit, few_shot, file)
-    longest = room(model, model.check_options(policy, options).gen_length)
-    within("few_shot", few_shot, 0, longest, "the bundle's length, less gen_length")
+    if family in puzzles.FAMILIES:
+        options = {name: value for name, value in options.items() if name != "gen_length"}
+        runs = in_place.runs(model, family, limit, policy, options, few_shot)
+    else:
+        runs = answers(model, family, limit, policy, options, few_shot)
     key = key_of(model, family, policy, options, few_shot)
     results = read(file, key)
-    shots = random.Random(f"{SEED}/shots/{family}")
-    for number, problem in enumerate(problems(model, family, limit, longest)):
-        prompt = few_shot_prompt(model, problem, few_shot, shots) if few_shot else problem.prompt
+    for number, run in enumerate(runs):
         if number not in results:
-            out = model.generate(prompt, policy, **options)
-            results[number] = {
-                "number": number, "correct": tasks.grade(out.text, problem), "steps": out.steps, "tokens": out.tokens,
-                "seconds": out.seconds, "computed_fraction": out.computed_fraction, "ids": out.ids,
-            }  # fmt: skip
+            results[number] = {"number": number} | run()
             if file is not None:
                 append(file, {"key": key, "result": results[number]})
         done(number + 1)
     return [results[number] for number in range(limit)]
+
+
+def answers(
+    model: Runtime, family: str, limit: int, policy: str | None, options: dict[str, Any], few_shot: int
+) -> Iterator[Callable[[], dict[str, Any]]]:
+    """For each problem a function that answers it and returns the result; raises as `evaluate`."""
+    longest = room(model, model.check_options(policy, options).gen_length)
+    within("few_shot", few_shot, 0, longest, "the bundle's length, less gen_length")
+    shots = random.Random(f"{SEED}/shots/{family}")
+
+    def answer(problem: tasks.Problem, prompt: Any) -> dict[str, Any]:
+        out = model.generate(prompt, policy, **options)
+        return {
+            "correct": tasks.grade(out.text, problem), "steps": out.steps, "tokens": out.tokens,
+            "seconds": out.seconds, "computed_fraction": out.computed_fraction, "ids": out.ids,
+        }  # fmt: skip
+
+    for problem in problems(model, family, limit, longest):
+        prompt = few_shot_prompt(model, problem, few_shot, shots) if few_shot else problem.prompt
+        yield partial(answer, problem, prompt)
 
 
 def few_shot_prompt(model: Runtime, problem: tasks.Problem, length: int, rng: random.Random) -> Any:

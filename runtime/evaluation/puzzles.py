@@ -13,6 +13,7 @@ from functools import cache
 from itertools import product
 
 SIDE, BOX_ROWS, BOX_COLUMNS = 6, 2, 3
+FAMILIES = "sudoku", "vote"
 HOLES = 8, 28  # of a Sudoku, fewest and most
 GIVEN, LINES, VOTERS = 5, 10, 5
 RECENT, NEAREST = 0.6, 4  # the fraction of voters that are among the last variables, and how many these are
