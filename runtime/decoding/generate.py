@@ -138,7 +138,7 @@ def new_sequence(request: Request, policy: Policy, model: Model, embedded: int) 
         sequence = Sequence.over(
             ids, request.canvas.spans, config.mask_id, ends, request.stop_at_eos, config.shift
         )  # fmt: skip
-        policy.check(model.capacity, len(ids))  # a block may be longer than the span of all holes
+        policy.check(model.capacity, model.capacity.max_length)  # a block may be longer than all holes together
         return sequence
     prompt = prompt_array(request.prompt_ids, model, request.gen_length, embedded)
     policy.check(model.capacity, request.gen_length)

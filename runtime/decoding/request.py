@@ -227,10 +227,10 @@ def make_sampler(request: Request, policy: Policy, model: Model) -> Sampler:
 def check_request(request: Request, policy: Policy, model: Model, has_text: bool) -> None:
     """Check the options of a request, apart from its prompt; raises OptionError."""
     vocab = model.config.vocab
-    check_options(request, {
-        "gen_length": (model.capacity.max_length, "the bundle's length"), "top_k": (vocab, "the vocabulary"),
-        "eos_id": (vocab - 1, "the vocabulary"),
-    })  # fmt: skip
+    limits = {"top_k": (vocab, "the vocabulary"), "eos_id": (vocab - 1, "the vocabulary")}
+    if request.canvas is None:
+        limits["gen_length"] = model.capacity.max_length, "the bundle's length"
+    check_options(request, limits)
     sampled = request.temperature > 0
     if request.seed is not None and not (sampled or policy.ranking.by_chance):
         raise OptionError("a seed has no effect without temperature; give --temperature, or leave the seed out")
