@@ -72,8 +72,8 @@ def make_stubs(provider: Path, folder: Path) -> None:
         # Functions of the driver have no version; all others have the name of their library.
         own = [name.partition("@")[0] for name in symbols if name.endswith(f"@{library}")]
         own += [name for name in symbols if library == "libcuda.so.1" and re.fullmatch("cu[A-Z][A-Za-z]*", name)]
-        (folder / "stub.c").write_text(HEADER + "".join(map(function, sorted(set(own)))))
-        (folder / "stub.map").write_text(f"{library} {{ global: *; }};")
+        (folder / "stub.c").write_text(HEADER + "".join(map(function, sorted(set(own)))), encoding="utf-8")
+        (folder / "stub.map").write_text(f"{library} {{ global: *; }};", encoding="utf-8")
         flags = "-shared", "-fPIC", "-w", f"-Wl,-soname,{library}", f"-Wl,--version-script={folder}/stub.map"
         subprocess.run(["cc", *flags, "-o", folder / library, folder / "stub.c"], check=True)
 

@@ -123,6 +123,7 @@ ELSEWHERE = {  # function with the message -> where its command is run, or why i
     "export.verify:verify": "test_parts_that_differ",
     "runtime.evaluation.parity:verify": "test_commands_that_check",
     "runtime.cli.prompts:asked": "test_commands_that_check",
+    "runtime.evaluation.in_place:encoded": "tests/runtime/evaluation/test_puzzles.py",
 }
 
 

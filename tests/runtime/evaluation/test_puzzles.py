@@ -10,6 +10,7 @@ import pytest
 import export
 import runtime
 from engines.errors import OptionError
+from export.cli import main
 from runtime.evaluation import puzzles
 from runtime.evaluation.exact_match import evaluate, summary
 from runtime.evaluation.in_place import encoded
@@ -83,11 +84,17 @@ def test_every_back_end_fills_alike(bundle: Path, model: runtime.Runtime) -> Non
                 assert (np.array(outs[0])[fixed] == ids[fixed]).all()
 
 
-def test_what_puzzles_do_not_have(model: runtime.Runtime, bundle: Path, text_bundle: Path) -> None:
+def test_what_puzzles_do_not_have(
+    model: runtime.Runtime, bundle: Path, text_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with refused(OptionError, "few_shot", "leave it out"):
         evaluate(model, bundle.name, 2, "full", {}, few_shot=5)
     words = "no token for each word", f"--checkpoint {bundle.name}"
     with runtime.load(text_bundle, "onnxruntime", threads=1) as other, refused(OptionError, *words):
         evaluate(other, bundle.name, 2, "full", {})
+    monkeypatch.chdir(tmp_path)  # the command that the message prints makes a bundle that fits
+    assert main(["build", "--checkpoint", bundle.name]) == 0
+    with runtime.load(Path("bundles") / bundle.name, "onnxruntime", threads=1) as other:
+        evaluate(other, bundle.name, 1, "full", {})
     with refused(OptionError, "steps are spread over blocks", "leave steps out"):
         evaluate(model, bundle.name, 1, "full", {"steps": 8})
