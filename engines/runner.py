@@ -91,6 +91,21 @@ class SequenceRunner(ABC):
         `target` and `source` are the same set of slots in different orders.
         """
 
+    @abstractmethod
+    def arrange(self, position_at: Slots) -> None:
+        """Let slot s hold position `position_at[s]`, a permutation [slots], before anything is computed."""
+
+    @abstractmethod
+    def prefix_state(self, count: int) -> "PrefixState":
+        """A copy of H of the layers but the first, Q, K and V of the first `count` slots."""
+
+    @abstractmethod
+    def set_prefix_state(self, state: "PrefixState", slot: int) -> None:
+        """Write the rows of a state to the slots from `slot` on; the state stays as it is.
+
+        Raises BackendError for a state that another model made.
+        """
+
     def set_input_embeddings(self, embeddings: NDArray[np.float32]) -> None:
         """Let id `config.vocab + i` stand for row i of `embeddings` [n, d]; call it before `embed`.
 
@@ -144,6 +159,22 @@ class SequenceRunner(ABC):
     @abstractmethod
     def set_hidden(self, index: int, hidden: NDArray[np.float32]) -> None:
         """Overwrite H[index] [A, d] of the first slots; for verification."""
+
+
+class PrefixState:
+    """The rows of a prefix in all caches, as a back end keeps them; `rows` of them, `nbytes` bytes."""
+
+    def __init__(self, owner: Any, content: Any, rows: int, nbytes: int):
+        self.owner, self.content, self.rows, self.nbytes = owner, content, rows, nbytes
+
+    def of(self, owner: Any) -> Any:
+        """The content; raises BackendError if another model than `owner` made it."""
+        if self.owner is not owner:
+            raise BackendError("the state of a prefix belongs to the model that made it; make it with this one")
+        return self.content
+
+    def free(self) -> None:
+        """Free memory on a device."""
 
 
 @dataclass(frozen=True)

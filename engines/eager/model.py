@@ -18,7 +18,7 @@ from engines.config import layer_name
 from engines.cores import default_threads
 from engines.eager import layers as parts
 from engines.model import Model, slots_for
-from engines.runner import DriftInputs, LayerwiseRunner, Slots
+from engines.runner import DriftInputs, LayerwiseRunner, PrefixState, Slots
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -121,6 +121,24 @@ class EagerRunner(LayerwiseRunner):
     def grow(self, slots: Slots) -> None:
         self.length += len(slots)
         self.key_mask[:, self.indices(slots)] = True
+
+    def arrange(self, position_at: Slots) -> None:
+        self.positions = self.indices(position_at)[None]
+        self.key_mask = self.positions < self.length
+
+    @torch.inference_mode()
+    def prefix_state(self, count: int) -> PrefixState:
+        content = [
+            self.h[1:-1, :, :count].clone(), self.q[:, :, :count].clone(), self.k[:, :, :, :count].clone(),
+            self.v[:, :, :, :count].clone(),
+        ]  # fmt: skip
+        return PrefixState(self.model, content, count, sum(tensor.nbytes for tensor in content))
+
+    @torch.inference_mode()
+    def set_prefix_state(self, state: PrefixState, slot: int) -> None:
+        h, q, k, v = state.of(self.model)
+        at = slice(slot, slot + state.rows)
+        self.h[1:-1, :, at], self.q[:, :, at], self.k[:, :, :, at], self.v[:, :, :, at] = h, q, k, v
 
     @torch.inference_mode()
     def permute(self, target: Slots, source: Slots) -> None:

@@ -15,13 +15,14 @@ from engines.gpu.buffers import InputEmbeddings, narrow, widen
 from engines.gpu.cache import DeviceCaches
 from engines.gpu.executor import Executor
 from engines.gpu.passes import PassQueue
+from engines.gpu.prefix import PrefixRows
 from engines.gpu.staging import ControlBuffer, ResultBuffer
 from engines.runner import DriftInputs, LayerwiseRunner, Probes, ReusePass, ReuseResult, Slots
 
 NO_SLOTS: Slots = np.zeros(0, np.int64)
 
 
-class GpuRunner(LayerwiseRunner):
+class GpuRunner(PrefixRows, LayerwiseRunner):
     """A sequence at batch row `batch_row` of the caches, which no other may use until it is `idle`."""
 
     def __init__(self, executor: Executor, caches: DeviceCaches, batch_row: int):
@@ -51,9 +52,7 @@ class GpuRunner(LayerwiseRunner):
     def start(self, length: int) -> None:
         """Begin a sequence: position p in slot p; slots from `length` on are dummies, masked as keys."""
         self.length, self.idle = length, False
-        self.control.edit()
-        self.control["positions"][:] = np.minimum(np.arange(self.slots), self.config.max_length - 1)
-        self.control["key_mask"][:] = np.arange(self.slots) < length
+        self.arrange(np.arange(self.slots))
         self.unembedded = NO_SLOTS  # ids [A] of the first slots whose H[0] is not computed yet
         self.predicted: dict[int, tuple[int, np.float32]] = {}  # by slot: token and confidence, while they are valid
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.config import Capacity, ModelConfig, layer_name
+from engines.ort.prefix import PrefixRows
 from engines.ort.workspace import BoundArray, Workspace
 from engines.runner import DriftInputs, Probes, ReuseResult, SequenceRunner, Slots
 
@@ -18,7 +19,7 @@ NO_SLOTS: Slots = np.zeros(0, np.int64)
 ONE_SLOT: Slots = np.zeros(1, np.int64)  # the least logits rows: ONNX Runtime's maximum of no rows has a wrong shape
 
 
-class OnnxRuntimeRunner(SequenceRunner):
+class OnnxRuntimeRunner(PrefixRows, SequenceRunner):
     """The caches of one sequence of `length` positions, which may grow to `limit`, in a workspace."""
 
     def __init__(self, config: ModelConfig, capacity: Capacity, workspace: Workspace, length: int, limit: int):
