@@ -24,7 +24,8 @@ from engines.template import joined
 from engines.vision import Vision, open_vision
 from runtime.decoding.events import StepEvent
 from runtime.decoding.generate import Output, stream, stream_batch
-from runtime.decoding.policies import DEFAULT, POLICIES, Policy, make_policy, unknown_defaults
+from runtime.decoding.policies import DEFAULT, POLICIES, Elastic, Policy, make_policy, unknown_defaults
+from runtime.decoding.prefix import PrefixCache
 from runtime.decoding.request import KEYWORDS, OPTIONS, Request, check_request, unlike_padding, unpadded
 from runtime.decoding.stops import Decode
 from runtime.fill import Filler
@@ -32,6 +33,7 @@ from runtime.images.decode import Source
 from runtime.images.decode import load as load_image
 from runtime.images.prompt import IMAGE, encode, encode_image, mentioned, placeholder_ids
 from runtime.images.tiling import mode_for
+from runtime.shared import shared_ids
 from runtime.text import Text
 
 Prompt = Any  # a user's text, chat messages [{"role": …, "content": …}], or ids [P]
@@ -40,7 +42,7 @@ Prompt = Any  # a user's text, chat messages [{"role": …, "content": …}], or
 class Runtime(Filler):
     """A bundle loaded on a back end; a context manager, used by one thread at a time."""
 
-    def __init__(self, bundle: Bundle, backend: str = "auto", **options: Any):
+    def __init__(self, bundle: Bundle, backend: str = "auto", prefix_cache: int | None = None, **options: Any):
         unknown = unknown_defaults(bundle.manifest.defaults)
         if unknown:
             raise BundleError(
@@ -51,6 +53,7 @@ class Runtime(Filler):
         self.model = registry.load(bundle, backend, **options)
         self.text = Text(bundle)
         self.vision: Vision | None = None  # opened for the first image
+        self.prefixes = None if prefix_cache is None else PrefixCache(prefix_cache)
 
     def __enter__(self) -> "Runtime":
         return self
@@ -60,8 +63,9 @@ class Runtime(Filler):
 
     def close(self) -> None:
         """Release engines and memory."""
-        if self.vision is not None:
-            self.vision.close()
+        for kept in (self.vision, self.prefixes):
+            if kept is not None:
+                kept.close()
         self.model.close()
 
     @property
@@ -123,7 +127,8 @@ class Runtime(Filler):
     ) -> Iterator[StepEvent | Output]:  # fmt: skip
         """Decode step by step: a StepEvent for each step, then the Output; arguments as of `generate`."""
         chosen, given = self.resolve(policy, options)
-        return stream(self.model, self.request(prompt, images, given, attention_mask), chosen, self.decode)
+        request = self.request(prompt, images, given, attention_mask, reuses=chosen.name == Elastic.name)
+        return stream(self.model, request, chosen, self.decode, prefixes=self.prefixes)
 
     def generate_batch(
         self, prompts: Sequence[Prompt], policy: str | Policy | None = None, attention_mask: Any = None, **options: Any
@@ -148,8 +153,9 @@ class Runtime(Filler):
         if len(masks) != len(prompts):
             raise PromptError(f"attention_mask has {len(masks)} rows for {len(prompts)} prompts; give one for each")
         chosen, given = self.resolve(policy, options)
-        requests = [self.request(prompt, (), given, mask) for prompt, mask in zip(prompts, masks, strict=True)]
-        return stream_batch(self.model, requests, chosen, self.decode)
+        reuses = chosen.name == Elastic.name
+        requests = [self.request(prompt, (), given, mask, reuses) for prompt, mask in zip(prompts, masks, strict=True)]
+        return stream_batch(self.model, requests, chosen, self.decode, self.prefixes)
 
     def check_options(self, policy: str | Policy | None, options: Mapping[str, Any]) -> Request:
         """A request without a prompt; raises OptionError for options with which none could be decoded."""
@@ -172,9 +178,11 @@ class Runtime(Filler):
 
     def request(
         self, prompt: Prompt, images: Sequence[Source | NDArray[np.float32]], given: dict[str, Any],
-        attention_mask: Any = None,
+        attention_mask: Any = None, reuses: bool = False,
     ) -> Request:  # fmt: skip
-        """The request of a prompt: text as ids [P], each image as rows [n, d] with ids beyond the vocabulary."""
+        """The request of a prompt: text as ids [P], each image as rows [n, d] with ids beyond the vocabulary.
+
+        Where the policy `reuses` prefixes and they are kept, chat messages have one up to the last of them."""
         is_text = isinstance(prompt, str) or (
             isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
         )
@@ -184,6 +192,8 @@ class Runtime(Filler):
             config = self.bundle.config
             prompt = unlike_padding(prompt, config) if attention_mask is None else unpadded(prompt, attention_mask)
         given = given | {"unused": self.unused}
+        if is_text and reuses and self.prefixes is not None and not images and "prefix" not in given:
+            given |= {"prefix": shared_ids(self.text, prompt)}
         if isinstance(images, str | bytes | Path):
             raise OptionError("images are a list of files, bytes or Pillow's; put the image into one")
         if not images:
@@ -228,13 +238,14 @@ for method in (Runtime.generate, Runtime.stream, Runtime.generate_batch, Runtime
     document_keywords(method, Request, *POLICIES.values())
 
 
-def load(bundle: str | Path, backend: str = "auto", **options: Any) -> Runtime:
+def load(bundle: str | Path, backend: str = "auto", prefix_cache: int | None = None, **options: Any) -> Runtime:
     """Load the bundle at a path.
 
-    `options` are the back end's: `threads` (eager, ONNX Runtime), `provider` (ONNX
-    Runtime), `device` (eager, TensorRT), `flavour` (TensorRT). Raises OptionError for
-    others, BundleError for a bundle that is missing, incomplete or damaged,
-    BackendError where the back end is not installed, DeviceError where its device is
-    missing.
+    `prefix_cache` is a number of bytes in which `elastic` keeps the states of all chat
+    messages but the last (`runtime.decoding.prefix`). `options` are the back end's:
+    `threads` (eager, ONNX Runtime), `provider` (ONNX Runtime), `device` (eager,
+    TensorRT), `flavour` (TensorRT). Raises OptionError for others, BundleError for a
+    bundle that is missing, incomplete or damaged, BackendError where the back end is
+    not installed, DeviceError where its device is missing.
     """
-    return Runtime(Bundle.open(bundle), backend, **options)
+    return Runtime(Bundle.open(bundle), backend, prefix_cache, **options)

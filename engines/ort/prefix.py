@@ -27,11 +27,11 @@ class PrefixRows:
 
     def prefix_state(self, count: int) -> PrefixState:
         content = [cache[..., self.row_of[:count], :] for cache in self._caches()]
-        return PrefixState(self.work, content, count, sum(array.nbytes for array in content))
+        return PrefixState(self.work.sessions, content, count, sum(array.nbytes for array in content))
 
     def set_prefix_state(self, state: PrefixState, slot: int) -> None:
         rows = self.row_of[slot : slot + state.rows]
-        for cache, content in zip(self._caches(), state.of(self.work), strict=True):
+        for cache, content in zip(self._caches(), state.of(self.work.sessions), strict=True):
             cache[..., rows, :] = content
 
     def _caches(self) -> Iterator[NDArray[np.float32]]:

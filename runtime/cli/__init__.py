@@ -60,6 +60,8 @@ def add_generate(command: argparse.ArgumentParser) -> None:
     group.add_argument("--canvas", type=Path, metavar="FILE",
                        help="text with holes such as {{name:24}} to fill; with --prompt it is the answer")  # fmt: skip
     group.add_argument("--suffix", metavar="TEXT", help="fill the gap between --prompt and this text")
+    group.add_argument("--prefix-cache", type=int, metavar="BYTES",
+                       help="compute what chat messages share before the last one once, and keep it")  # fmt: skip
     output = command.add_argument_group("output")
     form = output.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print the result as JSON")

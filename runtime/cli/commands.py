@@ -29,7 +29,10 @@ console = screen()
 
 def opened(args: argparse.Namespace) -> Runtime:
     """Load the bundle on the back end that the arguments name."""
-    return load(args.bundle, args.backend, threads=args.threads, provider=args.provider)
+    kept = getattr(args, "prefix_cache", None)
+    if kept is not None and kept < 0:
+        raise OptionError(f"prefix-cache must be a number of bytes, got {kept}")
+    return load(args.bundle, args.backend, kept, threads=args.threads, provider=args.provider)
 
 
 class Trace:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import BackendError
-from engines.runner import DriftInputs, Probes, ReusePass, ReuseResult, SequenceRunner, Slots
+from engines.runner import DriftInputs, PrefixState, Probes, ReusePass, ReuseResult, SequenceRunner, Slots
 from runtime.decoding.events import StepEvent
 from runtime.decoding.holes import Canvas
 from runtime.decoding.policies.base import Policy, StepPlan
@@ -35,6 +35,16 @@ class Controller:
         self.tracked = NO_POSITIONS
         self.steps, self.remedy = 0, "python -m export verify"  # the command that checks the model
         self.canvas: Canvas | None = None  # of a sequence with holes
+        self.prefix_rows = 0  # whose state was reused
+
+    def use_prefix(self, state: PrefixState) -> None:
+        """Begin with the rows of a prefix as they are in `state`; the first pass runs those behind them."""
+        count, length = state.rows, len(self.sequence)
+        order = np.concatenate([np.arange(count, length), np.arange(count), np.arange(length, self.runner.slots)])
+        self.map.arrange(order[: len(self.map.slot_of)])
+        self.runner.arrange(order)
+        self.runner.set_prefix_state(state, length - count)
+        self.prefix_rows = count
 
     def step(self) -> StepEvent:
         """Run one denoising step; the sequence must have a mask to fill."""
@@ -110,14 +120,15 @@ class Controller:
         return len(fresh) * self.runner.config.layers
 
     def _full_pass(self, plan: StepPlan) -> int:
-        """Run every layer over the whole sequence; returns the layer-rows run."""
+        """Run every layer over the whole sequence, or what is behind a reused prefix; returns the layer-rows run."""
         if self.runner.front_rows and plan.drift_test is not None:
             self._bring_to_front(plan.candidates)
-        count = len(self.map.slot_of)
+        rows = len(self.sequence) - self.prefix_rows
+        count = rows if self.prefix_rows else len(self.map.slot_of)
         self._embed(count)
         probes = self.runner.run_layers(count, self._drift_inputs(plan), logits_rows=self._logits_rows(plan.candidates))
         self._track(self._tracked_positions(plan, probes))
-        return len(self.sequence) * self.runner.config.layers
+        return rows * self.runner.config.layers
 
     def _embed(self, count: int, as_masks: int = 0) -> None:
         """Embed the ids of the first `count` slots, positions below `as_masks` as masks; a dummy takes any id."""

@@ -12,10 +12,11 @@ import numpy as np
 
 from engines.model import Model
 from engines.options import listed
-from engines.runner import ReusePass, SequenceRunner
+from engines.runner import PrefixState, ReusePass, SequenceRunner
 from runtime.decoding.controller import Controller
 from runtime.decoding.events import StepEvent
 from runtime.decoding.policies.base import Policy
+from runtime.decoding.prefix import MASKS, PrefixCache, check_prefix
 from runtime.decoding.request import (
     Request,
     canvas_array,
@@ -42,7 +43,8 @@ class Output:
     layer-rows computed: rows run over steps × layers × all positions, the first
     step included. `seconds` is the wall-clock time of the steps, `image_seconds`
     that of the images before them. `eos_at` is the position of the first EOS that
-    ended decoding, `trace` has the event of each step.
+    ended decoding, `trace` has the event of each step. `prefix_rows` counts the
+    prompt's ids whose state was reused.
     """
 
     ids: list[int]
@@ -56,6 +58,7 @@ class Output:
     trace: list[StepEvent] = field(repr=False)
     image_seconds: float = 0.0
     ended: str = "length"
+    prefix_rows: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The output as JSON values, without `trace` and `sequence`, with the tokens per second."""
@@ -89,8 +92,18 @@ class RequestState:
         """(length now, largest length), in positions."""
         return len(self.sequence), len(self.sequence) + self.sequence.remaining
 
-    def begin(self, runner: SequenceRunner) -> None:
-        """Start decoding on a runner for `span`."""
+    def prefix_state(self, prefixes: PrefixCache | None) -> PrefixState | None:
+        """The state of the request's prefix, if it has one and there is a cache; ask before there is a runner."""
+        count, model = self.request.prefix, self.model
+        if not count or prefixes is None:
+            return None
+        check_prefix(self.request, self.policy)
+        masks = min(getattr(self.policy, "max_masks", None) or MASKS, model.capacity.max_length - count)
+        ids = self.sequence.ids[:count]
+        return prefixes.state(model, ids, self.request.embeddings, masks)
+
+    def begin(self, runner: SequenceRunner, prefix: PrefixState | None = None) -> None:
+        """Start decoding on a runner for `span`, with the rows of a prefix where there is one."""
         if self.request.embeddings is not None:
             runner.set_input_embeddings(np.ascontiguousarray(self.request.embeddings, np.float32))
         if self.model.config.block_length is not None:
@@ -99,6 +112,8 @@ class RequestState:
         self.controller = self.make_controller(runner, self.sequence, self.policy, sampler)
         self.controller.remedy = self.model.bundle.verify
         self.controller.canvas = self.request.canvas
+        if prefix is not None:
+            self.controller.use_prefix(prefix)
         self.began = self.clock = time.perf_counter()
 
     @property
@@ -126,6 +141,7 @@ class RequestState:
             seconds=self.clock - self.began,
             computed_fraction=sum(event.rows for event in self.trace) / possible, sequence=sequence.ids.tolist(),
             eos_at=sequence.end, trace=self.trace, image_seconds=self.request.image_seconds,
+            prefix_rows=self.controller.prefix_rows,
         )  # fmt: skip
 
 
@@ -152,7 +168,7 @@ def new_sequence(request: Request, policy: Policy, model: Model, embedded: int) 
 
 def stream(
     model: Model, request: Request, policy: Policy, decode: Decode | None,
-    make_controller: Callable[..., Controller] = Controller,
+    make_controller: Callable[..., Controller] = Controller, prefixes: PrefixCache | None = None,
 ) -> Iterator[StepEvent | Output]:  # fmt: skip
     """Decode step by step: yields a StepEvent for each step, then the Output.
 
@@ -163,14 +179,17 @@ def stream(
     """
     state = RequestState(model, request, policy, decode, make_controller)
     with model.exclusive():
-        state.begin(model.new_runner(*state.span))
+        prefix = state.prefix_state(prefixes)
+        state.begin(model.new_runner(*state.span), prefix)
+        if prefixes is not None:
+            prefixes.settle()
         while not state.done:
             yield state.record(state.controller.step())
     yield state.output()
 
 
 def stream_batch(
-    model: Model, requests: list[Request], policy: Policy, decode: Decode | None
+    model: Model, requests: list[Request], policy: Policy, decode: Decode | None, prefixes: PrefixCache | None = None
 ) -> Iterator[tuple[int, StepEvent | Output]]:
     """Decode several requests side by side: yields (number, event) for each step of each, and (number, Output).
 
@@ -182,9 +201,12 @@ def stream_batch(
     check_batch(len(requests), model)
     states = [RequestState(model, request, policy, decode) for request in requests]
     with model.exclusive():
+        reused = [state.prefix_state(prefixes) for state in states]
         runners = model.new_runners([state.span for state in states])
-        for state, runner in zip(states, runners, strict=True):
-            state.begin(runner)
+        for state, runner, prefix in zip(states, runners, reused, strict=True):
+            state.begin(runner, prefix)
+        if prefixes is not None:
+            prefixes.settle()
         running = dict(enumerate(states))
         while running:
             for number, event in step_all(model, {n: state.controller for n, state in running.items()}):

@@ -27,7 +27,8 @@ class Request:
     `embeddings` [n, d], float32, has the rows for them; `image_seconds` is the
     time it took to compute these. `unused` are ids of the vocabulary that no token
     has; they are never drawn. With a `canvas` the ids hold masks in its holes, which
-    are all that is filled: `gen_length` is not used.
+    are all that is filled: `gen_length` is not used. The state of the first `prefix`
+    ids may come from a `PrefixCache`.
     """
 
     prompt_ids: Any
@@ -57,6 +58,7 @@ class Request:
     )  # fmt: skip
     embeddings: Any = None
     canvas: Canvas | None = None
+    prefix: int = 0
     image_seconds: float = 0.0
     unused: tuple[int, ...] = ()
 
@@ -70,7 +72,7 @@ class Request:
 
 
 OPTIONS = options_of(Request)
-KEYWORDS = (*OPTIONS, "embeddings")  # of a request in the Python interface
+KEYWORDS = (*OPTIONS, "embeddings", "prefix")  # of a request in the Python interface
 assert set(KEYWORDS) < {item.name for item in fields(Request)}
 
 

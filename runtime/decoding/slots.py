@@ -18,6 +18,11 @@ class SlotMap:
         self.slot_of: Slots = np.arange(length)
         self.position_at: Positions = np.arange(length)
 
+    def arrange(self, position_at: Positions) -> None:
+        """Let slot s hold position `position_at[s]`, of as many as there are."""
+        self.position_at = position_at.copy()
+        self.slot_of = np.argsort(position_at)
+
     def grow(self, length: int) -> None:
         """Extend the map to at least `length` positions; each new one lies in the slot of its own number."""
         more = np.arange(len(self.slot_of), length)
