@@ -63,9 +63,8 @@ class Runtime(Filler):
 
     def close(self) -> None:
         """Release engines and memory."""
-        for kept in (self.vision, self.prefixes):
-            if kept is not None:
-                kept.close()
+        for kept in filter(None, (self.vision, self.prefixes)):
+            kept.close()
         self.model.close()
 
     @property
