@@ -43,8 +43,7 @@ class Runtime(Filler):
     """A bundle loaded on a back end; a context manager, used by one thread at a time."""
 
     def __init__(self, bundle: Bundle, backend: str = "auto", prefix_cache: int | None = None, **options: Any):
-        unknown = unknown_defaults(bundle.manifest.defaults)
-        if unknown:
+        if unknown := unknown_defaults(bundle.manifest.defaults):
             raise BundleError(
                 f"{bundle.root}: its decoding defaults have unknown options {unknown}; correct "
                 f"generation_config.json of the checkpoint, and {bundle.rebuild('--force')}"
@@ -63,8 +62,9 @@ class Runtime(Filler):
 
     def close(self) -> None:
         """Release engines and memory."""
-        for kept in filter(None, (self.vision, self.prefixes)):
-            kept.close()
+        for kept in (self.vision, self.prefixes):
+            if kept is not None:
+                kept.close()
         self.model.close()
 
     @property
@@ -126,7 +126,7 @@ class Runtime(Filler):
     ) -> Iterator[StepEvent | Output]:  # fmt: skip
         """Decode step by step: a StepEvent for each step, then the Output; arguments as of `generate`."""
         chosen, given = self.resolve(policy, options)
-        request = self.request(prompt, images, given, attention_mask, reuses=chosen.name == Elastic.name)
+        request = self.request(prompt, images, given, attention_mask, chosen.name == Elastic.name)
         return stream(self.model, request, chosen, self.decode, prefixes=self.prefixes)
 
     def generate_batch(
@@ -152,8 +152,8 @@ class Runtime(Filler):
         if len(masks) != len(prompts):
             raise PromptError(f"attention_mask has {len(masks)} rows for {len(prompts)} prompts; give one for each")
         chosen, given = self.resolve(policy, options)
-        reuses = chosen.name == Elastic.name
-        requests = [self.request(prompt, (), given, mask, reuses) for prompt, mask in zip(prompts, masks, strict=True)]
+        reuses, pairs = chosen.name == Elastic.name, zip(prompts, masks, strict=True)
+        requests = [self.request(prompt, (), given, mask, reuses) for prompt, mask in pairs]
         return stream_batch(self.model, requests, chosen, self.decode, self.prefixes)
 
     def check_options(self, policy: str | Policy | None, options: Mapping[str, Any]) -> Request:
