@@ -3,7 +3,7 @@
     python scripts/experiments/prefix_quality.py --work DIR [--limit 2000] [--out FILE]
 
 Each family has one fixed few-shot prefix of chat turns, of about 128, 500 and 900 tokens, and its held-out problems
-behind. The demo model decodes them with `elastic` and the bundle's defaults, the cache on and off, problem by problem in
+behind. The demo model decodes them with `elastic` and its defaults, the cache on and off, problem by problem in
 turn, on one thread of ONNX Runtime. Answers are kept in --work, so that a run goes on where it stopped; times are those
 of the steps, the state kept already. 2,000 problems of each family take over an hour on one core.
 """
