@@ -199,6 +199,7 @@ def test_the_json_of_an_output(golden: runtime.Runtime) -> None:
         "eos_at",
         "image_seconds",
         "ended",
+        "prefix_rows",
         "tokens_per_second",
     }
     assert set(record) == kept
