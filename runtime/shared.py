@@ -8,9 +8,11 @@ OTHER = "\ufdd0"  # no character: begins the last message of a prompt that diffe
 
 
 def shared_ids(text: Text, prompt: Any) -> int:
-    """The number of ids of a prompt's messages before the last one, up to the last special token; 0 for one message.
+    """How many ids of a prompt are those of the messages before the last, up to the end of a turn; 0 for one message.
 
-    They do not depend on the last message: they are those that a prompt with another one begins with, too.
+    They do not depend on the last message: they are those that a prompt with another one begins with, too. What opens
+    the last turn is not among them: masks behind it would be taken for what the user says, which costs a third of the
+    demo's answers.
     """
     turns = text.messages(prompt)
     if len(turns) < 2 or not isinstance(turns[-1].get("content"), str):
@@ -18,5 +20,5 @@ def shared_ids(text: Text, prompt: Any) -> int:
     other = [*turns[:-1], turns[-1] | {"content": OTHER + turns[-1]["content"]}]
     ids, others = text.prompt(turns).tolist(), text.prompt(other).tolist()
     count = next((n for n, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), 0)
-    special = {number for number, token in text.tokenizer.get_added_tokens_decoder().items() if token.special}
-    return next((n for n in range(min(count, len(ids) - 1), 0, -1) if ids[n - 1] in special), 0)
+    ends = text.bundle.config.end_ids
+    return next((n for n in range(min(count, len(ids) - 1), 0, -1) if ids[n - 1] in ends), 0)

@@ -112,7 +112,7 @@ def test_what_is_refused(models: dict[str, runtime.Runtime]) -> None:
 
 
 def test_the_boundary_is_a_function_of_the_messages(text_bundle: Path) -> None:
-    """It lies behind the last special token before the last message, whatever that says."""
+    """It lies behind the end of the turn before the last message, whatever that says."""
     with runtime.load(text_bundle, "onnxruntime", threads=1, prefix_cache=1 << 30) as model:
         earlier = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
         counts = set()
