@@ -98,6 +98,22 @@ def test_refreshes_leave_the_state(models: dict[str, runtime.Runtime]) -> None:
         assert model.generate(prompt, **options | {"gamma": 0.0}).sequence == before
 
 
+def test_embeddings_are_part_of_a_prefix(models: dict[str, runtime.Runtime]) -> None:
+    """Rows in place of ids, as images have: other rows with the same ids are another prefix."""
+    config = models["eager"].bundle.config
+    rng = np.random.default_rng(0)
+    prompt = [3, 1, *range(config.vocab, config.vocab + 6), 4, 1, 5]
+    for number in range(2):
+        rows = rng.standard_normal((6, config.d_model)).astype(np.float32)
+        outs = []
+        for model in models.values():
+            assert model.prefixes is not None
+            before = model.prefixes.misses
+            outs += [model.generate(prompt, **OPTIONS, prefix=9, embeddings=rows) for _ in range(2)]
+            assert model.prefixes.misses == before + 1, number
+        assert all(decisions(out) == decisions(outs[0]) for out in outs)
+
+
 def test_what_is_refused(models: dict[str, runtime.Runtime]) -> None:
     model = models["onnxruntime"]
     with refused(OptionError, "only elastic tests a reused prefix", "full"):
