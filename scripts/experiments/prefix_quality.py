@@ -40,7 +40,8 @@ def shots(model: runtime.Runtime, family: str, length: int) -> list[dict[str, st
 def answered(models: dict[str, runtime.Runtime], family: str, length: int, limit: int, work: Path) -> list[Any]:
     """For each problem the results with the cache `on` and `off`."""
     file = work / f"prefix-{family}-{length}.jsonl"
-    done = [json.loads(line)["result"] for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    done = [json.loads(line)["result"] for line in lines]
     turns = shots(models["off"], family, length)
     for number, problem in enumerate(problems(models["off"], family, limit)):
         if number < len(done):
