@@ -48,11 +48,11 @@ class Runtime(Filler):
                 f"{bundle.root}: its decoding defaults have unknown options {unknown}; correct "
                 f"generation_config.json of the checkpoint, and {bundle.rebuild('--force')}"
             )
+        self.prefixes = None if prefix_cache is None else PrefixCache(prefix_cache)
         self.bundle = bundle
         self.model = registry.load(bundle, backend, **options)
         self.text = Text(bundle)
         self.vision: Vision | None = None  # opened for the first image
-        self.prefixes = None if prefix_cache is None else PrefixCache(prefix_cache)
 
     def __enter__(self) -> "Runtime":
         return self

@@ -29,9 +29,7 @@ console = screen()
 
 def opened(args: argparse.Namespace) -> Runtime:
     """Load the bundle on the back end that the arguments name."""
-    kept = getattr(args, "prefix_cache", None)
-    if kept is not None and kept < 0:
-        raise OptionError(f"prefix-cache must be a number of bytes, got {kept}")
+    kept = getattr(args, "prefix_cache", None)  # an option of `generate`
     return load(args.bundle, args.backend, kept, threads=args.threads, provider=args.provider)
 
 

@@ -27,7 +27,8 @@ Key = tuple[bytes, bytes, int]
 class PrefixCache:
     """States by prefix, the least recently used dropped first where they need more than `budget` bytes.
 
-    `hits` and `misses` count the requests whose state was there, or was not; `nbytes` is what is kept now.
+    `hits` and `misses` count the requests whose state was there, or was not; `nbytes` is what is kept now. Raises
+    OptionError for a negative budget.
     """
 
     budget: int
@@ -35,6 +36,8 @@ class PrefixCache:
     misses: int = 0
 
     def __post_init__(self) -> None:
+        if self.budget < 0:
+            raise OptionError(f"prefix_cache must be a number of bytes, not less than 0, got {self.budget}; give more")
         self.states: OrderedDict[Key, PrefixState] = OrderedDict()
 
     @property

@@ -121,6 +121,8 @@ def test_what_is_refused(models: dict[str, runtime.Runtime]) -> None:
     for prefix in (3, 9, -1):
         with refused(PromptError, f"prefix {prefix} must leave at least one of 3"):
             model.generate([1, 2, 3], prefix=prefix, gen_length=4)
+    with refused(OptionError, "prefix_cache must be a number of bytes", "-1"):
+        runtime.load(model.bundle.root, "onnxruntime", prefix_cache=-1)
     assert models["eager"].prefixes is not None and model.prefixes is not None
     state = model.prefixes.state(model.model, np.arange(4), None, 8)
     with refused(BackendError, "belongs to the model that made it"):
