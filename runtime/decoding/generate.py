@@ -16,7 +16,7 @@ from engines.runner import PrefixState, ReusePass, SequenceRunner
 from runtime.decoding.controller import Controller
 from runtime.decoding.events import StepEvent
 from runtime.decoding.policies.base import Policy
-from runtime.decoding.prefix import MASKS, PrefixCache, check_prefix
+from runtime.decoding.prefix import MASKS, PrefixCache, check_prefix, settled
 from runtime.decoding.request import (
     Request,
     canvas_array,
@@ -95,9 +95,10 @@ class RequestState:
     def prefix_state(self, prefixes: PrefixCache | None) -> PrefixState | None:
         """The state of the request's prefix, if it has one and there is a cache; ask before there is a runner."""
         count, model = self.request.prefix, self.model
-        if not count or prefixes is None:
+        if not count:
             return None
-        check_prefix(self.request, self.policy)
+        check_prefix(self.request, self.policy, prefixes is not None)
+        assert prefixes is not None
         masks = min(getattr(self.policy, "max_masks", None) or MASKS, model.capacity.max_length - count)
         ids = self.sequence.ids[:count]
         return prefixes.state(model, ids, self.request.embeddings, masks)
@@ -179,10 +180,9 @@ def stream(
     """
     state = RequestState(model, request, policy, decode, make_controller)
     with model.exclusive():
-        prefix = state.prefix_state(prefixes)
-        state.begin(model.new_runner(*state.span), prefix)
-        if prefixes is not None:
-            prefixes.settle()
+        with settled(prefixes):
+            prefix = state.prefix_state(prefixes)
+            state.begin(model.new_runner(*state.span), prefix)
         while not state.done:
             yield state.record(state.controller.step())
     yield state.output()
@@ -201,12 +201,11 @@ def stream_batch(
     check_batch(len(requests), model)
     states = [RequestState(model, request, policy, decode) for request in requests]
     with model.exclusive():
-        reused = [state.prefix_state(prefixes) for state in states]
-        runners = model.new_runners([state.span for state in states])
-        for state, runner, prefix in zip(states, runners, reused, strict=True):
-            state.begin(runner, prefix)
-        if prefixes is not None:
-            prefixes.settle()
+        with settled(prefixes):
+            reused = [state.prefix_state(prefixes) for state in states]
+            runners = model.new_runners([state.span for state in states])
+            for state, runner, prefix in zip(states, runners, reused, strict=True):
+                state.begin(runner, prefix)
         running = dict(enumerate(states))
         while running:
             for number, event in step_all(model, {n: state.controller for n, state in running.items()}):

@@ -6,6 +6,8 @@ What is kept never decides tokens: a state that is not there is computed as it w
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,8 +88,20 @@ def computed(model: Model, ids: Positions, embeddings: Any, masks: int) -> Prefi
     return state
 
 
-def check_prefix(request: Request, policy: Policy) -> None:
+@contextmanager
+def settled(prefixes: PrefixCache | None) -> Iterator[None]:
+    """Bring the cache, if there is one, back to its budget after the body, an error in it or not."""
+    try:
+        yield
+    finally:
+        if prefixes is not None:
+            prefixes.settle()
+
+
+def check_prefix(request: Request, policy: Policy, has_cache: bool) -> None:
     """Raise OptionError or PromptError for a prefix that cannot be reused."""
+    if not has_cache:
+        raise OptionError("prefix has no effect without a cache; load the bundle with prefix_cache, or leave it out")
     if policy.name != Elastic.name:
         raise OptionError(f"only elastic tests a reused prefix for drift; use it in place of {policy.name}")
     if not 0 < request.prefix < len(request.prompt_ids):

@@ -121,6 +121,8 @@ def test_what_is_refused(models: dict[str, runtime.Runtime]) -> None:
     for prefix in (3, 9, -1):
         with refused(PromptError, f"prefix {prefix} must leave at least one of 3"):
             model.generate([1, 2, 3], prefix=prefix, gen_length=4)
+    with runtime.load(model.bundle.root, "eager") as other, refused(OptionError, "without a cache", "prefix_cache"):
+        other.generate([1, 2, 3], prefix=2, gen_length=4)
     with refused(OptionError, "prefix_cache must be a number of bytes", "-1"):
         runtime.load(model.bundle.root, "onnxruntime", prefix_cache=-1)
     assert models["eager"].prefixes is not None and model.prefixes is not None
