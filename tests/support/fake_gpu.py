@@ -557,4 +557,6 @@ def fake_provider() -> Iterator[None]:
         patch.setattr(gpu, "Cuda", FakeCuda)
         patch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
         patch.setattr(ort, "InferenceSession", opened)
+        if tuple(map(int, ort.__version__.split(".")[:2])) < gpu.OLDEST:  # tests with the oldest ONNX Runtime for CPUs
+            patch.setattr(ort, "__version__", ".".join(map(str, (*gpu.OLDEST, 0))))
         yield
